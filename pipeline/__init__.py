@@ -1,0 +1,1 @@
+"""Offline on-policy distillation: shards, engines, objectives, training."""

@@ -1,0 +1,206 @@
+"""Look at shards, verify them, and clear up. `dvc repro` runs the pipeline; this only looks at what it made."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline import command
+from pipeline.errors import PotstillError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.sql import Database
+    from pipeline.transcript import Token, Transcript
+
+# Each command brings its own libraries, so that `--help` need not wait for them.
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help=__doc__,
+)
+
+DataFolder = Annotated[Path, typer.Option("--data", help="The data folder.")]
+DATA, STATE = Path("data"), Path(".potstill")
+
+
+def main() -> None:
+    """Run the command line."""
+    command.quiet()
+    command.call(app, "potstill", "potstill")
+
+
+@app.command()
+def sql(
+    statement: Annotated[str | None, typer.Option("-c", help="SQL to run; without it, a prompt.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
+    data: DataFolder = DATA,
+) -> None:
+    """Ask the shards in SQL.
+
+    Views: prompts, teacher_rollouts, rollouts, grades, scores, tokens, support. They show the latest round in which a
+    rollout occurs; all_rollouts, all_grades, all_scores, all_tokens, all_support show every round.
+    """
+    from pipeline.sql import Database
+
+    with Database(data) as database:
+        if statement is None and sys.stdin.isatty():
+            _converse(database)
+            return
+        text = sys.stdin.read() if statement is None else statement
+        if as_csv:
+            database.to_csv(text, sys.stdout)
+        else:
+            print("\n".join(database.shown(text)))
+
+
+def _converse(database: "Database") -> None:
+    """Read statements up to their semicolon, until the input ends."""
+    import readline  # noqa: F401 - gives `input` its history and line editing
+
+    from pipeline.sql import VIEWS
+
+    print(f"Views: {', '.join(VIEWS)}; all_rollouts, … for every round. End with `;`, leave with Ctrl-D.")
+    pending = ""
+    while True:
+        try:
+            pending += input("     ...> " if pending else "potstill> ") + "\n"
+        except EOFError:
+            print()
+            return
+        if not pending.strip():
+            pending = ""
+        elif pending.rstrip().endswith(";"):
+            try:
+                print("\n".join(database.shown(pending)))
+            except PotstillError as error:
+                print(error, file=sys.stderr)
+            pending = ""
+
+
+@app.command()
+def show(
+    rollout_id: Annotated[str, typer.Argument(help="A rollout's id, or how it begins.")],
+    data: DataFolder = DATA,
+) -> None:
+    """Print a rollout; each token is coloured by how teacher and student disagree on it."""
+    from rich.console import Console
+
+    from pipeline import transcript
+    from pipeline.sql import Database
+
+    with Database(data) as database:
+        found, round_ = transcript.find(database, rollout_id)
+        decode = transcript.decoder(data / "models" / "student.json")
+        _print(Console(highlight=False), transcript.read(database, found, round_, decode))
+
+
+_STUDENT_SURER = ("", "on #fde0d2", "on #fcbba1", "on #fc9272", "on #fb6a4a", "on #de2d26")
+_TEACHER_SURER = ("", "on #deebf7", "on #c6dbef", "on #9ecae1", "on #6baed6", "on #3182bd")
+
+
+def _style(token: "Token") -> str:
+    background = (_STUDENT_SURER if token.level > 0 else _TEACHER_SURER)[abs(token.level)]
+    return f"black {background}" if background else ""
+
+
+def _print(console: "Console", rollout: "Transcript") -> None:
+    from rich.text import Text
+
+    from pipeline.transcript import LEVELS, visible
+
+    grade = {True: "right", False: "wrong", None: "not graded"}[rollout.correct]
+    console.print(Text(f"rollout {rollout.rollout_id}, {rollout.length} tokens, ends by {rollout.finish_reason}"))
+    console.print(Text(f"written in {rollout.written_in}, shown from {rollout.round}; {grade}"), style="dim")
+    console.print(Text("\nprompt", style="bold"))
+    console.print(Text(visible(rollout.prompt)))
+    console.print(Text("\nresponse", style="bold"))
+    console.print(Text.assemble(*[(visible(token.text), _style(token)) for token in rollout.tokens]))
+    if rollout.answer is not None:
+        console.print(Text("\nanswer", style="bold"))
+        console.print(Text(visible(rollout.answer)))
+    if not rollout.scored:
+        console.print(Text(f"\nThe teacher has not scored it{f': {rollout.skipped}' if rollout.skipped else ''}."))
+        return
+    console.print(Text.assemble("\n", (" red ", _STUDENT_SURER[3]), " the teacher finds the token less likely, "))
+    console.print(Text.assemble((" blue ", _TEACHER_SURER[3]), f" likelier; by {LEVELS[0]} to {LEVELS[-1]} nats.\n"))
+    console.print(_disagreements(rollout))
+
+
+def _disagreements(rollout: "Transcript", count: int = 8):
+    """The tokens that teacher and student disagree on most: also where no colour is to be had."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from pipeline.transcript import visible
+
+    table = Table("position", "token", "student, nats", "teacher, nats", "the teacher's likeliest", box=None)
+    order = sorted(enumerate(rollout.tokens), key=lambda pair: (-abs(pair[1].disagreement), pair[0]))
+    for position, token in order[:count]:
+        likeliest = ", ".join(f"{visible(text)!r} {probability:.3f}" for text, probability in token.alternatives)
+        table.add_row(
+            str(position),
+            Text(repr(visible(token.text)), _style(token)),
+            f"{token.student:.3f}",
+            f"{token.teacher:.3f}",
+            Text(likeliest),
+        )
+    return table
+
+
+@app.command()
+def verify(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Default: all with a manifest, in --data.")] = None,
+    data: DataFolder = DATA,
+) -> None:
+    """Read every file again and compare it with its folder's manifest."""
+    from pipeline import store
+
+    chosen = folders or sorted(path.parent for path in data.rglob(store.MANIFEST))
+    if not chosen:
+        raise PotstillError(f"{data} has no folder with a {store.MANIFEST}: run `dvc repro` or `dvc pull` first.")
+    wrong, files, tokens, size = [], 0, 0, 0
+    for folder in chosen:
+        wrong += store.verify(folder)
+        entries = store.read_manifest(folder).values()
+        files += len(entries)
+        tokens += sum(entry.tokens for entry in entries)
+        size += sum(entry.bytes for entry in entries)
+    for sentence in wrong:
+        print(sentence)
+    if wrong:
+        raise PotstillError(f"{len(wrong)} of {files} files are not as they were written.")
+    print(f"{files} files in {len(chosen)} folders are as they were written: {tokens:,} tokens, {size:,} bytes.")
+
+
+@app.command()
+def gc(
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed.")] = False,
+    older_than_days: Annotated[float, typer.Option(min=0, help="Spare what is younger.")] = 7.0,
+    data: DataFolder = DATA,
+    state: Annotated[Path, typer.Option("--state", help="Store and training states.")] = STATE,
+) -> None:
+    """List what no output refers to: in the store, half-written files, training states of finished runs.
+
+    A file that DVC's cache still links counts as referred to; `dvc gc` clears that first.
+    """
+    from pipeline import leftovers
+
+    found = leftovers.find(data, state, older_than_days * leftovers.DAY_S, time.time())
+    for leftover in found:
+        print(f"{leftover.bytes:>15,} bytes  {leftover.paths[0]}  ({leftover.reason})")
+        if remove:
+            leftover.remove()
+    size = sum(leftover.bytes for leftover in found)
+    done = "removed" if remove else "may go; `--remove` removes them" if found else "may go"
+    print(f"{len(found)} entries, {size:,} bytes {done}.")
+
+
+if __name__ == "__main__":
+    main()

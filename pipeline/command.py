@@ -1,0 +1,137 @@
+"""What every command line shares: its errors, its log, its progress bar and its clock."""
+
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from tqdm.auto import tqdm
+
+from pipeline import params
+from pipeline.errors import PotstillError
+
+if TYPE_CHECKING:  # brings pyarrow, for which `--help` need not wait
+    from pipeline.store import Folder
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
+MachineFile = Annotated[Path, typer.Option("--machine", help="Where and how fast; every key has a default.")]
+StoreFolder = Annotated[Path, typer.Option("--store", help="Finished shards by fingerprint.")]
+TimingFile = Annotated[Path | None, typer.Option("--timing", help="Where to note what making the outputs took.")]
+
+PARAMS = Path("params.yaml")
+MACHINE = Path(".potstill/machine.yaml")
+STORE = Path(".potstill/store")
+
+
+def run(main: Callable[..., Any], argv: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake is told in one paragraph and ends with exit code 1."""
+    name = main.__module__.rpartition(".")[2]
+    name = Path(sys.argv[0]).stem if name == "__main__" else name
+    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
+    quiet()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(help=sys.modules[main.__module__].__doc__)(main)
+    call(app, name, f"python -m stages.{name}", argv)
+
+
+def call(app: typer.Typer, name: str, prog_name: str, argv: Sequence[str] | None = None) -> None:
+    """Run a command line; it returns where the command ended well.
+
+    Raises:
+        SystemExit: with 1 after a user's mistake, 2 after arguments that cannot be, 130 after Ctrl-C, or as the
+            command says. (Typer alone tells nobody of these but by leaving: without `standalone_mode` it *returns*
+            130, and DVC would take a stopped stage for a finished one.)
+    """
+    try:
+        app(args=list(argv) if argv is not None else None, prog_name=prog_name)
+    except PotstillError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except SystemExit as end:
+        if end.code == 130:
+            print(f"{name}: stopped. What was finished is kept; run it again to go on.", file=sys.stderr)
+        if end.code:
+            raise
+
+
+def quiet() -> None:
+    """Silence the libraries' own bars and notices: the log is ours."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for library in ("lightning.pytorch", "lightning.fabric", "httpx", "datasets"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+class Bar:
+    """A progress bar over responses, with tokens per second and time left, on standard error."""
+
+    def __init__(self, total: int, what: str):
+        self._bar = tqdm(total=total, unit="response", desc=what, dynamic_ncols=True, mininterval=0.5)
+        self._tokens, self._started = 0, time.monotonic()
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, responses: int, tokens: int) -> None:
+        """Told of responses, and the tokens in them, that were just finished."""
+        self._tokens += tokens
+        rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
+        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._bar.update(responses)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage did, for its last line, its timing file and the tests that count.
+
+    Attributes:
+        made: files made in this run.
+        found: files that the store had.
+        tokens: response tokens in the first output.
+        bytes: of all of them.
+        seconds: what making them took, whenever that was; None where another machine made some.
+    """
+
+    made: int
+    found: int
+    tokens: int
+    bytes: int
+    seconds: float | None
+
+    @classmethod
+    def of(cls, *folders: "Folder") -> "Made":
+        """The sum over a stage's output folders."""
+        seconds = [each for folder in folders for each in folder.seconds]
+        known = [each for each in seconds if each is not None]
+        return cls(
+            made=sum(folder.made for folder in folders),
+            found=sum(folder.found for folder in folders),
+            tokens=folders[0].tokens,
+            bytes=sum(folder.bytes for folder in folders),
+            seconds=sum(known) if len(known) == len(seconds) else None,
+        )
+
+    def note(self, path: Path | None, stage: str, round_: str = "") -> None:
+        """Write the timing file. It says nothing of this run, so a run that finds everything changes nothing."""
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"stage": stage, "round": round_, "files": self.made + self.found, "tokens": self.tokens}
+        path.write_text(json.dumps(facts | {"bytes": self.bytes, "seconds": self.seconds}) + "\n")
+
+
+def settings(path: Path, machine: Path) -> tuple[params.Params, params.Machine]:
+    """Both files, checked as a whole before anything else."""
+    return params.load(path), params.load_machine(machine)

@@ -1,0 +1,84 @@
+"""Drift: how far the student of now is from the one that wrote a shard.
+
+With d = log π_now − log π_behaviour of the response tokens, both at temperature 1, the mean of e^d − 1 − d is an
+unbiased estimate of KL(behaviour ‖ now) in nats per token where sampling was at temperature 1; it is never negative.
+Sequence-level weights are useless at thousands of tokens, so the effective sample size is that of tokens.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import shards
+from pipeline.engines import Engine, Progress, Scored, Support
+from pipeline.errors import SettingsError
+from pipeline.ragged import Ragged
+
+VERSION = 1
+
+COLUMNS = ("rollout_id", "prompt_ids", "response_ids", "behaviour_logprobs")
+
+FLOORS = 3
+"""A bound below so many floors would act on rounding."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A measurement.
+
+    Attributes:
+        nats: per token, mean of e^d − 1 − d.
+        effective_sample_size: (Σw)² / (n Σw²) over tokens, w = e^d; 1 where nothing moved.
+        tokens: that it was measured on.
+    """
+
+    nats: float
+    effective_sample_size: float
+    tokens: int
+
+
+def of_logratios(logratios: np.ndarray) -> Drift:
+    """From d of each token, nats."""
+    d = logratios.astype(np.float64)
+    # Far below zero e^d − 1 − d is −d, and expm1 keeps the small ones exact.
+    weights = np.exp(d - d.max())
+    share = weights.sum() ** 2 / (len(d) * (weights**2).sum())
+    return Drift(float((np.expm1(d) - d).mean()), float(share), len(d))
+
+
+def measure(engine: Engine, path: Path, rows: int, progress: Progress | None = None) -> Drift:
+    """Score some rows of a shard with the student of now.
+
+    Args:
+        engine: that student, open.
+        path: the shard of rollouts.
+        rows: how many; those with the smallest ids, which are hashes.
+        progress: told of scored responses.
+    """
+    table = shards.read(path, shards.ROLLOUTS, COLUMNS)
+    ids = table.column("rollout_id").to_pylist()
+    chosen = sorted(range(len(ids)), key=lambda row: ids[row])[:rows]
+    prompts, responses, behaviour = (
+        shards.ragged(table.column(name)).take(chosen) for name in ("prompt_ids", "response_ids", "behaviour_logprobs")
+    )
+    return of_logratios(_now(engine, prompts, responses, progress) - behaviour.values)
+
+
+def check_bound(bound: float, floor: float) -> None:
+    """Refuse a bound that engine and trainer would already pass by rounding.
+
+    Raises:
+        SettingsError: it is below `FLOORS` floors.
+    """
+    if bound < FLOORS * floor:
+        raise SettingsError(
+            f"refresh.bound is {bound:g} nats per token. The unchanged student already shows {floor:g} (the floor, "
+            f"from rounding between writing and scoring), and a bound below {FLOORS} floors ({FLOORS * floor:g}) would "
+            "act on that. Raise refresh.bound."
+        )
+
+
+def _now(engine: Engine, prompts: Ragged, responses: Ragged, progress: Progress | None) -> np.ndarray:
+    sequences = [Scored(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    return engine.score(sequences, Support(0, entropies=False), progress).sampled_logprobs

@@ -1,0 +1,249 @@
+"""The transformers engine: exact, on any device; a response does not depend on what shares its batch.
+
+Generation draws each token by inverting the distribution at one uniform number per request and position, so that
+every request has its own seed. Scoring packs sequences and sends response positions alone through the head.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from pipeline import head, packing, params, shards
+from pipeline.engines import Progress, Request, Response, Scored, Support
+from pipeline.errors import EngineError
+from pipeline.models import Model
+from pipeline.ragged import Ragged
+from pipeline.student import open_student
+
+VERSION = 1  # raise it when a rollout or a score would change; they are then made again
+
+
+class HfEngine:
+    """A model of transformers in one process."""
+
+    tail = "exact"
+
+    def __init__(self, model: Model, settings: params.Engine, machine: params.Machine):
+        self.device = torch.device("cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu")
+        if machine.device == "cuda" and self.device.type != "cuda":
+            raise EngineError("machine.yaml asks for `device: cuda`, and torch sees no GPU here.")
+        self.model, self.machine = model, machine
+        self.student = open_student(model, getattr(torch, settings.dtype), settings.adapter).to(self.device).eval()
+        self.context = settings.max_model_len or model.context
+
+    def __enter__(self) -> "HfEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        del self.student
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def generate(
+        self, requests: Sequence[Request], sampling: params.Sampling, top_k: int = 0, progress: Progress | None = None
+    ) -> list[Response]:
+        """As `Engine.generate`."""
+        for request in requests:
+            self._fits(len(request.prompt_ids) + sampling.max_tokens, "a prompt and sampling.max_tokens")
+        # Prompts of one length share a batch as far as possible: less padding, and it stands on the left.
+        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
+        responses: dict[int, Response] = {}
+        for start in range(0, len(order), self.machine.generate_rows):
+            batch = order[start : start + self.machine.generate_rows]
+            written = self._generate([requests[index] for index in batch], sampling, top_k)
+            responses.update(zip(batch, written, strict=True))
+            if progress is not None:
+                progress(len(written), sum(len(response.ids) for response in written))
+        return [responses[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[Scored], support: Support, progress: Progress | None = None) -> shards.Scores:
+        """As `Engine.score`."""
+        prompts = [np.asarray(sequence.prompt_ids, np.int64) for sequence in sequences]
+        responses = [np.asarray(sequence.response_ids, np.int64) for sequence in sequences]
+        lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
+        for length in lengths:
+            self._fits(length, "a sequence")
+        self._known(prompts, responses, support)
+        output = self.student.output()
+        parts: dict[int, _Part] = {}
+        for rows in packing.plan(lengths, self.machine.score_tokens):
+            pack = packing.build(rows, prompts, responses).to(self.device)
+            asked = _asked([sequences[index].asked_ids for index in pack.sequences])
+            scored = head.score(
+                self.student.hidden(pack),
+                output,
+                pack.sampled_ids,
+                None if asked is None else asked.to(self.device),
+                support.top_k,
+                support.mass,
+                support.min_k,
+                support.entropies,
+            )
+            parts.update(_parts(scored, pack, [len(responses[index]) for index in pack.sequences]))
+            if progress is not None:
+                progress(len(pack.sequences), len(pack.sampled_ids))
+        return _joined([parts[index] for index in range(len(sequences))], support)
+
+    def _generate(self, requests: list[Request], sampling: params.Sampling, top_k: int) -> list[Response]:
+        longest = max(len(request.prompt_ids) for request in requests)
+        ids = np.zeros((len(requests), longest), np.int64)
+        is_prompt = np.zeros((len(requests), longest), np.int64)
+        for row, request in enumerate(requests):
+            ids[row, longest - len(request.prompt_ids) :] = request.prompt_ids
+            is_prompt[row, longest - len(request.prompt_ids) :] = 1
+        drawn = [
+            np.random.Generator(np.random.Philox(request.seed)).random(sampling.max_tokens) for request in requests
+        ]
+        draw = _Draw(sampling, torch.from_numpy(np.stack(drawn)).to(self.device), top_k)
+        eos_ids = list(self.model.eos_ids)
+        written = self.student.transformer.generate(
+            torch.from_numpy(ids).to(self.device),
+            attention_mask=torch.from_numpy(is_prompt).to(self.device),
+            generation_config=GenerationConfig(
+                max_new_tokens=sampling.max_tokens, do_sample=False, eos_token_id=eos_ids, pad_token_id=eos_ids[0]
+            ),
+            logits_processor=LogitsProcessorList([draw]),
+        )
+        return draw.responses(written[:, longest:].cpu().numpy(), eos_ids)
+
+    def _fits(self, length: int, what: str) -> None:
+        if self.context is not None and length > self.context:
+            raise EngineError(
+                f"{what} of {length} tokens does not fit {self.model.name}, whose context is {self.context} tokens. "
+                "Shorten sampling.max_tokens, or leave long prompts out in `prompts`."
+            )
+
+    def _known(self, prompts: list[np.ndarray], responses: list[np.ndarray], support: Support) -> None:
+        vocabulary = len(self.student.output().weight)
+        if support.top_k > vocabulary:
+            raise EngineError(
+                f"top_k is {support.top_k}, {self.model.name} has {vocabulary} ids: lower score.views.*.support.top_k."
+            )
+        highest = max(int(ids.max()) for ids in [*prompts, *responses])
+        if highest >= vocabulary:
+            raise EngineError(
+                f"token id {highest} is outside the {vocabulary} ids of {self.model.name}: another model's rollouts?"
+            )
+
+
+class _Draw(LogitsProcessor):
+    """Chooses each next token, and notes its log-probabilities; `generate` then only has the choice left."""
+
+    def __init__(self, sampling: params.Sampling, uniforms: torch.Tensor, top_k: int):
+        self.sampling, self.uniforms, self.top_k = sampling, uniforms, top_k
+        self.warpers = LogitsProcessorList()
+        if sampling.temperature not in (0.0, 1.0):
+            self.warpers.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k:
+            self.warpers.append(TopKLogitsWarper(sampling.top_k))
+        if sampling.top_p < 1.0:
+            self.warpers.append(TopPLogitsWarper(sampling.top_p))
+        self.behaviour: list[torch.Tensor] = []
+        self.sampled: list[torch.Tensor] = []
+        self.tops: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        logprobs = scores.float().log_softmax(dim=-1)
+        warped = logprobs if self.sampling.is_whole else self.warpers(input_ids, logprobs).log_softmax(dim=-1)  # pyright: ignore[reportArgumentType]
+        if self.sampling.temperature == 0.0:
+            chosen = logprobs.argmax(dim=-1, keepdim=True)
+            warped = torch.full_like(logprobs, -torch.inf).scatter(-1, chosen, 0.0)
+        else:
+            step = len(self.behaviour)
+            cumulative = warped.double().exp().cumsum(dim=-1)
+            # The last column is 1 but for rounding: scaled by it, no uniform number falls behind the last id.
+            point = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
+            chosen = torch.searchsorted(cumulative, point, right=True).clamp_max(logprobs.shape[-1] - 1)
+        self.behaviour.append(logprobs.gather(-1, chosen).squeeze(-1))
+        self.sampled.append(warped.gather(-1, chosen).squeeze(-1))
+        if self.top_k:
+            self.tops.append(logprobs.topk(self.top_k, dim=-1).indices)
+        return torch.full_like(scores, -torch.inf).scatter(-1, chosen, 0.0)  # pyright: ignore[reportReturnType]
+
+    def responses(self, written: np.ndarray, eos_ids: list[int]) -> list[Response]:
+        """Cut each row behind its first end-of-sequence token."""
+        behaviour = torch.stack(self.behaviour, dim=1).cpu().numpy().astype(np.float32)
+        sampled = torch.stack(self.sampled, dim=1).cpu().numpy().astype(np.float32)
+        tops = torch.stack(self.tops, dim=1).cpu().numpy().astype(np.int32) if self.tops else None
+        responses = []
+        for row, ids in enumerate(written):
+            ends = np.flatnonzero(np.isin(ids, eos_ids))
+            length = int(ends[0]) + 1 if len(ends) else len(ids)
+            responses.append(
+                Response(
+                    ids[:length].astype(np.int32),
+                    behaviour[row, :length],
+                    None if self.sampling.is_whole else sampled[row, :length],
+                    None if tops is None else tops[row, :length],
+                    "stop" if len(ends) else "length",
+                )
+            )
+        return responses
+
+
+_Part = dict[str, np.ndarray]
+
+
+def _asked(asked: list[np.ndarray | None]) -> torch.Tensor | None:
+    """One padded matrix from those of the sequences."""
+    widths = [0 if ids is None else ids.shape[1] for ids in asked]
+    if not any(widths):
+        return None
+    padded = [
+        np.pad(ids, ((0, 0), (0, max(widths) - ids.shape[1])), constant_values=-1) for ids in asked if ids is not None
+    ]
+    assert len(padded) == len(asked), "ids are asked for every sequence of a call, or for none"
+    return torch.from_numpy(np.concatenate(padded).astype(np.int64))
+
+
+def _parts(scored: head.Scored, pack: packing.Pack, lengths: list[int]) -> dict[int, _Part]:
+    """The score of each sequence in a pack, on the host."""
+    ids, logprobs = scored.ids.cpu().numpy(), scored.logprobs.float().cpu().numpy()
+    columns = {
+        "sampled": scored.sampled.float().cpu().numpy(),
+        "own": scored.own.cpu().numpy().astype(np.uint16),
+        "tail": scored.tail.float().cpu().numpy(),
+    }
+    if scored.entropy is not None:
+        columns["entropy"] = scored.entropy.float().cpu().numpy()
+    ends = np.cumsum(lengths)
+    parts = {}
+    for index, end, length in zip(pack.sequences, ends, lengths, strict=True):
+        piece = slice(end - length, end)
+        is_entry = ids[piece] >= 0
+        parts[int(index)] = {name: values[piece] for name, values in columns.items()} | {
+            "counts": is_entry.sum(axis=1),
+            "ids": ids[piece][is_entry].astype(np.int32),
+            "logprobs": logprobs[piece][is_entry],
+        }
+    return parts
+
+
+def _joined(parts: list[_Part], support: Support) -> shards.Scores:
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([part[name] for part in parts])
+
+    counts = column("counts")
+    return shards.Scores(
+        column("sampled"),
+        Ragged.cut(column("ids"), counts),
+        Ragged.cut(column("logprobs"), counts),
+        column("own"),
+        column("tail"),
+        column("entropy") if support.entropies else None,
+    )

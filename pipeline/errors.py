@@ -1,0 +1,37 @@
+"""Mistakes that a user can repair: told in one paragraph, without a traceback.
+
+Every text names the file or the setting as the user wrote it, what was expected, what was found, and the
+command or edit that repairs it. `assert` is for what only our own code can break.
+"""
+
+
+class PotstillError(Exception):
+    """What the command line shows instead of a traceback."""
+
+
+class SettingsError(PotstillError):
+    """params.yaml or machine.yaml says something that cannot be."""
+
+
+class PromptError(PotstillError):
+    """A source of prompts cannot be read, or has rows that cannot be used."""
+
+
+class ModelError(PotstillError):
+    """A model is missing, incomplete, changed since it was recorded, or does not fit the other."""
+
+
+class ShardError(PotstillError):
+    """A shard is missing, damaged, or was made from something else."""
+
+
+class ConsistencyError(PotstillError):
+    """The SFT data and the scores come from different teachers (arXiv:2604.13010)."""
+
+
+class EngineError(PotstillError):
+    """An engine cannot do what was asked, or died."""
+
+
+class GradeError(PotstillError):
+    """The user's grader cannot be loaded, or gave something that is no grade."""

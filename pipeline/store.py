@@ -1,0 +1,317 @@
+"""The store: asked for a fingerprint, it gives the file if it is there, or makes it.
+
+A file is written under a temporary name, synced, and linked to its final name (the first writer wins), then hard
+linked into the output folder; so it is whole or absent, and store, DVC's cache and the workspace share one inode.
+DVC deletes a stage's outputs before it runs the stage: the store is what makes a killed stage resume, a fresh shard
+stay, and two experiments share what they have in common. Nothing is ever moved out of it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import shards
+from pipeline.errors import ShardError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a finished file or folder.
+
+    Attributes:
+        fingerprint: of its identity: how it was made.
+        content: hash of what is in it.
+        rows: rows of a shard, 0 of anything else.
+        tokens: response tokens in a shard.
+        bytes: on disk.
+    """
+
+    fingerprint: str
+    content: str
+    rows: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """The answer of the store: the entry, whether it was made just now, and what making it took."""
+
+    entry: Entry
+    made: bool
+    seconds: float | None
+    """Spent when it was made; None where another machine did."""
+
+
+class Store:
+    """A folder of finished files, each named by the fingerprint of its identity."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def path(self, fingerprint: str, suffix: str) -> Path:
+        """Where an entry is, or would be; a folder has the suffix ''."""
+        return self.root / fingerprint[:2] / f"{fingerprint}{suffix}"
+
+    def has(self, identity: dict[str, Any], suffix: str = ".parquet") -> bool:
+        """Whether this was made already."""
+        return self.path(shards.fingerprint(identity), suffix).exists()
+
+    def obtain(
+        self,
+        identity: dict[str, Any],
+        make: Callable[[Path], None],
+        suffix: str = ".parquet",
+        target: Path | None = None,
+    ) -> Obtained:
+        """Find or make what `identity` describes, and link it to `target`.
+
+        Args:
+            identity: everything that decides what is in the file, and nothing else.
+            make: writes the file (or folder) at the path that it is given.
+            suffix: of the file's name; '' for a folder.
+            target: where it shall appear; what was there is replaced.
+        """
+        fingerprint = shards.fingerprint(identity)
+        final = self.path(fingerprint, suffix)
+        made = not final.exists()
+        if made:
+            started = time.monotonic()
+            self._make(final, make)
+            self._note(final, fingerprint, time.monotonic() - started)
+        elif not _side(final).exists():  # killed between the link and the note
+            self._note(final, fingerprint, None)
+        note = json.loads(_side(final).read_text())
+        if target is not None:
+            _link(final, target)
+        return Obtained(Entry(**note["entry"]), made, note["seconds"])
+
+    def adopt(self, path: Path) -> Entry:
+        """Take a file that a stage reads (pulled from a remote, say): it is as good as one made here.
+
+        Raises:
+            ShardError: it is damaged, or does not say how it was made.
+        """
+        fingerprint = shards.fingerprint(identity_of(path))
+        final = self.path(fingerprint, path.suffix)
+        if not final.exists():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                temporary = self._temporary(final)
+                _link(path, temporary)
+                _settle(temporary, final)
+            else:
+                _first(path, final)
+        if not _side(final).exists():
+            self._note(final, fingerprint, None)
+        return Entry(**json.loads(_side(final).read_text())["entry"])
+
+    def entries(self) -> list[Path]:
+        """Every finished file and folder."""
+        found = [path for path in self.root.glob("??/*") if path.suffix != ".json" or path.name.count(".") == 1]
+        return sorted(path for path in found if not path.name.endswith(".entry.json") and ".making-" not in path.name)
+
+    def _make(self, final: Path, make: Callable[[Path], None]) -> None:
+        temporary = self._temporary(final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            make(temporary)
+            assert temporary.exists(), f"{make} made nothing"
+            _settle(temporary, final)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+
+    def _temporary(self, final: Path) -> Path:
+        return final.with_name(f"{final.stem}.making-{uuid.uuid4().hex}{final.suffix}")
+
+    def _note(self, final: Path, fingerprint: str, seconds: float | None) -> None:
+        rows, tokens = shards.size(final) if final.suffix == ".parquet" else (0, 0)
+        entry = Entry(fingerprint, content(final), rows, tokens, _bytes(final))
+        side = _side(final)
+        temporary = side.with_name(f"{side.name}.making-{uuid.uuid4().hex}")
+        temporary.write_text(json.dumps({"entry": asdict(entry), "seconds": seconds}))
+        temporary.replace(side)
+
+
+class Folder:
+    """A stage's output folder: it ends up with this run's files and nothing else, and its manifest is written last."""
+
+    def __init__(self, store: Store, path: Path):
+        self.store, self.path = store, path
+        self.made, self.found = 0, 0
+        self.entries: dict[str, Entry] = {}
+        self.seconds: list[float | None] = []
+        path.mkdir(parents=True, exist_ok=True)
+        (path / MANIFEST).unlink(missing_ok=True)
+
+    def obtain(self, name: str, identity: dict[str, Any], make: Callable[[Path], None]) -> Entry:
+        """As `Store.obtain`, with `name` in this folder as target."""
+        obtained = self.store.obtain(identity, make, Path(name).suffix, self.path / name)
+        self.entries[name] = obtained.entry
+        self.seconds.append(obtained.seconds)
+        self.made += obtained.made
+        self.found += not obtained.made
+        return obtained.entry
+
+    def close(self) -> None:
+        """Remove what this run did not ask for, and write the manifest."""
+        for path in self.path.iterdir():
+            if path.name not in self.entries:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        write_manifest(self.path, self.entries)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return sum(entry.rows for entry in self.entries.values())
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens in all shards."""
+        return sum(entry.tokens for entry in self.entries.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.bytes for entry in self.entries.values())
+
+
+def write_manifest(folder: Path, entries: dict[str, Entry]) -> None:
+    """List the files of a folder, whole and by content."""
+    listed = {name: asdict(entries[name]) for name in sorted(entries)}
+    (folder / MANIFEST).write_text(json.dumps(listed, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Entry]:
+    """The entries that a folder's manifest lists.
+
+    Raises:
+        ShardError: there is no manifest: the stage that writes the folder has not finished.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ShardError(f"{folder} has no {MANIFEST}: its stage has not finished. Run `dvc repro`.")
+    return {name: Entry(**entry) for name, entry in json.loads(path.read_text()).items()}
+
+
+def verify(folder: Path) -> list[str]:
+    """Recompute a folder's manifest; what does not fit, one sentence each."""
+    listed = read_manifest(folder)
+    wrong = [f"{folder / name} is not in {MANIFEST}" for name in _names(folder) if name not in listed]
+    for name, entry in listed.items():
+        path = folder / name
+        try:
+            if not path.exists():
+                wrong.append(f"{path} is missing")
+            elif content(path) != entry.content:
+                wrong.append(f"{path} has another content than when it was written")
+            elif shards.fingerprint(identity_of(path)) != entry.fingerprint:
+                wrong.append(f"{path} was made from something else than {MANIFEST} says")
+        except ShardError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def identity_of(path: Path) -> dict[str, Any]:
+    """The identity that a shard, a checkpoint folder or a JSON entry carries.
+
+    Raises:
+        ShardError: it carries none.
+    """
+    if path.suffix == ".parquet":
+        return shards.about(path)["identity"]
+    record = path / "potstill.json" if path.is_dir() else path
+    try:
+        return json.loads(record.read_text())["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ShardError(f"{record} does not say how it was made.") from None
+
+
+def content(path: Path) -> str:
+    """Hash of what a shard, a folder or a file holds, not of how it was encoded."""
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        return shards.digest(*[f"{file.relative_to(path)}:{_bytes_hash(file)}" for file in inside])
+    if path.suffix == ".parquet":
+        return shards.whole_content(path)
+    return _bytes_hash(path)
+
+
+def _bytes_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def _names(folder: Path) -> list[str]:
+    """What a manifest answers for; a folder inside that has its own answers for itself."""
+    return sorted(path.name for path in folder.iterdir() if path.name != MANIFEST and not (path / MANIFEST).exists())
+
+
+def _bytes(path: Path) -> int:
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
+
+
+def _side(final: Path) -> Path:
+    return final.with_name(f"{final.name}.entry.json")
+
+
+def _settle(temporary: Path, final: Path) -> None:
+    """Give a finished file its name; where another process was first, its file stays."""
+    if temporary.is_dir():
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                shards.sync(file)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
+    else:
+        shards.sync(temporary)
+        _first(temporary, final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _first(path: Path, final: Path) -> None:
+    try:
+        os.link(path, final)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ShardError(
+            f"{path} cannot be linked to {final} ({error.strerror}): keep data/ and .potstill/ on one disk."
+        ) from None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard link a file, or every file of a folder."""
+    if source.is_dir():
+        if target.exists():
+            shutil.rmtree(target)
+        for file in source.rglob("*"):
+            if file.is_file():
+                inside = target / file.relative_to(source)
+                inside.parent.mkdir(parents=True, exist_ok=True)
+                os.link(file, inside)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    _first(source, target)

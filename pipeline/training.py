@@ -1,0 +1,298 @@
+"""Training from shards with Lightning: one module for SFT and distillation, which differ in their recipe alone.
+
+Parameters and optimiser state are fp32. An item of the loader is an optimiser step, optimisation is manual, and the
+weights of a step's tokens sum to 1, so the loss does not depend on how a step is cut into packs. A run's state is
+saved outside the output folder, which DVC deletes before it runs a stage again.
+"""
+
+import csv
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from pipeline import models, objectives, params
+from pipeline.loading import Loader, Rows
+from pipeline.objectives import Outcomes
+from pipeline.packing import Pack
+from pipeline.recipes import Columns, Objective, Recipe, Target
+from pipeline.student import Student
+
+VERSION = 1  # raise it when equal settings would give other weights; checkpoints are then trained anew
+
+KEPT_STATES = 2
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it announces which devices there are not
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A finished run.
+
+    Attributes:
+        student: with its new weights, on the CPU.
+        history: one row for each optimiser step.
+        validation: KL on the held-out rows by step; empty where there were none.
+    """
+
+    student: Student
+    history: list[dict[str, float]]
+    validation: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run needs besides its student.
+
+    Attributes:
+        recipe: the objective.
+        rows: what to train on.
+        settings: the section of params.yaml.
+        machine: where and how fast.
+        state: folder for the training state of this run alone.
+        held_out: rows for the validation KL, or None.
+        validate_every: steps between two measurements; 0: only before the first and after the last.
+    """
+
+    recipe: Recipe
+    rows: Rows
+    settings: params.Training
+    machine: params.Machine
+    state: Path
+    held_out: Rows | None = None
+    validate_every: int = 0
+
+
+class Distillation(lightning.LightningModule):
+    """A student, an objective, and one optimiser step for each item of the loader."""
+
+    def __init__(self, student: Student, run: Run):
+        super().__init__()
+        self.automatic_optimization = False
+        self.student, self.run = student, run
+        self.objective = Objective(run.recipe)
+        self.history: list[dict[str, float]] = []
+        self.validation: list[dict[str, float]] = []
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, with the schedule of the settings."""
+        settings = self.run.settings
+        optimizer = torch.optim.AdamW(
+            self.student.parameters(),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+        )
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings))]
+
+    def training_step(self, packs: list[tuple[Pack, Columns]], _: int) -> None:
+        """One optimiser step over all its packs."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
+        means: dict[str, Tensor] = {}
+        for pack, columns in packs:
+            answer = self.student(pack, self.objective.ask(pack.sampled_ids, columns))
+            loss, seen = self.objective.loss(answer, columns)
+            self.manual_backward(loss)
+            for name, value in {"loss": loss.detach().unsqueeze(0), **seen}.items():
+                weight = 1.0 if name == "loss" else columns.weights["token_mean"]
+                means[name] = means.get(name, value.new_zeros(())) + (value * weight).sum()
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.run.settings.clip)
+        optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
+        rate = scheduler.get_last_lr()[0]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        scheduler.step()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue, reportOptionalMemberAccess]
+        row = {"step": len(self.history) + 1, "learning_rate": rate, "gradient_norm": float(norm)}
+        self.history.append(row | {name: float(value) for name, value in means.items()})
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Lightning would take apart what it does not know."""
+        return [(pack.to(device), _columns_to(columns, device)) for pack, columns in batch]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Validate at the steps that the settings name."""
+        step, every = len(self.history), self.run.validate_every
+        if every and step % every == 0 and step < self.run.settings.steps:
+            self.validate_now(step)
+
+    def on_train_start(self) -> None:
+        """Validate the student as it comes."""
+        if not self.history:
+            self.validate_now(0)
+
+    def on_train_end(self) -> None:
+        """Validate the student as it goes."""
+        if len(self.history) == self.run.settings.steps:
+            self.validate_now(len(self.history))
+
+    def validate_now(self, step: int) -> None:
+        """Reverse KL to the teacher on the held-out rows, whatever the recipe trains on."""
+        if self.run.held_out is not None:
+            mean, mass = validation_kl(self.student, self.run.held_out, self.run.machine)
+            self.validation.append({"step": step, "validation_kl": mean, "validation_mass": mass})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What was measured so far belongs to the state."""
+        checkpoint["history"], checkpoint["validation"] = self.history, self.validation
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.history, self.validation = list(checkpoint["history"]), list(checkpoint["validation"])
+
+
+def fit(student: Student, run: Run) -> Fitted:
+    """Train a student; where an earlier run of the same identity was stopped, go on from its last state."""
+    module = Distillation(student, run)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu" if run.machine.device == "cpu" else "auto",
+        devices=1,
+        precision=run.settings.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[_State(run.state, run.settings.save_every), _Bar(refresh_rate=10)],
+    )
+    loader = Loader(run.rows, run.settings.steps, run.settings.batch, run.machine.train_tokens, run.settings.seed)
+    saved = sorted(run.state.glob("step-*.ckpt"))
+    with warnings.catch_warnings():
+        # Lightning advises on data loaders, which these are not, and uses what torch has deprecated.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        student.train()
+        trainer.fit(module, train_dataloaders=loader, ckpt_path=saved[-1] if saved else None, weights_only=False)
+    return Fitted(student.cpu().eval(), module.history, module.validation)
+
+
+@torch.no_grad()
+def validation_kl(student: Student, rows: Rows, machine: params.Machine) -> tuple[float, float]:
+    """Mean reverse KL to the `teacher` view over all tokens of some rows (nats), and the student's mass on its ids."""
+    ask, was_training = Objective(_VALIDATION).ask, student.training
+    device = next(student.parameters()).device
+    student.eval()
+    total = torch.zeros(3, dtype=torch.float64)
+    places = rows.sequential()
+    for start in range(0, len(places), 256):
+        for pack, columns in rows.batch(places[start : start + 256], machine.train_tokens):
+            here, target = pack.to(device), _columns_to(columns, device)
+            answer = student(here, ask(here.sampled_ids, target))
+            outcomes = Outcomes(answer.logprobs, answer.tail)
+            kl = objectives.reverse_kl(outcomes, target.targets["teacher"].outcomes)
+            total += torch.tensor([float(kl.sum()), float(outcomes.mass.sum()), len(kl)], dtype=torch.float64)
+    student.train(was_training)
+    return float(total[0] / total[2]), float(total[1] / total[2])
+
+
+def schedule(settings: params.Training) -> Callable[[int], float]:
+    """The learning rate's factor at each step: a linear rise over the warm-up, then constant, cosine or linear to 0."""
+    warm = round(settings.warmup * settings.steps)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / warm
+        done = (step - warm) / max(1, settings.steps - warm)
+        falls = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1 + math.cos(math.pi * min(done, 1.0))),
+            "linear": max(0.0, 1 - done),
+        }
+        return falls[settings.schedule]
+
+    return factor
+
+
+def save(
+    folder: Path, fitted: Fitted, tokenizer_of: models.Model, identity: Mapping[str, Any], facts: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint that any tool can load: a Hugging Face folder, `potstill.json` and the run's history.
+
+    Args:
+        folder: must not exist.
+        fitted: the finished run.
+        tokenizer_of: the model whose tokenizer goes along.
+        identity: what the checkpoint was made from.
+        facts: what else `potstill.json` shall say.
+    """
+    folder.mkdir(parents=True)
+    fitted.student.transformer.save_pretrained(folder)
+    tokenizer_of.load_tokenizer().save_pretrained(folder)
+    last = fitted.validation[-1]["validation_kl"] if fitted.validation else None
+    about = {"identity": identity, **facts, "validation_kl": last}
+    (folder / models.CHECKPOINT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    for name, measured in (("history", fitted.history), ("validation", fitted.validation)):
+        if measured:
+            _write_csv(folder / f"{name}.csv", measured)
+
+
+def _write_csv(path: Path, measured: list[dict[str, float]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(measured[0]))
+        writer.writeheader()
+        writer.writerows(measured)
+
+
+@dataclass
+class _State(Callback):
+    """Saves the training state every so many steps and when the process is asked to end; keeps the last two."""
+
+    folder: Path
+    every: int
+    saved: list[Path] = field(default_factory=list)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        if len(pl_module.history) % self.every == 0:
+            self._save(trainer, len(pl_module.history))
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(exception, SIGTERMException | KeyboardInterrupt):
+            self._save(trainer, len(pl_module.history))
+
+    def _save(self, trainer: Any, step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        final = self.folder / f"step-{step:08d}.ckpt"
+        temporary = final.with_suffix(".making")
+        trainer.save_checkpoint(temporary)
+        temporary.replace(final)
+        for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT_STATES]:
+            old.unlink()
+
+
+class _Bar(TQDMProgressBar):
+    """Steps, rate, time left, and the loss."""
+
+    def on_train_epoch_start(self, trainer: Any, *arguments: Any) -> None:
+        super().on_train_epoch_start(trainer, *arguments)
+        self.train_progress_bar.set_description("train")
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:  # noqa: ARG002
+        last = pl_module.history[-1] if pl_module.history else {}
+        return {name: f"{last[name]:.4f}" for name in ("loss", "kl") if name in last}
+
+
+def _columns_to(columns: Columns, device: torch.device) -> Columns:
+    def moved(target: Target) -> Target:
+        outcomes = Outcomes(target.outcomes.logprobs.to(device), target.outcomes.tail.to(device))
+        return Target(target.ids.to(device), outcomes, target.sampled.to(device))
+
+    targets = {name: moved(target) for name, target in columns.targets.items()}
+    return Columns(targets, {name: weight.to(device) for name, weight in columns.weights.items()})
+
+
+_VALIDATION = Recipe.model_validate(
+    {
+        "name": "validation",
+        "paper": "",
+        "description": "",
+        "fidelity": {"level": "full", "note": ""},
+        "terms": ({"estimator": "analytic", "divergence": "reverse_kl", "support": "view"},),
+    }
+)

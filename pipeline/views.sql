@@ -1,0 +1,108 @@
+-- The views of pipeline/sql.py over the schema `files`, whose tables are the shards as they lie, with their `filename`.
+
+create macro round_number(round) as coalesce(try_cast(regexp_extract(round, '[0-9]+') as integer), -1);
+
+create view prompts as
+select * exclude (filename) from files.prompts;
+
+create view teacher_rollouts as
+select * exclude (filename), regexp_extract(filename, '([0-9]+)[.]parquet$', 1)::integer as bucket
+from files.teacher_rollouts;
+
+create view all_rollouts as
+select * exclude (filename, place), place.round, place.bucket::integer as bucket, written_in <> place.round as kept
+from (
+    select *, regexp_extract(filename, '([^/]+)/([0-9]+)[.]parquet$', ['round', 'bucket']) as place
+    from files.rollouts
+);
+
+-- A few bytes per rollout, so that what is joined with it stays as quick as a scan.
+create view files.written as
+select rollout_id, round, kept from all_rollouts;
+
+create view all_grades as
+select grade.* exclude (filename, place), place.round, place.bucket::integer as bucket, written.kept
+from (
+    select *, regexp_extract(filename, '([^/]+)/([0-9]+)[.]parquet$', ['round', 'bucket']) as place
+    from files.grades
+) as grade
+left join files.written as written on written.rollout_id = grade.rollout_id and written.round = place.round;
+
+create view all_scores as
+select
+    score.* exclude (filename, place), place.round, place.view, place.bucket::integer as bucket, written.kept
+from (
+    select *, regexp_extract(
+        filename, '([^/]+)/(?:views/)?([^/]+)/([0-9]+)[.]parquet$', ['round', 'view', 'bucket']
+    ) as place
+    from files.scores
+) as score
+left join files.written as written on written.rollout_id = score.rollout_id and written.round = place.round;
+
+create view rollouts as
+select * from all_rollouts
+semi join (
+    select rollout_id, arg_max(round, round_number(round)) as round from all_rollouts group by rollout_id
+) as latest using (rollout_id, round);
+
+create view grades as
+select * from all_grades
+semi join (
+    select rollout_id, arg_max(round, round_number(round)) as round from all_grades group by rollout_id
+) as latest using (rollout_id, round);
+
+create view scores as
+select * from all_scores
+semi join (
+    select rollout_id, view, arg_max(round, round_number(round)) as round from all_scores group by rollout_id, view
+) as latest using (rollout_id, view, round);
+
+-- Lists of one row are unnested side by side; those of a rollout without a score are null and give nulls.
+create view all_tokens as
+select
+    rollout_id, prompt_id, sample, round, bucket, kept,
+    unnest(range(len(response_ids)))::integer as pos,
+    unnest(response_ids) as token_id,
+    unnest(behaviour_logprobs) as behaviour_logprob,
+    unnest(sampled_logprobs) as sampled_logprob,
+    unnest(tail_logprobs) as tail,
+    unnest(entropies) as entropy
+from all_rollouts
+left join (
+    select rollout_id, round, sampled_logprobs, tail_logprobs, entropies from all_scores where view = 'teacher'
+) as teacher using (rollout_id, round);
+
+create view tokens as
+select
+    rollout_id, prompt_id, sample, round, bucket, kept,
+    unnest(range(len(response_ids)))::integer as pos,
+    unnest(response_ids) as token_id,
+    unnest(behaviour_logprobs) as behaviour_logprob,
+    unnest(sampled_logprobs) as sampled_logprob,
+    unnest(tail_logprobs) as tail,
+    unnest(entropies) as entropy
+from rollouts
+left join (
+    select rollout_id, sampled_logprobs, tail_logprobs, entropies from scores where view = 'teacher'
+) as teacher using (rollout_id);
+
+create macro entries(listing) as table
+select rollout_id, round, view, bucket, kept, pos, rank, id, logprob, rank <= own_entries as own
+from (
+    select
+        * exclude (ids, logprobs),
+        unnest(range(1, len(ids) + 1))::integer as rank, unnest(ids) as id, unnest(logprobs) as logprob
+    from (
+        select
+            rollout_id, round, view, bucket, kept,
+            unnest(range(len(support_ids)))::integer as pos,
+            unnest(support_ids) as ids, unnest(support_logprobs) as logprobs, unnest(own) as own_entries
+        from query_table(listing)
+    )
+);
+
+create view all_support as
+select * from entries('all_scores');
+
+create view support as
+select * from entries('scores');

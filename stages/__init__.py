@@ -1,0 +1,1 @@
+"""The pipeline's scripts: one for each stage of dvc.yaml."""

@@ -1,0 +1,111 @@
+"""Evaluate a checkpoint on the evaluation prompts: greedy, avg@k, pass@k, length, truncation, repetition.
+
+Its responses are kept in the store, so a corrected grader grades them again and writes nothing.
+"""
+
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from pipeline import command, evaluation, grades, models, params, rollouts, shards
+from pipeline.command import Bar, Made
+from pipeline.engines import OnDemand
+from pipeline.evaluation import Answered
+from pipeline.grades import Grading
+from pipeline.prompts import load
+from pipeline.store import Store
+
+VERSION = 1  # raise it when a metric would change
+log = logging.getLogger("evaluate")
+
+
+def run(
+    settings: params.Evaluate,
+    grade: params.Grade,
+    machine: params.Machine,
+    store: Store,
+    name: str,
+    model_path: Path,
+    prompt_folder: Path,
+    out: Path,
+) -> Made:
+    """Write and grade the responses that are missing, and measure."""
+    model = models.read(model_path)
+    prompts = shards.in_order(prompt_folder, "prompts")
+    greedy = settings.sampling.model_copy(update={"temperature": 0.0})
+    wanted = [
+        (source, rollouts.identity("evaluate", VERSION, source, model, settings, sampling, samples, settings.seed))
+        for sampling, samples in ((greedy, 1), (settings.sampling, settings.samples))
+        for source in prompts
+    ]
+    missing = [shards.size(source)[0] * identity["samples"] for source, identity in wanted if not store.has(identity)]
+    written, paths = [], []
+    with OnDemand(model, settings, machine) as engine, Bar(sum(missing), f"evaluate {name}") as bar:
+        for source, identity in wanted:
+            written.append(store.obtain(identity, partial(_write, source, identity, engine, bar)))
+            paths.append(store.path(written[-1].entry.fingerprint, ".parquet"))
+    with Grading(grade) as graded:
+        answered = [
+            _answered(store, graded, prompts, paths[start : start + len(prompts)]) for start in (0, len(prompts))
+        ]
+    metrics = evaluation.metrics(name, answered[0], answered[1], settings.samples)
+    own = model_path / models.CHECKPOINT
+    metrics["validation_kl"] = json.loads(own.read_text()).get("validation_kl") if own.exists() else None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(metrics, indent=1) + "\n")
+    log.info(
+        "%s: greedy %.1f %%, avg@%d %.1f %%, pass@%d %.1f %% of %d prompts",
+        name, 100 * metrics["greedy"], settings.samples, 100 * metrics["avg_at_k"], settings.samples,
+        100 * metrics["pass_at_k"], metrics["prompts"],
+    )  # fmt: skip
+    entries = [obtained.entry for obtained in written]
+    seconds = [obtained.seconds for obtained in written]
+    made = sum(obtained.made for obtained in written)
+    return Made(
+        made,
+        len(written) - made,
+        sum(entry.tokens for entry in entries),
+        sum(entry.bytes for entry in entries),
+        None if None in seconds else sum(filter(None, seconds)),
+    )
+
+
+def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, path: Path) -> None:
+    rollouts.write(path, identity, load(source), engine.open(), engine.model, "student", progress=bar)
+
+
+def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[Path]) -> Answered:
+    """Grade some shards of the store; their grades are kept there too."""
+    correct: list[bool | None] = []
+    for source, path in zip(prompts, written, strict=True):
+        entry = store.obtain(*graded.of(source, path)).entry
+        correct += [each.correct for each in grades.read(store.path(entry.fingerprint, ".parquet"), path)]
+    tables = [shards.read(path, shards.ROLLOUTS, ("response_ids", "finish_reason")) for path in written]
+    ids = [row for table in tables for row in shards.ragged(table.column("response_ids"))]
+    reasons = [reason for table in tables for reason in table.column("finish_reason").to_pylist()]
+    return Answered(correct, np.array([len(row) for row in ids]), reasons, ids)
+
+
+def main(
+    name: Annotated[str, typer.Option("--checkpoint", help="The checkpoint's name in the report.")],
+    model: Annotated[Path, typer.Option(help="A checkpoint's folder, or a model's record.")],
+    prompts: Annotated[Path, typer.Option(help="Prompts of the evaluation split.")],
+    out: Annotated[Path, typer.Option(help="Where the metrics go.")],
+    timing: command.TimingFile = None,
+    params_file: command.ParamsFile = command.PARAMS,
+    machine_file: command.MachineFile = command.MACHINE,
+    store: command.StoreFolder = command.STORE,
+) -> None:
+    """Read the settings and run the stage."""
+    settings, machine = command.settings(params_file, machine_file)
+    made = run(settings.evaluate, settings.grade, machine, Store(store), name, model, prompts, out)
+    made.note(timing, "evaluate", name)
+
+
+if __name__ == "__main__":
+    command.run(main)

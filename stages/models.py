@@ -1,0 +1,156 @@
+"""Look both models up, record what they are, and check that they speak the same token ids.
+
+    python -m stages.models --teacher-record data/models/teacher.json --student-record data/models/student.json
+
+With `models.demo` in the settings both are made first: a tokenizer, a teacher trained on worked sums, and a student
+with random weights, in DEMO/teacher and DEMO/student. Without it DEMO stays empty.
+"""
+
+import functools
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline import command, models, params, shards
+from pipeline.command import Made
+from pipeline.errors import SettingsError
+from pipeline.store import Obtained, Store
+
+VERSION = 1  # raise it when the same settings would give other demo models
+
+log = logging.getLogger("models")
+
+
+def run(
+    settings: params.Models,
+    machine: params.Machine,
+    store: Store,
+    state: Path,
+    demo: Path,
+    records: tuple[Path, Path],
+) -> Made:
+    """Record the teacher and the student, and make them first where the settings say so.
+
+    Args:
+        settings: which models.
+        machine: where the demo's teacher is trained.
+        store: where finished demo models are kept.
+        state: where the training state of the demo's teacher is kept while it is not finished.
+        demo: folder of the demo's models, left empty where there are none.
+        records: the two files to write, the teacher's first.
+
+    Raises:
+        SettingsError: the demo's models would be made, and then others used.
+        ModelError: a model is missing or incomplete, or the two do not fit each other.
+    """
+    shutil.rmtree(demo, ignore_errors=True)
+    demo.mkdir(parents=True)
+    obtained = [] if settings.demo is None else _demo(settings, settings.demo, machine, store, state, demo)
+    teacher, student = models.record(settings.teacher), models.record(settings.student)
+    models.check_pair(teacher, student)
+    for path, model in zip(records, (teacher, student), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(model.model_dump_json(indent=1) + "\n")
+    seconds = [each.seconds for each in obtained]
+    known = [second for second in seconds if second is not None]
+    log.info("teacher %s, student %s; one vocabulary of %d tokens", _told(teacher), _told(student), teacher.vocabulary)
+    return Made(
+        made=sum(each.made for each in obtained),
+        found=sum(not each.made for each in obtained),
+        tokens=0,
+        bytes=sum(each.entry.bytes for each in obtained),
+        seconds=sum(known) if len(known) == len(seconds) else None,
+    )
+
+
+def identity(settings: params.Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
+    """What decides a demo model; of the training state's frequency nothing depends."""
+    from pipeline import training
+
+    other = {"teacher": {"student"}, "student": {"teacher", "training", "examples"}}[role]
+    facts = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
+    facts.get("training", {}).pop("save_every", None)
+    versions = {"version": VERSION} | ({"training": training.VERSION} if role == "teacher" else {})
+    return {"stage": "models", **versions, "role": role, "demo": facts}
+
+
+def _told(model: models.Model) -> str:
+    size = "unknown size" if model.parameters is None else f"{model.parameters:,} parameters"
+    return f"{model.name} ({size})"
+
+
+def _demo(
+    named: params.Models, settings: params.Demo, machine: params.Machine, store: Store, state: Path, folder: Path
+) -> list[Obtained]:
+    for role, name in (("teacher", named.teacher), ("student", named.student)):
+        if Path(name).resolve() != (folder / role).resolve():
+            raise SettingsError(
+                f"models.{role}: with `models.demo` the {role} is made in {folder / role}; expected that, found "
+                f"`{name}`. Change models.{role}, or remove models.demo to use models of your own."
+            )
+
+    taught, untaught = identity(settings, "teacher"), identity(settings, "student")
+    own_state = state / shards.fingerprint(taught)
+
+    def make_student(target: Path) -> None:
+        _untrained(settings, "student", target)
+        (target / models.CHECKPOINT).write_text(json.dumps({"identity": untaught}, indent=1, sort_keys=True) + "\n")
+
+    make_teacher = functools.partial(_teach, settings, machine, own_state, taught)
+    obtained = [
+        store.obtain(taught, make_teacher, "", folder / "teacher"),
+        store.obtain(untaught, make_student, "", folder / "student"),
+    ]
+    shutil.rmtree(own_state, ignore_errors=True)
+    return obtained
+
+
+def _untrained(settings: params.Demo, role: Literal["teacher", "student"], folder: Path) -> None:
+    """A model with random weights, and its tokenizer."""
+    from pipeline import demo
+
+    size, seed = {"teacher": (settings.teacher, settings.seed), "student": (settings.student, settings.seed + 1)}[role]
+    tokenizer = demo.make_tokenizer(settings.tokenizer)
+    demo.make_model(size, settings.architecture, tokenizer, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _teach(settings: params.Demo, machine: params.Machine, state: Path, facts: dict[str, Any], target: Path) -> None:
+    """Train the demo's teacher on worked sums."""
+    from pipeline import demo, loading, recipes, training
+    from pipeline.student import open_student
+
+    with tempfile.TemporaryDirectory() as temporary:
+        untrained, examples = Path(temporary) / "untrained", Path(temporary) / "examples.parquet"
+        _untrained(settings, "teacher", untrained)
+        start = models.record(str(untrained))
+        demo.write_examples(examples, start.load_tokenizer(), settings.seed, settings.examples)
+        log.info("training the demo's teacher on %d worked sums", settings.examples)
+        rows = loading.Rows([loading.Shard(examples, {})])
+        how = training.Run(recipes.load("sft"), rows, settings.training, machine, state)
+        training.save(target, training.fit(open_student(start), how), start, facts, {})
+
+
+def main(
+    teacher_record: Annotated[Path, typer.Option(help="What the teacher is.")] = Path("data/models/teacher.json"),
+    student_record: Annotated[Path, typer.Option(help="What the student is.")] = Path("data/models/student.json"),
+    demo: Annotated[Path, typer.Option(help="Where the demo's models go.")] = Path("data/models/demo"),
+    params_file: command.ParamsFile = command.PARAMS,
+    machine_file: command.MachineFile = command.MACHINE,
+    store: command.StoreFolder = command.STORE,
+    state: Annotated[Path, typer.Option(help="Training states of unfinished runs.")] = Path(".potstill/training"),
+    timing: command.TimingFile = None,
+) -> None:
+    """Settings in, two records out."""
+    settings, machine = command.settings(params_file, machine_file)
+    made = run(settings.models, machine, Store(store), state, demo, (teacher_record, student_record))
+    made.note(timing, "models")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,210 @@
+"""Renew a round's rollouts: keep the shards that are fresh, write the others with the student of now, grade all.
+
+A kept shard is linked, not written again, so its scores are found later. What was measured of each shard of the
+round before is in the drift file, on which the report alone depends.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import command, drift, grades, lineage, models, params, rollouts, shards
+from pipeline.command import Bar, Made
+from pipeline.drift import Drift
+from pipeline.engines import OnDemand
+from pipeline.store import Folder, Store
+
+VERSION = 1  # raise it when the responses would change; older shards are then written anew
+log = logging.getLogger("refresh")
+
+_BY_WHOM = ("model", "round", "sft_teacher")
+"""What may differ between a kept shard and one that would be written now."""
+
+
+def run(
+    settings: params.Refresh,
+    grade: params.Grade,
+    machine: params.Machine,
+    store: Store,
+    round_: str,
+    prompt_folder: Path,
+    student: Path,
+    previous: Path,
+    rollouts_out: Path,
+    grades_out: Path,
+    drift_out: Path,
+) -> Made:
+    """Decide which shards stay, write the others, grade all, and say what was measured."""
+    model = models.read(student)
+    sources = shards.in_order(prompt_folder, "prompts")
+    wanted = {source.name: _identity(settings, source, model, student, round_) for source in sources}
+    kept = {
+        name: path for name, identity in wanted.items() if (path := _reusable(previous / name, identity)) is not None
+    }
+    for path in previous.glob("*.parquet"):
+        store.adopt(path)
+    engine = OnDemand(model, settings, machine)
+    with engine:
+        measured = {name: _drift(store, engine, path, settings) for name, path in kept.items()}
+        floor = _floor(store, engine, sources[0], settings, round_) if settings.policy == "drift" else None
+        if settings.bound is not None and floor is not None:
+            drift.check_bound(settings.bound, floor.nats)
+        stale = _stale(settings, measured)
+        for name in stale:
+            del kept[name]
+        wanted |= {name: shards.about(path)["identity"] for name, path in kept.items()}
+        folder = Folder(store, rollouts_out)
+        pairs = [(source, wanted[source.name]) for source in sources]
+        rollouts.obtain(folder, pairs, engine, "student", "refresh", settings.behaviour_top_k)
+    graded = Folder(store, grades_out)
+    grades.fill(graded, grade, sources, rollouts_out)
+    folder.close()
+    graded.close()
+    _write_drift(drift_out, settings, round_, floor, measured, wanted, set(kept))
+    made = Made.of(folder, graded)
+    log.info(
+        "%s: %d shards kept, %d of %d by %s; %d responses of %d tokens",
+        rollouts_out, len(kept), len(sources) - len(kept), len(sources), model.name, folder.rows, made.tokens,
+    )  # fmt: skip
+    return made
+
+
+def _identity(
+    settings: params.Refresh, source: Path, model: models.Model, student: Path, round_: str
+) -> dict[str, Any]:
+    return rollouts.identity(
+        "refresh",
+        VERSION,
+        source,
+        model,
+        settings,
+        settings.sampling,
+        settings.samples,
+        settings.seed,
+        round=round_,
+        sft_teacher=lineage.of_checkpoint(student),
+        behaviour_top_k=settings.behaviour_top_k or None,
+    )
+
+
+def _reusable(path: Path, wanted: Mapping[str, Any]) -> Path | None:
+    """A shard of the round before, if it is what would be asked for now but for who wrote it and when."""
+    if not path.exists():
+        return None
+    found = shards.about(path)["identity"]
+    same = all(found.get(name) == wanted.get(name) for name in {*found, *wanted} - {*_BY_WHOM})
+    # Another tokenizer or template would have made another prompt of the same messages.
+    same_text = all(found["model"][part] == wanted["model"][part] for part in ("tokenizer", "chat_template"))
+    return path if same and same_text else None
+
+
+def _stale(settings: params.Refresh, measured: Mapping[str, Drift]) -> set[str]:
+    """The shards to write anew."""
+    match settings.policy:
+        case "all":
+            return set(measured)
+        case "drift":
+            assert settings.bound is not None
+            return {name for name, found in measured.items() if found.nats > settings.bound}
+        case "fraction":
+            assert settings.fraction is not None
+            furthest = sorted(measured, key=lambda name: (-measured[name].nats, name))
+            return set(furthest[: math.ceil(settings.fraction * len(furthest))])
+
+
+def _drift(store: Store, engine: OnDemand, path: Path, settings: params.Refresh) -> Drift:
+    """Measured once for one pair of shard and student."""
+    identity = {
+        "stage": "drift",
+        "version": drift.VERSION,
+        "model": engine.model.identity,
+        "engine": rollouts.engine_identity(settings),
+        "rollouts": shards.content(path, shards.ROLLOUTS, drift.COLUMNS),
+        "rows": settings.drift_rows,
+    }
+
+    def make(target: Path) -> None:
+        found = drift.measure(engine.open(), path, settings.drift_rows)
+        target.write_text(json.dumps({"identity": identity, "drift": asdict(found)}))
+
+    obtained = store.obtain(identity, make, ".json")
+    return Drift(**json.loads(store.path(obtained.entry.fingerprint, ".json").read_text())["drift"])
+
+
+def _floor(store: Store, engine: OnDemand, source: Path, settings: params.Refresh, round_: str) -> Drift:
+    """The drift of rollouts that this very student just wrote: what rounding between writing and scoring amounts to."""
+    identity = rollouts.identity(
+        "floor", VERSION, source, engine.model, settings, settings.sampling, 1, settings.seed, round=round_
+    )
+    make = partial(_write_few, source, identity, engine, settings)
+    obtained = store.obtain(identity, make)
+    return _drift(store, engine, store.path(obtained.entry.fingerprint, ".parquet"), settings)
+
+
+def _write_few(source: Path, identity: dict[str, Any], engine: OnDemand, settings: params.Refresh, path: Path) -> None:
+    from pipeline.prompts import load
+
+    few = load(source)[: settings.drift_rows]
+    with Bar(len(few), "refresh: floor") as bar:
+        rollouts.write(path, identity, few, engine.open(), engine.model, "student", progress=bar)
+
+
+def _write_drift(
+    path: Path,
+    settings: params.Refresh,
+    round_: str,
+    floor: Drift | None,
+    measured: Mapping[str, Drift],
+    wanted: Mapping[str, Mapping[str, Any]],
+    kept: set[str],
+) -> None:
+    facts = {
+        "round": round_,
+        "policy": settings.policy,
+        "bound": settings.bound,
+        "floor": None if floor is None else floor.nats,
+        "shards": {
+            name: {
+                "drift": measured[name].nats if name in measured else None,
+                "effective_sample_size": measured[name].effective_sample_size if name in measured else None,
+                "written_in": identity["round"],
+                "kept": name in kept,
+            }
+            for name, identity in wanted.items()
+        },
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def main(
+    round_: Annotated[str, typer.Option("--round", help="The round's name.")],
+    prompt_folder: Annotated[Path, typer.Option("--prompts", help="Prompts of the opd split.")],
+    student: Annotated[Path, typer.Option(help="The checkpoint that writes: that of the round before.")],
+    previous: Annotated[Path, typer.Option(help="Rollouts of the round before.")],
+    rollouts_out: Annotated[Path, typer.Option("--rollouts", help="Where the rollouts go.")],
+    grades_out: Annotated[Path, typer.Option("--grades", help="Where the grades go.")],
+    drift_out: Annotated[Path, typer.Option("--drift", help="Where the measured drift goes.")],
+    timing: command.TimingFile = None,
+    params_file: command.ParamsFile = command.PARAMS,
+    machine_file: command.MachineFile = command.MACHINE,
+    store: command.StoreFolder = command.STORE,
+) -> None:
+    """Read the settings and run the stage."""
+    settings, machine = command.settings(params_file, machine_file)
+    made = run(
+        settings.refresh, settings.grade, machine, Store(store),
+        round_, prompt_folder, student, previous, rollouts_out, grades_out, drift_out,
+    )  # fmt: skip
+    made.note(timing, "refresh", round_)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,50 @@
+"""Draw what a run did as one page that needs no network.
+
+    python -m stages.report --data data --out data/report/index.html
+
+Shown are accuracy by checkpoint, loss and KL by step, drift by round, tokens, bytes and seconds by stage, and a few
+rollouts token by token, of the rounds that params.yaml lists. What is not there yet is said to be missing.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline import command, params
+
+VERSION = 1  # raise it when the page changes; dvc repro then draws it anew
+log = logging.getLogger("report")
+
+
+def run(settings: params.Params, data: Path, out: Path) -> command.Made:
+    """Draw the page.
+
+    Raises:
+        PotstillError: a file that it reads is damaged.
+    """
+    from pipeline import report
+
+    started = time.monotonic()
+    facts = report.gather(data, list(settings.rounds), settings.report.rollouts)
+    page = report.render(facts, settings.report.title).encode()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(page)
+    tokens = sum(len(rollout.tokens) for rollout in facts.rollouts)
+    return command.Made(1, 0, tokens, len(page), time.monotonic() - started)
+
+
+def main(
+    params_file: command.ParamsFile = command.PARAMS,
+    data: Annotated[Path, typer.Option(help="The data folder.")] = Path("data"),
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("data/report/index.html"),
+) -> None:
+    """Draw the page."""
+    made = run(params.load(params_file), data, out)
+    log.info("%s: %.1f MB, open it in a browser", out, made.bytes / 1e6)
+
+
+if __name__ == "__main__":
+    command.run(main)

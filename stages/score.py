@@ -1,0 +1,153 @@
+"""Score every rollout once: each view's model says what it would have written, token by token.
+
+A shard of rollouts gives one shard of scores for each view, of the same name. What the store has already is not
+scored again, in whichever round or experiment it was made.
+"""
+
+import logging
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import command, lineage, models, params, scoring, shards
+from pipeline.command import Bar, Made
+from pipeline.engines import OnDemand
+from pipeline.errors import SettingsError
+from pipeline.scoring import VERSION as SCORING_VERSION
+from pipeline.scoring import Job
+from pipeline.store import Folder, Store, write_manifest
+
+VERSION = SCORING_VERSION
+log = logging.getLogger("score")
+
+
+def run(
+    settings: params.Score,
+    machine: params.Machine,
+    store: Store,
+    rollouts: Path,
+    prompts: Path,
+    teacher: Path,
+    student: Path,
+    previous: Path,
+    teacher_out: Path,
+    views_out: Path,
+) -> Made:
+    """Score what is missing, view by view, and link everything into the outputs."""
+    sources = shards.in_order(rollouts, "refresh")
+    by_view = {name: _model(name, view, teacher, student) for name, view in settings.views.items()}
+    _check(settings, by_view, sources)
+    for path in [*rollouts.glob("*.parquet"), *previous.rglob("*.parquet")]:
+        store.adopt(path)
+    folders = {}
+    for name, view in settings.views.items():
+        first = {other: settings.views[other] for other in view.support.same_as}
+        jobs = [
+            Job(source, prompts / source.name, view, by_view[name], tuple(
+                _first_pass(settings, machine, store, Job(source, prompts / source.name, own, by_view[other]))
+                for other, own in first.items()
+            ))
+            for source in sources
+        ]  # fmt: skip
+        folders[name] = Folder(store, teacher_out if name == "teacher" else views_out / name)
+        _obtain(settings, machine, folders[name], jobs, name)
+        folders[name].close()
+    _remove_others(views_out, set(folders))
+    made = Made.of(folders["teacher"], *(folder for name, folder in folders.items() if name != "teacher"))
+    per_token = made.bytes / max(1, made.tokens)
+    log.info(
+        "%d views of %d tokens in %s, %.0f bytes per token", len(folders), made.tokens, teacher_out.parent, per_token
+    )
+    return made
+
+
+def _model(name: str, view: params.View, teacher: Path, student: Path) -> models.Model:
+    """The record of a view's model."""
+    match view.model:
+        case "teacher":
+            return models.read(teacher)
+        case "student":
+            return models.read(student)
+    model, reference = models.record(view.model), models.read(teacher)
+    if model.tokenizer != reference.tokenizer or model.vocabulary != reference.vocabulary:
+        raise SettingsError(f"score.views.{name}.model: {model.name} has another vocabulary than {reference.name}.")
+    return model
+
+
+def _check(settings: params.Score, by_view: dict[str, models.Model], sources: list[Path]) -> None:
+    """What headers and settings tell, before a model loads."""
+    for name, view in settings.views.items():
+        model = by_view[name]
+        if (view.support.top_k or 0) > model.vocabulary:
+            raise SettingsError(
+                f"score.views.{name}.support.top_k is {view.support.top_k}, {model.name} has {model.vocabulary} token "
+                "ids. Lower it."
+            )
+        if view.target and view.model != "student":
+            scorer = lineage.sft_teacher(model.name, model.weights)
+            for source in sources:
+                lineage.check(lineage.of_rollouts(source), scorer, str(source), settings.allow_sft_teacher, "score")
+
+
+def _obtain(settings: params.Score, machine: params.Machine, folder: Folder, jobs: list[Job], name: str) -> None:
+    tail = "derived" if settings.engine == "vllm" and not settings.hidden_states else "exact"
+    wanted = [(job, scoring.identity(job, settings, tail)) for job in jobs]
+    missing = [shards.size(job.rollouts)[0] for job, identity in wanted if not folder.store.has(identity)]
+    log.info("view %s: %d of %d shards to score with %s", name, len(missing), len(jobs), jobs[0].model.name)
+    with OnDemand(jobs[0].model, settings, machine) as model, Bar(sum(missing), f"score {name}") as bar:
+        for job, identity in wanted:
+            folder.obtain(job.rollouts.name, identity, partial(_write, identity, job, model, bar))
+
+
+def _write(identity: dict[str, Any], job: Job, model: OnDemand, bar: Bar, path: Path) -> None:
+    scoring.write(path, identity, job, model.open(), bar)
+
+
+def _first_pass(settings: params.Score, machine: params.Machine, store: Store, job: Job) -> Path:
+    """Another view's own ids, without those that it asks for itself: two views may ask for each other's."""
+    own = job.view.model_copy(
+        update={"support": job.view.support.model_copy(update={"same_as": (), "behaviour": False})}
+    )
+    alone = Job(job.rollouts, job.prompts, own, job.model)
+    identity = scoring.identity(alone, settings, "exact")
+    with OnDemand(job.model, settings, machine) as model:
+        obtained = store.obtain(identity, lambda path: scoring.write(path, identity, alone, model.open()))
+    return store.path(obtained.entry.fingerprint, ".parquet")
+
+
+def _remove_others(views_out: Path, names: set[str]) -> None:
+    """Leave no view of an earlier run; the empty manifest is there because DVC warns of empty folders."""
+    views_out.mkdir(parents=True, exist_ok=True)
+    for path in views_out.iterdir():
+        if path.is_dir() and path.name not in names:
+            shutil.rmtree(path)
+    write_manifest(views_out, {})
+
+
+def main(
+    rollouts: Annotated[Path, typer.Option(help="The round's rollouts.")],
+    prompts: Annotated[Path, typer.Option(help="Prompts of the opd split, for contexts.")],
+    teacher: Annotated[Path, typer.Option(help="The teacher's record.")],
+    student: Annotated[Path, typer.Option(help="The student of the round before, for views of itself.")],
+    previous: Annotated[Path, typer.Option(help="Scores of the round before.")],
+    teacher_out: Annotated[Path, typer.Option("--teacher-out", help="Where the view `teacher` goes.")],
+    views_out: Annotated[Path, typer.Option("--views-out", help="Where the other views go, a folder each.")],
+    round_: Annotated[str, typer.Option("--round", help="The round's name, for the timing file.")] = "",
+    timing: command.TimingFile = None,
+    params_file: command.ParamsFile = command.PARAMS,
+    machine_file: command.MachineFile = command.MACHINE,
+    store: command.StoreFolder = command.STORE,
+) -> None:
+    """Read the settings and run the stage."""
+    settings, machine = command.settings(params_file, machine_file)
+    made = run(
+        settings.score, machine, Store(store), rollouts, prompts, teacher, student, previous, teacher_out, views_out
+    )
+    made.note(timing, "score", round_)
+
+
+if __name__ == "__main__":
+    command.run(main)

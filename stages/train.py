@@ -1,0 +1,137 @@
+"""Distil: train the student from the shards, with no teacher loaded.
+
+Which rollouts, views and columns the recipe reads decides the checkpoint's identity; where that is unchanged, the
+checkpoint is found, not trained again.
+"""
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import command, lineage, models, params, recipes, shards
+from pipeline.command import Made
+from pipeline.errors import SettingsError, ShardError
+from pipeline.loading import Rows, Shard
+from pipeline.recipes import Recipe
+from pipeline.store import Store
+
+VERSION = 1  # raise it when equal shards and settings would give another student
+log = logging.getLogger("train")
+
+
+def run(
+    settings: params.Train,
+    machine: params.Machine,
+    store: Store,
+    student: Path,
+    prompts: Path,
+    rollouts: Path,
+    teacher_scores: Path,
+    view_scores: Path,
+    out: Path,
+) -> Made:
+    """Train a round's student, or find it."""
+    from pipeline import checkpoints, training
+
+    start, sft_teacher = models.read(student), lineage.of_checkpoint(student)
+    recipe = recipes.load(settings.objective)
+    _check(recipe)
+    views = {*recipe.views, "teacher"}
+    folders = {view: teacher_scores if view == "teacher" else view_scores / view for view in views}
+    sources = [
+        Shard(path, {view: _scores(folder, view, path, recipe) for view, folder in folders.items()})
+        for path in shards.in_order(rollouts, "refresh")
+    ]
+    for source in sources:
+        for view in recipe.views:
+            _check_teacher(source.scores[view], sft_teacher, settings)
+    trained, held_out = _split(sources, prompts)
+    # The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
+    learned = [Shard(source.rollouts, {view: source.scores[view] for view in recipe.views}) for source in trained]
+    identity = checkpoints.identity(
+        "train", VERSION, start, recipe, settings,
+        data={source.rollouts.name: checkpoints.content(source) for source in learned},
+        held_out={source.rollouts.name: checkpoints.content(source) for source in held_out},
+        validate_every=settings.validate_every,
+    )  # fmt: skip
+
+    def plan(state: Path) -> training.Run:
+        return training.Run(
+            recipe,
+            Rows(learned),
+            settings,
+            machine,
+            state,
+            Rows(held_out) if held_out else None,
+            settings.validate_every,
+        )
+
+    facts = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(student)}}
+    obtained = checkpoints.obtain(store, out, identity, start, plan, facts)
+    log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, student)
+    return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
+
+
+def _check(recipe: Recipe) -> None:
+    others = [source for source in recipe.sources if source != "student"]
+    if others:
+        raise SettingsError(
+            f"train.objective `{recipe.name}` trains on responses of {', '.join(others)}; the train stage reads the "
+            "student's. Use it in `sft`."
+        )
+
+
+def _scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
+    """A view's scores of a shard; missing ones, and tails that are no numbers, are refused."""
+    path = folder / rollouts.name
+    if not path.exists():
+        raise ShardError(
+            f"{path} is missing: train.objective `{recipe.name}` needs the view `{view}`. Name it in score.views and "
+            "run `dvc repro score`."
+        )
+    if view in recipe.exact_views and (tail := shards.about(path)["identity"]["tail"]) != "exact":
+        raise ShardError(
+            f"{path} has {tail} tails, good to 2e-5 in probability but not in nats; train.objective `{recipe.name}` "
+            "reads them as numbers. Set `score.hidden_states: true` (or `score.engine: hf`) and run `dvc repro score`."
+        )
+    return path
+
+
+def _check_teacher(path: Path, sft_teacher: dict[str, Any], settings: params.Train) -> None:
+    identity = shards.about(path)["identity"]
+    lineage.check(sft_teacher, identity["model"], str(path), settings.allow_sft_teacher, "train")
+
+
+def _split(sources: list[Shard], prompts: Path) -> tuple[list[Shard], list[Shard]]:
+    """The shards to train on, and the held-out one."""
+    held_out = []
+    for source in sources:
+        column = shards.read(prompts / source.rollouts.name, shards.PROMPTS, ["split"]).column("split")
+        if column[0].as_py() == "validation":
+            held_out.append(source)
+    return [source for source in sources if source not in held_out], held_out
+
+
+def main(
+    student: Annotated[Path, typer.Option(help="The checkpoint to train: that of the round before.")],
+    prompts: Annotated[Path, typer.Option(help="Prompts of the opd split: they name the held-out bucket.")],
+    rollouts: Annotated[Path, typer.Option(help="The round's rollouts.")],
+    teacher_scores: Annotated[Path, typer.Option("--teacher-scores", help="The teacher's scores of them.")],
+    view_scores: Annotated[Path, typer.Option("--view-scores", help="Other views' scores, a folder each.")],
+    out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")],
+    round_: Annotated[str, typer.Option("--round", help="The round's name, for the timing file.")] = "",
+    timing: command.TimingFile = None,
+    params_file: command.ParamsFile = command.PARAMS,
+    machine_file: command.MachineFile = command.MACHINE,
+    store: command.StoreFolder = command.STORE,
+) -> None:
+    """Read the settings and run the stage."""
+    settings, machine = command.settings(params_file, machine_file)
+    made = run(settings.train, machine, Store(store), student, prompts, rollouts, teacher_scores, view_scores, out)
+    made.note(timing, "train", round_)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,1 @@
+"""Tests of Potstill; each file opens with what it compares with what."""

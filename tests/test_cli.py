@@ -1,0 +1,219 @@
+"""What the command line prints and how it ends, against the shards; and what `gc` may remove."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli, command, leftovers, store, transcript
+from pipeline.sql import Database
+from tests import example_data
+
+LATER = 1e11
+"""A time long after any file was written, seconds."""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("project")
+    example_data.tokenizer(example_data.make(root))
+    return root
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A project that a test may spoil."""
+    example_data.make(tmp_path)
+    return tmp_path
+
+
+def _run(root: Path, *arguments: str) -> None:
+    command.call(cli.app, "potstill", "potstill", [*arguments, "--data", str(root / "data")])
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_sql_prints_a_box(project: Path, capsys: pytest.CaptureFixture[str]):
+    _run(project, "sql", "-c", "select 40 + 2 as answer; select round from rollouts limit 0")
+    assert "│     42 │" in capsys.readouterr().out
+
+
+def test_sql_prints_csv(project: Path, capsys: pytest.CaptureFixture[str]):
+    _run(project, "sql", "--csv", "-c", "select count(*) as n from tokens")
+    tokens = sum(
+        entry.tokens
+        for folder, names in (("r2", None), ("r1", {"00001.parquet", "00002.parquet"}))
+        for name, entry in store.read_manifest(project / "data/rollouts" / folder).items()
+        if names is None or name in names
+    )
+    assert capsys.readouterr().out == f"n\n{tokens}\n"
+
+
+def test_sql_reads_statements_from_a_pipe(project: Path):
+    arguments = [sys.executable, "-m", "pipeline.cli", "sql", "--csv", "--data", str(project / "data")]
+    done = subprocess.run(arguments, input="select 1 as a;\nselect 2 as b;", capture_output=True, text=True, check=True)
+    assert done.stdout == "a\n1\nb\n2\n"
+
+
+def test_a_mistake_is_one_paragraph_and_exit_code_1(project: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        _run(project, "sql", "-c", "select nothing from rollouts")
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith("potstill: error: Binder Error")
+    assert "Traceback" not in told
+
+
+def test_arguments_that_cannot_be_end_with_exit_code_2(project: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        _run(project, "gc", "--older-than-days", "soon")
+    assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_ctrl_c_is_no_success(monkeypatch: pytest.MonkeyPatch, project: Path):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Database, "shown", interrupted)
+    with pytest.raises(SystemExit) as end:
+        _run(project, "sql", "-c", "select 1")
+    assert end.value.code == 130
+
+
+def test_show_prints_a_rollout_by_the_beginning_of_its_id(project: Path, capsys: pytest.CaptureFixture[str]):
+    with Database(project / "data") as database:
+        row = database.ask("select rollout_id, text from rollouts where text like '%=%' order by rollout_id limit 1")[0]
+    _run(project, "show", row["rollout_id"][:12])
+    out = capsys.readouterr().out
+    assert row["rollout_id"] in out
+    assert row["text"] + "<eos>" in out
+    assert "the teacher's likeliest" in out
+
+
+def test_show_refuses_an_id_that_is_unknown_or_not_enough(project: Path, capsys: pytest.CaptureFixture[str]):
+    for prefix, told in (("nothing", "no rollout's id begins with `nothing`"), ("", "several rollouts")):
+        with pytest.raises(SystemExit) as end:
+            _run(project, "show", prefix)
+        assert end.value.code == 1
+        assert told in capsys.readouterr().err
+
+
+def test_a_token_is_coloured_by_the_nats_between_student_and_teacher():
+    levels = [transcript.Token(0, "a", student, -3.0, ()).level for student in (-3.1, -2.6, -1.9, -8.0, 1.0)]
+    assert levels == [0, 1, 3, -5, 5]
+    assert transcript.Token(0, "a", -5.0, None, ()).level == 0
+
+
+def test_pieces_add_up_to_the_text():
+    """In a vocabulary that drops a word's leading space at the beginning of a text."""
+    words = ["▁two", "▁and", "▁two", "s"]
+
+    def decode(ids):
+        return "".join(words[token] for token in ids).replace("▁", " ").removeprefix(" ")
+
+    assert transcript.pieces([0, 1, 2, 3], decode) == ["two", " and", " two", "s"]
+
+
+def test_a_terminal_obeys_no_control_character():
+    assert transcript.visible("a\x1b[31m\x7f\x9b\n\tb") == "a␛[31m␡�\n\tb"
+
+
+def test_verify_counts_what_is_whole(project: Path, capsys: pytest.CaptureFixture[str]):
+    _run(project, "verify")
+    files = len([path for path in _files(project / "data") if path.suffix == ".parquet"])
+    assert f"{files} files in " in capsys.readouterr().out
+
+
+def test_verify_names_damaged_files(own: Path, capsys: pytest.CaptureFixture[str]):
+    cut = own / "data/scores/r1/teacher/00001.parquet"
+    whole = cut.read_bytes()
+    cut.unlink()
+    cut.write_bytes(whole[:-100])
+    missing = own / "data/grades/r2/00002.parquet"
+    missing.unlink()
+    with pytest.raises(SystemExit) as end:
+        _run(own, "verify")
+    assert end.value.code == 1
+    told = capsys.readouterr()
+    assert str(cut) in told.out
+    assert str(missing) in told.out
+    assert "2 of " in told.err
+    _run(own, "verify", str(own / "data/rollouts/r1"))
+
+
+def test_verify_refuses_to_verify_nothing(tmp_path: Path):
+    with pytest.raises(SystemExit) as end:
+        _run(tmp_path, "verify")
+    assert end.value.code == 1
+
+
+def test_gc_lists_nothing_that_an_output_refers_to(own: Path):
+    assert leftovers.find(own / "data", own / ".potstill", 0.0, LATER) == []
+
+
+def test_gc_spares_what_only_a_manifest_names(own: Path):
+    """An output that was copied, not linked, is an output all the same."""
+    path = own / "data/rollouts/r1/00001.parquet"
+    copy = path.read_bytes()
+    path.unlink()
+    path.write_bytes(copy)
+    assert leftovers.find(own / "data", own / ".potstill", 0.0, LATER) == []
+
+
+def test_gc_spares_what_only_a_link_holds(own: Path):
+    """DVC's cache links shards of experiments that no manifest in the workspace names any more."""
+    cache = own / "cache"
+    cache.mkdir()
+    for number, path in enumerate(sorted((own / "data/rollouts/r2").glob("*.parquet"))):
+        os.link(path, cache / str(number))
+    shutil.rmtree(own / "data/rollouts/r2")
+    assert leftovers.find(own / "data", own / ".potstill", 0.0, LATER) == []
+    shutil.rmtree(cache)
+    assert len(leftovers.find(own / "data", own / ".potstill", 0.0, LATER)) == 2, "the kept shard is still in r1"
+
+
+def test_gc_removes_only_when_told(own: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.rmtree(own / "data/scores/r2")
+    before = _files(own / ".potstill")
+    arguments = ["gc", "--older-than-days", "0", "--state", str(own / ".potstill")]
+    _run(own, *arguments)
+    assert _files(own / ".potstill") == before
+    assert "4 entries" in capsys.readouterr().out
+    _run(own, *arguments, "--remove")
+    assert len(before - _files(own / ".potstill")) == 8, "four shards and the notes on them"
+    _run(own, "verify")
+
+
+def test_gc_spares_the_young(own: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.rmtree(own / "data/scores/r2")
+    _run(own, "gc", "--remove", "--state", str(own / ".potstill"))
+    assert "0 entries" in capsys.readouterr().out
+
+
+def test_gc_lists_folders_half_written_files_and_finished_training(own: Path):
+    state = own / ".potstill"
+    identity = {"stage": "train"}
+    made = store.Store(state / "store").obtain(identity, _checkpoint, "").entry.fingerprint
+    half = state / "store" / made[:2] / f"{made}.making-0123.parquet"
+    half.write_bytes(b"PAR1")
+    for name in (made, "unfinished"):
+        (state / "training" / name).mkdir(parents=True)
+        (state / "training" / name / "state.pt").write_bytes(b"weights")
+    found = leftovers.find(own / "data", state, 0.0, LATER)
+    assert {leftover.paths[0].name for leftover in found} == {made, half.name}
+    assert [leftover.paths[0].parent.name for leftover in found] == [made[:2], made[:2], "training"]
+    for leftover in found:
+        leftover.remove()
+    assert leftovers.find(own / "data", state, 0.0, LATER) == []
+    assert (state / "training" / "unfinished" / "state.pt").exists()
+
+
+def _checkpoint(path: Path) -> None:
+    path.mkdir()
+    (path / "model.safetensors").write_bytes(b"weights")

@@ -1,0 +1,220 @@
+"""The demo's sums against arithmetic and the grader; its tokenizers and models against what is asked of any model."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import demo, grading, loading, models, params, shards
+from pipeline.errors import ModelError, PromptError, SettingsError
+from pipeline.store import Store
+from stages import models as stage
+
+SIZE = params.TinyModel(layers=1, hidden=16, heads=2)
+QUESTION = "17+48+25=?"
+Kind = Literal["characters", "bpe"]
+Architecture = Literal["qwen3", "llama"]
+kinds = pytest.mark.parametrize("kind", ["characters", "bpe"])
+architectures = pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+
+
+def saved(folder: Path, kind: Kind = "characters", architecture: Architecture = "qwen3", seed: int = 0) -> models.Model:
+    tokenizer = demo.make_tokenizer(kind)
+    demo.make_model(SIZE, architecture, tokenizer, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return models.record(str(folder))
+
+
+def test_answer_and_hint_are_what_arithmetic_says():
+    for row in demo.sums(3, 200):
+        first, second, third = map(int, row["question"].removesuffix("=?").split("+"))
+        assert row["answer"] == str(first + second + third)
+        assert row["hint"] == f"{first}+{second}={first + second}"
+        assert all(10 <= number <= 99 for number in (first, second, third))
+
+
+def test_sums_are_distinct_and_follow_from_the_seed():
+    drawn = list(demo.sums(1, 5000))
+    assert len({row["question"] for row in drawn}) == 5000
+    assert drawn == list(demo.sums(1, 5000))
+    assert drawn != list(demo.sums(2, 5000))
+
+
+def test_every_number_occurs_at_every_place():
+    questions = [row["question"].removesuffix("=?").split("+") for row in demo.sums(1, 5000)]
+    for place in range(3):
+        assert {int(question[place]) for question in questions} == set(range(10, 100))
+
+
+def test_more_sums_than_there_are_is_an_error_before_the_first():
+    with pytest.raises(PromptError, match=r"at most 729000 .*limit: 729001"):
+        demo.sums(0, 729_001)
+
+
+def test_a_solution_shows_its_working_and_is_graded_as_right():
+    assert demo.solution(QUESTION) == "17+48=65\n65+25=90\n#### 90"
+    rows = list(demo.sums(5, 50))
+    with grading.open_grader(params.Grade(grader="exact")) as grader:
+        right = grader.grade([demo.solution(row["question"]) for row in rows], [row["answer"] for row in rows])
+        wrong = grader.grade([demo.solution(QUESTION)], ["91"])
+    assert [grade.correct for grade in right] == [True] * 50
+    assert wrong[0].correct is False
+
+
+def test_a_hint_is_the_first_line_of_the_solution():
+    for row in demo.sums(5, 50):
+        assert demo.solution(row["question"]).startswith(row["hint"] + "\n")
+
+
+@kinds
+def test_a_saved_tokenizer_gives_back_every_printable_character(kind: Kind, tmp_path: Path):
+    tokenizer = saved(tmp_path, kind).load_tokenizer()
+    text = "\n".join(["".join(map(chr, range(32, 127))), " two  spaces , and a comma", demo.solution(QUESTION)])
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_characters_are_tokens_and_unknown_ones_are_seen_to_be():
+    tokenizer = demo.character_tokenizer()
+    assert len(tokenizer.encode(demo.solution(QUESTION))) == len(demo.solution(QUESTION))
+    assert tokenizer.decode(tokenizer.encode("aé b")) == "a<|unknown|> b"
+
+
+def test_byte_pairs_shorten_sums_and_know_every_text():
+    tokenizer = demo.make_tokenizer("bpe")
+    assert len(tokenizer) == demo.BPE_TOKENS
+    assert len(tokenizer.encode(demo.solution(QUESTION))) < len(demo.solution(QUESTION))
+    assert tokenizer.decode(tokenizer.encode("aé b 漢")) == "aé b 漢"
+
+
+@kinds
+def test_a_prompt_costs_one_token_for_each_mark(kind: Kind, tmp_path: Path):
+    tokenizer = saved(tmp_path, kind).load_tokenizer()
+    ids = models.render(tokenizer, [{"role": "user", "content": QUESTION}])
+    assert tokenizer.decode(ids) == f"<|user|>{QUESTION}<|assistant|>"
+    assert len(ids) == len(tokenizer.encode(QUESTION)) + 2
+
+
+@kinds
+def test_system_messages_hints_and_earlier_turns_are_rendered(kind: Kind):
+    tokenizer = demo.make_tokenizer(kind)
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "#### 90"},
+        {"role": "user", "content": "Again!\n\nHint: 17+48=65"},
+    ]
+    assert tokenizer.decode(models.render(tokenizer, messages)) == (
+        f"<|system|>Be brief.<|user|>{QUESTION}<|assistant|>#### 90<|end|><|user|>Again!\n\nHint: 17+48=65<|assistant|>"
+    )
+
+
+@architectures
+@kinds
+def test_a_made_model_can_be_recorded_and_fits_another_of_its_tokenizer(
+    kind: Kind, architecture: Architecture, tmp_path: Path
+):
+    teacher = saved(tmp_path / "teacher", kind, architecture)
+    student = saved(tmp_path / "student", kind, "qwen3", seed=1)
+    models.check_pair(teacher, student)
+    tokenizer = teacher.load_tokenizer()
+    assert teacher.vocabulary == teacher.tokens == len(tokenizer)
+    assert teacher.eos_ids == (tokenizer.eos_token_id,)
+    assert teacher.context == demo.CONTEXT
+    assert teacher.weights != student.weights
+
+
+@architectures
+def test_weights_follow_from_the_seed_alone(architecture: Architecture):
+    tokenizer = demo.character_tokenizer()
+    state = torch.get_rng_state()
+    one, same, other = (demo.make_model(SIZE, architecture, tokenizer, seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    assert all(weight.dtype == torch.float32 for weight in one.values())
+
+
+def test_models_of_different_tokenizers_are_refused(tmp_path: Path):
+    with pytest.raises(ModelError, match=r"models\.teacher \(.*different tokenizers"):
+        models.check_pair(saved(tmp_path / "a", "characters"), saved(tmp_path / "b", "bpe"))
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path):
+    demo.make_model(SIZE, "qwen3", demo.character_tokenizer(), 0).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has no tokenizer"):
+        models.record(str(tmp_path))
+
+
+def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
+    tokenizer, path = demo.character_tokenizer(), tmp_path / "examples.parquet"
+    demo.write_examples(path, tokenizer, 7, 100)
+    rows = loading.Rows([loading.Shard(path, {})])
+    assert rows.count == 100
+    question = next(demo.sums(7, 1))["question"]
+    table = shards.read_group(path, shards._parquet(path), 0, loading.ROLLOUT_COLUMNS)
+    assert tokenizer.decode(table["prompt_ids"][0].as_py()) == f"<|user|>{question}<|assistant|>"
+    assert tokenizer.decode(table["response_ids"][0].as_py()) == f"{demo.solution(question)}<|end|>"
+    packs = rows.batch(rows.sequential()[:4], 1000)
+    total = sum(columns.weights["token_mean"].sum() for _, columns in packs)
+    np.testing.assert_allclose(total, 1.0, rtol=1e-6)
+
+
+class TestStage:
+    """`stages.models`, with models so small that training them takes a moment."""
+
+    def settings(self, folder: Path, steps: int = 3, **changes: object) -> params.Models:
+        training = params.Training(steps=steps, batch=8, learning_rate=1e-3)
+        own = params.Demo(teacher=SIZE, student=SIZE, examples=64, training=training).model_copy(update=changes)
+        return params.Models(teacher=str(folder / "demo/teacher"), student=str(folder / "demo/student"), demo=own)
+
+    def run(self, folder: Path, settings: params.Models) -> tuple[stage.Made, models.Model, models.Model]:
+        records = (folder / "teacher.json", folder / "student.json")
+        store, state = Store(folder / "store"), folder / "state"
+        made = stage.run(settings, params.Machine(device="cpu"), store, state, folder / "demo", records)
+        return made, models.read(records[0]), models.read(records[1])
+
+    def test_both_are_made_once_and_then_found(self, tmp_path: Path):
+        first, teacher, student = self.run(tmp_path, self.settings(tmp_path))
+        again, *same = self.run(tmp_path, self.settings(tmp_path))
+        assert (first.made, first.found, again.made, again.found) == (2, 0, 0, 2)
+        assert [teacher, student] == same
+        assert not list((tmp_path / "state").glob("*"))
+
+    def test_training_settings_make_another_teacher_but_no_other_student(self, tmp_path: Path):
+        _, teacher, student = self.run(tmp_path, self.settings(tmp_path))
+        made, other, same = self.run(tmp_path, self.settings(tmp_path, steps=4))
+        assert made.made == 1
+        assert (teacher.weights != other.weights, student) == (True, same)
+
+    def test_how_often_a_state_is_saved_makes_no_other_teacher(self, tmp_path: Path):
+        self.run(tmp_path, self.settings(tmp_path))
+        settings = self.settings(tmp_path)
+        assert settings.demo is not None
+        often = settings.demo.training.model_copy(update={"save_every": 1})
+        made, *_ = self.run(tmp_path, self.settings(tmp_path, training=often))
+        assert made.made == 0
+
+    def test_other_names_than_the_made_models_are_refused(self, tmp_path: Path):
+        settings = self.settings(tmp_path).model_copy(update={"student": "Qwen/Qwen3-4B@main"})
+        with pytest.raises(
+            SettingsError, match=r"models\.student: .*demo/student; expected that, found `Qwen/Qwen3-4B"
+        ):
+            self.run(tmp_path, settings)
+
+    def test_models_of_ones_own_are_recorded_and_the_demo_folder_is_empty(self, tmp_path: Path):
+        saved(tmp_path / "a")
+        saved(tmp_path / "b", seed=1)
+        (tmp_path / "demo/teacher").mkdir(parents=True)  # an earlier demo's
+        settings = params.Models(teacher=str(tmp_path / "a"), student=str(tmp_path / "b"))
+        made, teacher, student = self.run(tmp_path, settings)
+        assert (made.made, list((tmp_path / "demo").iterdir())) == (0, [])
+        assert (teacher.name, student.name) == (settings.teacher, settings.student)
+
+    def test_nothing_is_recorded_of_two_that_do_not_fit(self, tmp_path: Path):
+        saved(tmp_path / "a")
+        saved(tmp_path / "b", "bpe")
+        with pytest.raises(ModelError, match="different tokenizers"):
+            self.run(tmp_path, params.Models(teacher=str(tmp_path / "a"), student=str(tmp_path / "b")))
+        assert not (tmp_path / "teacher.json").exists()

@@ -25,15 +25,20 @@ def identity(
         more: the data, by content; the teacher of the SFT data.
     """
     shared = (training.VERSION, loading.VERSION, objectives.VERSION, head.VERSION)
-    learning = params.Training.model_validate({name: getattr(settings, name) for name in params.Training.model_fields})
     return {
         "stage": stage,
         "version": [version, *shared],
         "start": start.identity,
         "terms": [term.model_dump(exclude_defaults=True) for term in recipe.terms],
-        "settings": learning.model_dump(mode="json", exclude={"save_every"}),
+        "settings": settings.model_dump(mode="json", include=_LEARNING),
         **more,
     }
+
+
+_LEARNING = {
+    "steps", "batch", "learning_rate", "schedule", "warmup", "betas", "weight_decay", "clip", "precision", "seed",
+}  # fmt: skip
+"""The settings of training that change its numbers; `save_every` does not."""
 
 
 def obtain(

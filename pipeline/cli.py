@@ -204,3 +204,23 @@ def gc(
 
 if __name__ == "__main__":
     main()
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe to explain; without it, all are listed.")] = None,
+) -> None:
+    """List the objectives that `train.objective` can name, or explain one: its paper, its terms, what it needs."""
+    from pipeline import recipes as known
+
+    if name is None:
+        for each in map(known.load, known.names()):
+            print(f"{each.name:20} {each.paper}")
+        return
+    recipe = known.load(name)
+    print(f"{recipe.name}: {recipe.paper}\n\n{recipe.description.strip()}\n")
+    print(f"fidelity: {recipe.fidelity.level}. {recipe.fidelity.note}")
+    exact = f" with exact tails: {', '.join(recipe.exact_views)}" if recipe.exact_views else ""
+    print(f"needs: responses of {', '.join(recipe.sources)}; views: {', '.join(recipe.views) or 'none'}{exact}")
+    for number, term in enumerate(recipe.terms, 1):
+        facts = term.model_dump(exclude_none=True)

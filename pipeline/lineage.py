@@ -6,7 +6,6 @@ at the teacher (arXiv:2604.13010, theorems 3.8 and 3.9).
 """
 
 from pathlib import Path
-from typing import Any
 
 from pipeline import models, shards
 from pipeline.errors import ConsistencyError
@@ -26,10 +25,17 @@ def of_checkpoint(folder: Path) -> dict[str, str]:
 
 def of_rollouts(path: Path) -> dict[str, str]:
     """The teacher that the writer of a shard learned from."""
-    return shards.about(path)["identity"].get("sft_teacher", sft_teacher(UNKNOWN, UNKNOWN))
+    about = shards.about(path)
+    return sft_teacher(about["made_with"].get("sft_teacher", UNKNOWN), about["identity"].get("sft_teacher", UNKNOWN))
 
 
-def check(sft: dict[str, Any], scorer: dict[str, Any], where: str, allowed: str | None, setting: str) -> None:
+def of_scores(path: Path) -> dict[str, str]:
+    """The model that scored a shard. Names are recorded and not hashed: a teacher may move to another folder."""
+    about = shards.about(path)
+    return sft_teacher(about["made_with"]["model"], about["identity"]["model"]["weights"])
+
+
+def check(sft: dict[str, str], scorer: dict[str, str], where: str, allowed: str | None, setting: str) -> None:
     """Refuse scores by another teacher than that of the SFT data.
 
     Args:

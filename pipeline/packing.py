@@ -14,6 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 
+SPREAD = 4
+"""A row is at most so many times as wide as the first sequence in it."""
+
+
 @dataclass(frozen=True)
 class Pack:
     """Sequences of prompt and response in `row` rows of one width, and where their responses are predicted.
@@ -46,9 +50,10 @@ class Pack:
 def plan(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[list[list[int]]]:
     """Spread sequences over packs: pack → row → sequences.
 
-    Longest first, each into the first row with room (first-fit decreasing). A pack is as wide as its longest
-    sequence and has as many rows as `tokens` allow; a sequence longer than that has a pack of its own. Sequences of
-    similar length share a pack, so little is padding.
+    Longest first, each into the first row with room (first-fit decreasing). A row is as wide as the longest sequence,
+    but no wider than `SPREAD` times the one that opens it: attention costs the square of a row's width, so short
+    sequences have narrow rows of their own. Rows are cut into packs of similar fill; a sequence longer than `tokens`
+    has a pack of its own.
 
     Args:
         lengths: tokens of each sequence.
@@ -58,21 +63,28 @@ def plan(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[list[list[int
     packs = []
     while waiting:
         width = int(lengths[waiting[0]])
+        if width > tokens:
+            packs.append([[waiting.pop(0)]])
+            continue
         rows: list[list[int]] = []
-        room: list[int] = []
-        most, left = max(1, tokens // width), []
+        filled: list[int] = []
+        left = []
         for index in waiting:
             length = int(lengths[index])
-            row = next((number for number, free in enumerate(room) if free >= length), None)
-            if row is None and len(rows) < most:
-                rows.append([index])
-                room.append(width - length)
-            elif row is not None:
+            row = next((number for number, taken in enumerate(filled) if taken + length <= width), None)
+            if row is not None:
                 rows[row].append(index)
-                room[row] -= length
+                filled[row] += length
+            elif length * SPREAD >= width:
+                rows.append([index])
+                filled.append(length)
             else:
                 left.append(index)
-        packs.append(rows)
+        fullest = sorted(range(len(rows)), key=lambda row: (-filled[row], row))
+        while fullest:
+            most = tokens // filled[fullest[0]]
+            packs.append([rows[row] for row in fullest[:most]])
+            fullest = fullest[most:]
         waiting = left
     return packs
 

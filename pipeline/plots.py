@@ -143,7 +143,8 @@ def _drift_points(drifts: Mapping[str, Mapping[str, Any]], kept: bool) -> list[t
             if shard["drift"] is not None and shard["kept"] == kept:
                 across = place + 0.5 * ((number + 0.5) / len(shards) - 0.5)
                 share = _share(shard["effective_sample_size"])
-                told = f"{name}, written in {shard['written_in']}, effective sample size {share}"
+                fate = f"kept from {shard['written_in']}" if kept else "written anew after this"
+                told = f"{name}, {fate}, effective sample size {share}"
                 points.append((across, shard["drift"], told))
     return points
 

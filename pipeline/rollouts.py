@@ -3,6 +3,7 @@
 import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from pipeline import models, params, shards, store
 from pipeline.command import Bar
-from pipeline.engines import Engine, OnDemand, Progress, Request, Response
+from pipeline.engines import OnDemand, Progress, Request, Response
 from pipeline.made_with import versions
 from pipeline.prompts import Prompt, load
 from pipeline.ragged import Ragged
@@ -60,7 +61,7 @@ def identity(
         "format": shards.VERSION,
         "model": model.identity,
         "engine": engine_identity(settings),
-        "sampling": sampling.model_dump(),
+        "sampling": sampling.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"}),
         "samples": samples,
         "seed": seed,
         "prompts": shards.content(prompts, shards.PROMPTS, PROMPT_COLUMNS),
@@ -73,48 +74,48 @@ def request_seed(seed: int, round_: str, prompt_id: str, sample: int) -> int:
     return int(shards.digest(str(seed), round_, prompt_id, str(sample))[:16], 16) >> 1
 
 
-def obtain(
-    folder: Folder,
-    wanted: Sequence[tuple[Path, dict[str, Any]]],
-    model: OnDemand,
-    source: str,
-    what: str,
-    top_k: int = 0,
-) -> None:
+@dataclass(frozen=True)
+class Author:
+    """Who writes, and what is kept of it.
+
+    Attributes:
+        model: opened when something is to be written.
+        source: `student` or `teacher`.
+        top_k: the model's own likeliest ids that are kept at each position.
+        made_with: what the footer records besides the libraries, and nobody hashes.
+    """
+
+    model: OnDemand
+    source: str
+    top_k: int = 0
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+
+def obtain(folder: Folder, wanted: Sequence[tuple[Path, dict[str, Any]]], author: Author, what: str) -> None:
     """Write what the store does not have, under one progress bar, and link everything into the output.
 
     Args:
         folder: the output.
         wanted: shards of prompts, each with the identity of its rollouts.
-        model: that writes; it is opened only if something is to be written.
-        source: as for `write`.
-        what: the stage, for the bar.
-        top_k: as for `write`.
+        author: who writes.
+        what: the stage, for the bar and the log.
     """
     missing = [
         shards.size(prompts)[0] * identity["samples"] for prompts, identity in wanted if not folder.store.has(identity)
     ]
-    logging.getLogger(what).info("%d of %d shards to write with %s", len(missing), len(wanted), model.model.name)
+    name = author.model.model.name
+    logging.getLogger(what).info("%d of %d shards to write with %s", len(missing), len(wanted), name)
     with Bar(sum(missing), what) as bar:
         for prompts, identity in wanted:
-            folder.obtain(prompts.name, identity, partial(_write, prompts, identity, model, source, top_k, bar))
+            folder.obtain(prompts.name, identity, partial(_write, prompts, identity, author, bar))
 
 
-def _write(
-    prompts: Path, identity: dict[str, Any], model: OnDemand, source: str, top_k: int, bar: Progress, path: Path
-) -> None:
-    write(path, identity, load(prompts), model.open(), model.model, source, top_k, bar)
+def _write(prompts: Path, identity: dict[str, Any], author: Author, bar: Progress, path: Path) -> None:
+    write(path, identity, load(prompts), author, bar)
 
 
 def write(
-    path: Path,
-    identity: Mapping[str, Any],
-    prompts: Sequence[Prompt],
-    engine: Engine,
-    model: models.Model,
-    source: str,
-    top_k: int = 0,
-    progress: Progress | None = None,
+    path: Path, identity: Mapping[str, Any], prompts: Sequence[Prompt], author: Author, progress: Progress | None = None
 ) -> None:
     """Write one shard: every sample of every prompt, in their order.
 
@@ -122,14 +123,11 @@ def write(
         path: of the new file.
         identity: as `identity` gives it; the settings are read from it, so that no other can be used.
         prompts: of one bucket.
-        engine: the model, open.
-        model: its record.
-        source: `student` or `teacher`.
-        top_k: the behaviour's likeliest ids that are kept.
+        author: who writes.
         progress: told of finished responses.
     """
     sampling = params.Sampling.model_validate(identity["sampling"])
-    round_ = str(identity.get("round", ""))
+    round_, model = str(identity.get("round", "")), author.model.model
     tokenizer = model.load_tokenizer()
     prompt_ids = [models.render(tokenizer, prompt.messages) for prompt in prompts]
     asked = [
@@ -138,7 +136,7 @@ def write(
         for sample in range(identity["samples"])
     ]
     requests = [Request(ids, request_seed(identity["seed"], round_, prompt.prompt_id, n)) for prompt, ids, n in asked]
-    responses = engine.generate(requests, sampling, top_k, progress)
+    responses = author.model.open().generate(requests, sampling, author.top_k, progress)
     texts = tokenizer.batch_decode([response.ids for response in responses], skip_special_tokens=True)
     rows = len(responses)
     columns: dict[str, Any] = {
@@ -148,7 +146,7 @@ def write(
         ],
         "prompt_id": [prompt.prompt_id for prompt, _, _ in asked],
         "sample": [sample for _, _, sample in asked],
-        "source": [source] * rows,
+        "source": [author.source] * rows,
         "behaviour": [model.weights] * rows,
         "written_in": [round_] * rows,
         "prompt_ids": _lists([ids for _, ids, _ in asked], pa.int32()),
@@ -160,9 +158,8 @@ def write(
         "finish_reason": [response.finish_reason for response in responses],
         "text": texts,
     }
-    with shards.Writer(
-        path, shards.ROLLOUTS, dict(identity), versions(*LIBRARIES[identity["engine"]["engine"]])
-    ) as writer:
+    footer = {**versions(*LIBRARIES[identity["engine"]["engine"]]), **author.made_with}
+    with shards.Writer(path, shards.ROLLOUTS, dict(identity), footer) as writer:
         writer.write(pa.table(columns, shards.ROLLOUTS))
 
 

@@ -60,7 +60,7 @@ def identity(job: Job, settings: params.Score, tail: str) -> dict[str, Any]:
         "stage": "score",
         "version": [VERSION, head.VERSION],
         "format": shards.VERSION,
-        "model": {"name": job.model.name, "weights": job.model.weights},
+        "model": {"weights": job.model.weights},
         "engine": rollouts.engine_identity(settings),
         "tail": tail,
         "entropies": settings.entropies and tail == "exact",
@@ -90,8 +90,8 @@ def write(path: Path, identity: Mapping[str, Any], job: Job, engine: Engine, pro
     asked = [
         shards.groups(other, shards.SCORES, ("rollout_id", "support_ids", "own", "skipped")) for other in job.asked
     ]
-    libraries = rollouts.LIBRARIES[identity["engine"]["engine"]]
-    with shards.Writer(path, shards.SCORES, dict(identity), versions(*libraries)) as writer:
+    made_with = {**versions(*rollouts.LIBRARIES[identity["engine"]["engine"]]), "model": job.model.name}
+    with shards.Writer(path, shards.SCORES, dict(identity), made_with) as writer:
         for group in shards.groups(job.rollouts, shards.ROLLOUTS, columns):
             contexts = [_context(job, tokenizer, prompts.get(row), ids) for row, ids in _rows(group)]
             writer.write(_score(group, contexts, [next(other) for other in asked], engine, support, progress))

@@ -203,7 +203,10 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     path = folder / MANIFEST
     if not path.exists():
         raise ShardError(f"{folder} has no {MANIFEST}: its stage has not finished. Run `dvc repro`.")
-    return {name: Entry(**entry) for name, entry in json.loads(path.read_text()).items()}
+    try:
+        return {name: Entry(**entry) for name, entry in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise ShardError(f"{path} is cut off or damaged. Remove it and run `dvc checkout {folder}`.") from None
 
 
 def verify(folder: Path) -> list[str]:

@@ -18,6 +18,7 @@ from pipeline.engines import OnDemand
 from pipeline.evaluation import Answered
 from pipeline.grades import Grading
 from pipeline.prompts import load
+from pipeline.rollouts import Author
 from pipeline.store import Store
 
 VERSION = 1  # raise it when a metric would change
@@ -76,7 +77,7 @@ def run(
 
 
 def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, path: Path) -> None:
-    rollouts.write(path, identity, load(source), engine.open(), engine.model, "student", progress=bar)
+    rollouts.write(path, identity, load(source), Author(engine, "student"), bar)
 
 
 def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[Path]) -> Answered:

@@ -19,6 +19,7 @@ from pipeline import command, drift, grades, lineage, models, params, rollouts, 
 from pipeline.command import Bar, Made
 from pipeline.drift import Drift
 from pipeline.engines import OnDemand
+from pipeline.rollouts import Author
 from pipeline.store import Folder, Store
 
 VERSION = 1  # raise it when the responses would change; older shards are then written anew
@@ -62,7 +63,9 @@ def run(
         wanted |= {name: shards.about(path)["identity"] for name, path in kept.items()}
         folder = Folder(store, rollouts_out)
         pairs = [(source, wanted[source.name]) for source in sources]
-        rollouts.obtain(folder, pairs, engine, "student", "refresh", settings.behaviour_top_k)
+        taught_by = {"sft_teacher": lineage.of_checkpoint(student)["name"]}
+        author = Author(engine, "student", settings.behaviour_top_k, taught_by)
+        rollouts.obtain(folder, pairs, author, "refresh")
     graded = Folder(store, grades_out)
     grades.fill(graded, grade, sources, rollouts_out)
     folder.close()
@@ -89,7 +92,7 @@ def _identity(
         settings.samples,
         settings.seed,
         round=round_,
-        sft_teacher=lineage.of_checkpoint(student),
+        sft_teacher=lineage.of_checkpoint(student)["weights"],
         behaviour_top_k=settings.behaviour_top_k or None,
     )
 
@@ -153,7 +156,7 @@ def _write_few(source: Path, identity: dict[str, Any], engine: OnDemand, setting
 
     few = load(source)[: settings.drift_rows]
     with Bar(len(few), "refresh: floor") as bar:
-        rollouts.write(path, identity, few, engine.open(), engine.model, "student", progress=bar)
+        rollouts.write(path, identity, few, Author(engine, "student"), bar)
 
 
 def _write_drift(

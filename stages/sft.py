@@ -63,7 +63,9 @@ def _train(
     ]
     recipe = recipes.load("sft")
     data: dict[str, Any] = {source.rollouts.name: checkpoints.content(source) for source in sources}
-    identity = checkpoints.identity("sft", VERSION, start, recipe, settings, data=data, sft_teacher=sft_teacher)
+    identity = checkpoints.identity(
+        "sft", VERSION, start, recipe, settings, data=data, sft_teacher=sft_teacher["weights"]
+    )
 
     def plan(state: Path) -> training.Run:
         rows = Rows(sources)

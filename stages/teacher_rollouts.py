@@ -13,6 +13,7 @@ import typer
 from pipeline import command, grades, models, params, rollouts, shards
 from pipeline.command import Made
 from pipeline.engines import OnDemand
+from pipeline.rollouts import Author
 from pipeline.store import Folder, Store
 
 VERSION = 1  # raise it when the responses would change; older shards are then written anew
@@ -41,7 +42,7 @@ def run(
     folder, graded = Folder(store, rollouts_out), Folder(store, grades_out)
     pairs = list(zip(sources, identities, strict=True))
     with OnDemand(model, settings, machine) as engine:
-        rollouts.obtain(folder, pairs, engine, "teacher", log.name)
+        rollouts.obtain(folder, pairs, Author(engine, "teacher"), log.name)
     grades.fill(graded, grade, sources, rollouts_out)
     folder.close()
     graded.close()

@@ -6,7 +6,7 @@ checkpoint is found, not trained again.
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -99,9 +99,8 @@ def _scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
     return path
 
 
-def _check_teacher(path: Path, sft_teacher: dict[str, Any], settings: params.Train) -> None:
-    identity = shards.about(path)["identity"]
-    lineage.check(sft_teacher, identity["model"], str(path), settings.allow_sft_teacher, "train")
+def _check_teacher(path: Path, sft_teacher: dict[str, str], settings: params.Train) -> None:
+    lineage.check(sft_teacher, lineage.of_scores(path), str(path), settings.allow_sft_teacher, "train")
 
 
 def _split(sources: list[Shard], prompts: Path) -> tuple[list[Shard], list[Shard]]:

@@ -386,13 +386,13 @@ def main():
         print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
         if sys.argv[2] == "end":
             return
-        kill_at = [50]
+        kill_at = [5]
         def progress(rows, tokens):
             kill_at[0] -= 1
             if kill_at[0] == 0 and sys.argv[2] == "core":
                 [core.kill() for core in cores()]
         while True:
-            engine.generate(requests, params.Sampling(max_tokens=100), progress=progress)
+            engine.generate(requests, params.Sampling(max_tokens=20), progress=progress)
 
 
 if __name__ == "__main__":

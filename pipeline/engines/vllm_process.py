@@ -3,9 +3,12 @@
 import contextlib
 import importlib.metadata
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -115,6 +118,7 @@ class Runner:
         self.name = name
         self._lora = LoRARequest("adapter", 1, str(Path(adapter).resolve())) if adapter else None
         self._watch = _start_watch()
+        others = set(multiprocessing.active_children())
         try:
             with _without_warnings(), _environment(_ONLY_VLLM):
                 # Not `vllm.LLM`: its pooling runner insists on a tokenizer, and ids come in and go out here.
@@ -122,6 +126,7 @@ class Runner:
         except Exception as error:  # vLLM raises of every kind here: pydantic, torch, its own, plain RuntimeError
             self._end_watch(b"")
             raise EngineError(f"vLLM cannot open {name}: {_reason(error)}") from error
+        self._wake_at_death(set(multiprocessing.active_children()) - others)
 
     @property
     def context(self) -> int:
@@ -168,6 +173,21 @@ class Runner:
         from vllm.inputs import tokens_input
 
         self._engine.add_request(str(number), tokens_input(list(job.ids)), job.parameters, lora_request=self._lora)
+
+    def _wake_at_death(self, processes: set[multiprocessing.process.BaseProcess]) -> None:
+        """Have `step` raise when vLLM's process is gone."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if not processes:
+            return
+        outputs = self._engine.engine_core.outputs_queue  # pyright: ignore[reportAttributeAccessIssue]
+
+        def wait() -> None:
+            multiprocessing.connection.wait([process.sentinel for process in processes])
+            # vLLM 0.32 notes that a killed process is gone, yet whoever waits for its next output waits for ever.
+            outputs.put_nowait(EngineDeadError())
+
+        threading.Thread(target=wait, daemon=True).start()
 
     def _told(self, error: Exception) -> EngineError:
         from vllm.exceptions import VLLMClientError

@@ -1,0 +1,44 @@
+# Every target sets up .venv by itself. `make` alone says what there is.
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check clean clean-data
+.DELETE_ON_ERROR:
+
+# The stages of dvc.yaml call `python`: it has to be the one of .venv.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+READY := .venv/.ready
+
+help: ## Say what there is
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+$(READY): pyproject.toml .ci/setup
+	@.ci/setup
+
+demo: $(READY) ## Run the whole pipeline as params.yaml says: the demo, on a CPU, in minutes
+	@dvc repro && echo && potstill sql -c "$$METRICS" \
+		&& echo "make demo: done in $$SECONDS s. The report: $(CURDIR)/data/report/index.html"
+
+define METRICS
+select checkpoint, round(100 * greedy, 1) as "greedy, %",
+round(100 * avg_at_k, 1) as "avg@k, %", round(100 * pass_at_k, 1) as "pass@k, %", k, prompts,
+round(mean_length, 1) as "tokens", round(validation_kl, 4) as "validation KL, nats"
+from read_json_auto('data/metrics/*.json') order by checkpoint = 'teacher' desc, checkpoint
+endef
+export METRICS
+
+test: $(READY) ## Run every test that this machine can run
+	@pytest -q $(if $(shell nvidia-smi 2>/dev/null),,-m "not gpu")
+
+check: $(READY) ## Run the linters and the type checker
+	@ruff check .
+	@ruff format --check .
+	@pyright
+
+clean: ## Remove .venv and caches; data, finished shards and DVC's cache stay
+	@rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-data: ## Remove all that was ever made here (SURE=yes): data, finished shards, training states, DVC's cache
+	@du -shc data .potstill/store .potstill/training .dvc/cache 2>/dev/null | sed 's/^/make clean-data: /' || true
+	@[ "$(SURE)" = yes ] || { echo "make clean-data: nothing is removed without SURE=yes; all of it would have to be computed again"; exit 1; }
+	@rm -rf data .potstill/store .potstill/training .dvc/cache .dvc/tmp

@@ -1,0 +1,1 @@
+"""Claims, measured: one script for each, with public tools alone."""

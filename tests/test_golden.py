@@ -1,0 +1,80 @@
+"""Fingerprints that must not change by accident: one for each stage, from facts written down here.
+
+Each pins how a stage's identity is put together. Where one changes, every shard that users have of that stage is made
+again; so if it changes on purpose, raise the stage's VERSION, say so in the commit, and pin the new one.
+"""
+
+import pyarrow as pa
+import pytest
+
+from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards
+from pipeline.loading import Shard
+from pipeline.scoring import Job
+from stages import models as models_stage
+from stages import prompts as prompts_stage
+
+MODEL = models.Model(
+    name="owner/name@main", location="owner/name", commit="c0ffee", weights="w", tokenizer="t", chat_template="c",
+    vocabulary=10, tokens=10, eos_ids=(0,), context=64, parameters=None,
+)  # fmt: skip
+PROMPT = prompts.Prompt("p0", "all", ({"role": "user", "content": "1+1"},), "2", "one and one", 0, "opd")
+SAMPLING = params.Sampling(max_tokens=8)
+
+
+@pytest.fixture
+def shard(tmp_path):
+    path = tmp_path / "prompts.parquet"
+    prompts.write(path, {"stage": "prompts"}, {}, [PROMPT])
+    return path
+
+
+@pytest.fixture
+def rollout_shard(tmp_path):
+    path = tmp_path / "rollouts.parquet"
+    row = {
+        "rollout_id": "r", "prompt_id": "p0", "sample": 0, "source": "student", "behaviour": "w", "written_in": "r1",
+        "prompt_ids": [1, 2], "response_ids": [3, 0], "behaviour_logprobs": [-0.5, -0.25], "finish_reason": "stop",
+        "text": "2", "sampling_logprobs": None, "behaviour_topk_ids": None, "segments": None,
+    }  # fmt: skip
+    with shards.Writer(path, shards.ROLLOUTS, {"stage": "refresh"}, {}) as writer:
+        writer.write(pa.Table.from_pylist([row], shards.ROLLOUTS))
+    return path
+
+
+def test_the_fingerprint_of_prompts():
+    assert shards.fingerprint(prompts_stage.identity([PROMPT])) == "PIN"
+
+
+def test_the_fingerprint_of_demo_models():
+    size = params.TinyModel(layers=1, hidden=8, heads=2)
+    learning = params.Training(steps=1, batch=1, learning_rate=1e-3)
+    demo = params.Demo(teacher=size, student=size, examples=4, training=learning)
+    assert shards.fingerprint(models_stage.identity(demo, "teacher")) == "PIN"
+
+
+def test_the_fingerprint_of_rollouts(shard):
+    of_teacher = rollouts.identity("teacher_rollouts", 1, shard, MODEL, params.Engine(), SAMPLING, 1, 0)
+    assert shards.fingerprint(of_teacher) == "PIN"
+    of_student = rollouts.identity("refresh", 1, shard, MODEL, params.Engine(), SAMPLING, 1, 0, round="r1")
+    assert shards.fingerprint(of_student) == "PIN"
+
+
+def test_the_fingerprint_of_grades(shard, rollout_shard):
+    identity, _ = grades.Grading(params.Grade(grader="exact")).of(shard, rollout_shard)
+    assert shards.fingerprint(identity) == "PIN"
+
+
+def test_the_fingerprint_of_scores(shard, rollout_shard):
+    view = params.View(support=params.SupportSettings(top_k=4))
+    settings = params.Score(views={"teacher": view})
+    plain = scoring.identity(Job(rollout_shard, shard, view, MODEL), settings, "exact")
+    assert shards.fingerprint(plain) == "PIN"
+    hinted = view.model_copy(update={"context": "hint"})
+    assert shards.fingerprint(scoring.identity(Job(rollout_shard, shard, hinted, MODEL), settings, "exact")) == "PIN"
+
+
+def test_the_fingerprint_of_checkpoints(rollout_shard):
+    learning = params.Training(steps=1, batch=1, learning_rate=1e-3)
+    data = {"0.parquet": checkpoints.content(Shard(rollout_shard, {}))}
+    identity = checkpoints.identity("sft", 1, MODEL, recipes.load("sft"), learning, data=data)
+    assert shards.fingerprint(identity) == "PIN"

@@ -1,7 +1,7 @@
 """Checkpoints by fingerprint: training once for one identity, resumed where it was stopped, found ever after."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def obtain(
     start: models.Model,
     plan: Callable[[Path], training.Run],
     facts: Mapping[str, Any],
+    eos_ids: Sequence[int],
 ) -> Obtained:
     """Train a checkpoint, or find it, and link it to its folder.
 
@@ -58,13 +59,14 @@ def obtain(
         start: the model that training starts from.
         plan: gives the run, for the folder of its training state; called only if something is to be trained.
         facts: what `potstill.json` says besides.
+        eos_ids: what ends the checkpoint's responses.
     """
     state = store.root.parent / "training" / shards.fingerprint(dict(identity))
 
     def make(path: Path) -> None:
         fitted = training.fit(open_student(start), plan(state))
         made_with = versions("torch", "transformers", "lightning")
-        training.save(path, fitted, start, identity, {"made_with": made_with, **facts})
+        training.save(path, fitted, start, eos_ids, identity, {"made_with": made_with, **facts})
 
     obtained = store.obtain(dict(identity), make, suffix="", target=out)
     shutil.rmtree(state, ignore_errors=True)

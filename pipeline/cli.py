@@ -202,10 +202,6 @@ def gc(
     print(f"{len(found)} entries, {size:,} bytes {done}.")
 
 
-if __name__ == "__main__":
-    main()
-
-
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="A recipe to explain; without it, all are listed.")] = None,
@@ -224,3 +220,8 @@ def recipes(
     print(f"needs: responses of {', '.join(recipe.sources)}; views: {', '.join(recipe.views) or 'none'}{exact}")
     for number, term in enumerate(recipe.terms, 1):
         facts = term.model_dump(exclude_none=True)
+        print(f"term {number}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+
+
+if __name__ == "__main__":
+    main()

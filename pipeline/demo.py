@@ -20,6 +20,10 @@ SMALLEST, LARGEST = 10, 99
 CONTEXT = 256
 """Longest sequence of a demo model, tokens: a sum, a hint, a system message and a response fit well."""
 
+INITIAL_SPREAD = 0.06
+"""Standard deviation of first weights. transformers' 0.02 suits large models: so small ones then hardly learn to add
+(a student of 2 layers × 64 after 600 steps: 7 % right against 70 %)."""
+
 BPE_TOKENS = 384
 """Vocabulary of the BPE tokenizer: 256 bytes, the marks, and the pairs that are most common in worked sums."""
 
@@ -50,7 +54,8 @@ def sums(seed: int, count: int) -> Iterator[dict[str, str]]:
     numbers = LARGEST - SMALLEST + 1
     if count > numbers**3:
         raise PromptError(f"sums: at most {numbers**3} different ones can be drawn, found `limit: {count}`.")
-    drawn = np.random.default_rng(seed).choice(numbers**3, count, replace=False)
+    # Of a permutation of all, so that a larger count adds sums and changes none.
+    drawn = np.random.default_rng(seed).permutation(numbers**3)[:count]
     places = np.stack(np.unravel_index(drawn, (numbers,) * 3), axis=1) + SMALLEST
     return ({**_row(*map(int, place)), "domain": "sums"} for place in places)
 
@@ -151,6 +156,7 @@ def make_model(size: params.TinyModel, architecture: Literal["qwen3", "llama"], 
         head_dim=size.hidden // size.heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=architecture == "qwen3",
+        initializer_range=INITIAL_SPREAD,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

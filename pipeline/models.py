@@ -50,9 +50,14 @@ class Model(BaseModel):
     parameters: int | None
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """What of a model can change a number."""
-        return {"weights": self.weights, "tokenizer": self.tokenizer, "chat_template": self.chat_template}
+        return {
+            "weights": self.weights,
+            "tokenizer": self.tokenizer,
+            "chat_template": self.chat_template,
+            "eos_ids": list(self.eos_ids),
+        }
 
     def load_tokenizer(self) -> Any:
         """The tokenizer of transformers, without remote code."""

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-
 SPREAD = 4
 """A row is at most so many times as wide as the first sequence in it."""
 

@@ -7,9 +7,10 @@ used. Where and how fast is machine.yaml's, which nothing tracks. Values live in
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -31,7 +32,7 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """Unknown keys are errors, types are not converted, and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Engine(Settings):
@@ -164,6 +165,9 @@ class Source(Settings):
             raise ValueError(f"exactly one of `path`, `dataset` and `sums` is expected, found {given or 'none'}")
         if self.sums is not None and self.limit is None:
             raise ValueError("`sums` needs `limit`: how many sums to draw")
+        for origin, needless in (("sums", "fields"), ("dataset", "subset"), ("dataset", "dataset_split")):
+            if needless in self.model_fields_set and (origin in given) == (origin == "sums"):
+                raise ValueError(f"`{needless}` does nothing with `{given[0]}`: leave it out")
         return self
 
 
@@ -326,10 +330,16 @@ class Score(Engine):
         return self
 
 
+def _named_or_written_out(objective: Any) -> Any:
+    if not isinstance(objective, str | dict):
+        raise ValueError(f"expected a recipe's name, or a recipe written out, found {objective!r}")
+    return objective
+
+
 class Train(Training):
     """Settings of train."""
 
-    objective: Name | dict[str, Any]
+    objective: Annotated[str | dict[str, Any], BeforeValidator(_named_or_written_out)]
     """A recipe's name (`potstill recipes` lists them), or a recipe written out."""
     validate_every: NonNegative = 0
     """Steps between two measurements of the KL on the held-out bucket; 0: only before and after."""
@@ -379,9 +389,13 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
+        if "r0" in self.rounds:
+            raise ValueError("rounds.r0: `r0` is the SFT student; call the first round `r1`")
+        before = {"r0"}
         for name, this in self.rounds.items():
-            if this.prev != "r0" and this.prev not in self.rounds:
-                raise ValueError(f"rounds.{name}.prev: `r0` or another round is expected, found `{this.prev}`")
+            if this.prev not in before:
+                raise ValueError(f"rounds.{name}.prev: `r0` or a round above it is expected, found `{this.prev}`")
+            before.add(name)
         asks = [name for name, view in self.score.views.items() if view.support.behaviour]
         if asks and not self.refresh.behaviour_top_k:
             raise ValueError(
@@ -452,7 +466,8 @@ def _yaml(path: Path) -> Any:
 def _checked(kind: type[S], path: Path, data: Any) -> S:
     try:
         # By way of JSON: there a strict model takes a list for a tuple, and still no "64" for 64.
-        return kind.model_validate_json(json.dumps(data))
+        # A date is the text it was written as.
+        return kind.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         lines = [_told(kind, mistake) for mistake in error.errors()]
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
@@ -479,8 +494,10 @@ def _told(kind: type[Settings], mistake: Any) -> str:
 def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
     """The settings that exist where an unknown one was found."""
     for part in place[:-1]:
-        field = getattr(kind, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        kind = field.annotation
+        if hasattr(kind, "model_fields"):
+            kind = kind.model_fields[part].annotation
+            options = [option for option in get_args(kind) if option is not type(None)]
+            kind = options[0] if isinstance(kind, UnionType) else kind
+        else:  # the values of a mapping, the places of a list
+            kind = next(option for option in reversed(get_args(kind)) if option is not Ellipsis)
     return list(getattr(kind, "model_fields", {}))

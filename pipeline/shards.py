@@ -362,11 +362,16 @@ def normalised(logprobs: Ragged, tails: np.ndarray, where: str) -> tuple[np.ndar
         The entries' values and the tails, less the log of their sum.
 
     Raises:
-        ShardError: some token's values sum to one only to more than 1e-3 nats: no rounding does that.
+        ShardError: some token's log-sum is further from 0 than 1e-3 nats, and than rounding can have moved it (each
+            value by 2^-11 of itself: 2e-3 nats for 64 ids of equal probability).
     """
-    totals = np.logaddexp(_logsumexp(logprobs), tails)
-    worst = int(np.argmax(np.abs(totals))) if len(totals) else 0
-    if len(totals) and not abs(totals[worst]) <= 1e-3:
+    values = np.maximum(logprobs.values.astype(np.float64), -700.0)  # 0 · −inf would be no number
+    rounding = 2**-11 * _sums(-np.exp(values) * values, logprobs.offsets)
+    with np.errstate(invalid="ignore"):  # a damaged shard may hold NaN, which is told below
+        totals = np.logaddexp(_logsumexp(logprobs), tails)
+    excess = np.abs(totals) - np.maximum(rounding, 1e-3)
+    worst = int(np.argmax(excess)) if len(totals) else 0
+    if len(totals) and not excess[worst] <= 0:
         raise ShardError(
             f"{where}: the probabilities kept at one token sum to {np.exp(totals[worst]):.4f}, not to 1. "
             "The shard is damaged or was not written by Potstill; remove it and run `dvc repro score`."
@@ -376,9 +381,14 @@ def normalised(logprobs: Ragged, tails: np.ndarray, where: str) -> tuple[np.ndar
 
 def _logsumexp(values: Ragged) -> np.ndarray:
     """Log of the sum of each row's exponentials; −inf for an empty row."""
-    sums = np.concatenate([[0.0], np.cumsum(np.exp(values.values.astype(np.float64)))])
     with np.errstate(divide="ignore"):
-        return np.log(np.maximum(sums[values.offsets[1:]] - sums[values.offsets[:-1]], 0.0))
+        return np.log(np.maximum(_sums(np.exp(values.values.astype(np.float64)), values.offsets), 0.0))
+
+
+def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The sum of each row; 0 for an empty row."""
+    upto = np.concatenate([[0.0], np.cumsum(values)])
+    return upto[offsets[1:]] - upto[offsets[:-1]]
 
 
 def content(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:

@@ -106,9 +106,7 @@ class Store:
         if not final.exists():
             final.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
-                temporary = self._temporary(final)
-                _link(path, temporary)
-                _settle(temporary, final)
+                self._make(final, lambda temporary: _link(path, temporary))
             else:
                 _first(path, final)
         if not _side(final).exists():

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,8 @@ class Distillation(lightning.LightningModule):
 
 def fit(student: Student, run: Run) -> Fitted:
     """Train a student; where an earlier run of the same identity was stopped, go on from its last state."""
+    if run.settings.steps == 0:
+        return Fitted(student.eval(), [], [])
     module = Distillation(student, run)
     trainer = lightning.Trainer(
         max_epochs=1,
@@ -211,7 +213,12 @@ def schedule(settings: params.Training) -> Callable[[int], float]:
 
 
 def save(
-    folder: Path, fitted: Fitted, tokenizer_of: models.Model, identity: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: Path,
+    fitted: Fitted,
+    tokenizer_of: models.Model,
+    eos_ids: Sequence[int],
+    identity: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint that any tool can load: a Hugging Face folder, `potstill.json` and the run's history.
 
@@ -219,10 +226,12 @@ def save(
         folder: must not exist.
         fitted: the finished run.
         tokenizer_of: the model whose tokenizer goes along.
+        eos_ids: what ends its responses: also what ended those that it learned from, or it would not stop there.
         identity: what the checkpoint was made from.
         facts: what else `potstill.json` shall say.
     """
     folder.mkdir(parents=True)
+    fitted.student.transformer.generation_config.eos_token_id = sorted(eos_ids)
     fitted.student.transformer.save_pretrained(folder)
     tokenizer_of.load_tokenizer().save_pretrained(folder)
     last = fitted.validation[-1]["validation_kl"] if fitted.validation else None

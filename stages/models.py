@@ -133,7 +133,7 @@ def _teach(settings: params.Demo, machine: params.Machine, state: Path, facts: d
         log.info("training the demo's teacher on %d worked sums", settings.examples)
         rows = loading.Rows([loading.Shard(examples, {})])
         how = training.Run(recipes.load("sft"), rows, settings.training, machine, state)
-        training.save(target, training.fit(open_student(start), how), start, facts, {})
+        training.save(target, training.fit(open_student(start), how), start, start.eos_ids, facts, {})
 
 
 def main(

@@ -6,7 +6,7 @@ already trained student is passed through, and `sft.teacher` says whose data it 
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -14,7 +14,7 @@ import typer
 from pipeline import command, grades, lineage, models, params, shards
 from pipeline.command import Made
 from pipeline.errors import ShardError
-from pipeline.store import Obtained, Store, write_manifest
+from pipeline.store import Store, write_manifest
 
 VERSION = 1  # raise it when equal settings would give another student
 log = logging.getLogger("sft")
@@ -32,39 +32,24 @@ def run(
     empty: list[Path],
 ) -> Made:
     """Train r0, or find it; the empty folders are what round r0 has of rollouts, grades and scores."""
-    start, taught_by = models.read(student), models.read(teacher)
-    sft_teacher = lineage.sft_teacher(taught_by.name, taught_by.weights)
-    if not settings.steps:
-        sft_teacher = _stated(settings, taught_by)
-    obtained = _train(settings, machine, store, start, sft_teacher, rollouts, graded, out)
-    for folder in empty:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_manifest(folder, {})
-    log.info("%s: %d steps on responses of %s", out, settings.steps, sft_teacher["name"])
-    return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
-
-
-def _train(
-    settings: params.Sft,
-    machine: params.Machine,
-    store: Store,
-    start: models.Model,
-    sft_teacher: dict[str, str],
-    rollouts: Path,
-    graded: Path,
-    out: Path,
-) -> Obtained:
     from pipeline import checkpoints, recipes, training
     from pipeline.loading import Rows, Shard
 
+    start, taught_by = models.read(student), models.read(teacher)
     sources = [
         Shard(path, {}, _kept(path, graded / path.name, settings))
         for path in shards.in_order(rollouts, "teacher_rollouts")
     ]
+    if settings.steps:
+        sft_teacher = lineage.sft_teacher(taught_by.name, taught_by.weights)
+        # The student learns to end its turn as the teacher does, which is not always how its own base model does.
+        eos_ids = sorted({*start.eos_ids, *taught_by.eos_ids})
+        data = {source.rollouts.name: checkpoints.content(source) for source in sources}
+    else:
+        sft_teacher, eos_ids, data = _stated(settings, taught_by), list(start.eos_ids), {}
     recipe = recipes.load("sft")
-    data: dict[str, Any] = {source.rollouts.name: checkpoints.content(source) for source in sources}
     identity = checkpoints.identity(
-        "sft", VERSION, start, recipe, settings, data=data, sft_teacher=sft_teacher["weights"]
+        "sft", VERSION, start, recipe, settings, data=data, sft_teacher=sft_teacher["weights"], eos_ids=eos_ids
     )
 
     def plan(state: Path) -> training.Run:
@@ -75,9 +60,13 @@ def _train(
             )
         return training.Run(recipe, rows, settings, machine, state)
 
-    return checkpoints.obtain(
-        store, out, identity, start, plan, {"sft_teacher": sft_teacher, "parents": {"start": start.name}}
-    )
+    facts = {"sft_teacher": sft_teacher, "parents": {"start": start.name}}
+    obtained = checkpoints.obtain(store, out, identity, start, plan, facts, eos_ids)
+    for folder in empty:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_manifest(folder, {})
+    log.info("%s: %d steps on responses of %s", out, settings.steps, sft_teacher["name"])
+    return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
 
 
 def _kept(rollouts: Path, graded: Path, settings: params.Sft) -> np.ndarray | None:

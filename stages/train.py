@@ -69,7 +69,7 @@ def run(
         )
 
     facts = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(student)}}
-    obtained = checkpoints.obtain(store, out, identity, start, plan, facts)
+    obtained = checkpoints.obtain(store, out, identity, start, plan, facts, start.eos_ids)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, student)
     return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
 

@@ -120,12 +120,12 @@ def counting(stage: str) -> Iterator[Counter[str]]:
         store.Store.obtain = original
 
 
-def new_project(folder: Path, prompts: Mapping[str, int] | None = None, **sections: Any) -> Path:
+def new_project(folder: Path, rows: Mapping[str, int] | None = None, **sections: Any) -> Path:
     """A project that has run nothing: two bigram models, a file of prompts, settings for the `fake` engine.
 
     Args:
         folder: must not exist.
-        prompts: how many of each split; 24 opd, 8 sft and 6 evaluation by default.
+        rows: how many prompts of each split; 24 opd, 8 sft and 6 evaluation by default.
         sections: replace whole sections of `settings()`.
     """
     folder.mkdir(parents=True)
@@ -137,12 +137,12 @@ def new_project(folder: Path, prompts: Mapping[str, int] | None = None, **sectio
     for seed, name in enumerate(("teacher", "student")):
         tiny_models.bigram(folder / "models" / name, seed)
         (folder / "models" / name / "chat_template.jinja").write_text(TEMPLATE)
-    for split, count in (prompts or {"opd": 24, "sft": 8, "evaluation": 6}).items():
-        rows = [
+    for split, count in (rows or {"opd": 24, "sft": 8, "evaluation": 6}).items():
+        prompts = [
             {"prompt": f"{split[0]}:{number // 10}+{number % 10}", "answer": str(number), "hint": f"add {number}"}
             for number in range(count)
         ]
-        write_prompts(folder, split, rows)
+        write_prompts(folder, split, prompts)
     write_settings(folder, settings() | sections)
     return folder
 
@@ -170,7 +170,7 @@ def settings() -> dict[str, Any]:
                 "hinted": {"context": "hint", "support": {"top_k": 4}},
             },
         },
-        "train": {"objective": "topk_reverse_kl", "steps": 2, **training},
+        "train": {"objective": "topk_reverse_kl", "steps": 2, **training, "batch": 16},
         "evaluate": {"engine": "fake", "samples": 2, "sampling": sampling},
         "report": {},
         "rounds": {"r1": {"prev": "r0"}, "r2": {"prev": "r1"}},

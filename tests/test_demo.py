@@ -42,6 +42,10 @@ def test_sums_are_distinct_and_follow_from_the_seed():
     assert drawn != list(demo.sums(2, 5000))
 
 
+def test_a_larger_count_adds_sums_and_changes_none():
+    assert list(demo.sums(1, 10)) == list(demo.sums(1, 11))[:10]
+
+
 def test_every_number_occurs_at_every_place():
     questions = [row["question"].removesuffix("=?").split("+") for row in demo.sums(1, 5000)]
     for place in range(3):

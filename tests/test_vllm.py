@@ -442,7 +442,7 @@ def gone(processes):
 @pytest.mark.slow
 def test_vllm_ends_in_silence_with_exit_code_zero(started):
     process, children = started("end")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (0, ""), err
     assert "Traceback" not in err
     assert gone(children)
@@ -451,7 +451,7 @@ def test_vllm_ends_in_silence_with_exit_code_zero(started):
 @pytest.mark.slow
 def test_a_dead_engine_process_is_told_and_leaves_nothing(started):
     process, children = started("core")
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert "told: vLLM's process died" in out, err
     assert "run the same command again" in out
     assert process.returncode == 1
@@ -467,6 +467,6 @@ def test_nothing_outlives_a_killed_process(started, number):
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert gone(children)

@@ -217,22 +217,23 @@ class VllmEngine:
 
     def _open(self, use: _Use, lengths: list[int], what: str) -> vllm_process.Runner:
         """The engine for the task, once everything is known to fit."""
-        longest = max(lengths, default=0)
-        self._fits(longest, what, self.settings.max_model_len or self.model.context)
+        longest, context = max(lengths), self.settings.max_model_len or self.model.context
+        if context is not None and longest > context:
+            raise EngineError(
+                f"{what} of {longest} tokens does not fit {self.model.name}, whose context is {context} tokens. "
+                "Shorten sampling.max_tokens, or leave long prompts out in `prompts`."
+            )
         if self._use != use:
             self.close()
         if self._runner is None:
             self._runner = vllm_process.Runner(self._arguments(use), self.model.name, self.settings.adapter)
             self._use = use
-        self._fits(longest, f"{what}, in the memory that vLLM found here,", self._runner.context)
-        return self._runner
-
-    def _fits(self, length: int, what: str, context: int | None) -> None:
-        if context is not None and length > context:
+        if longest > self._runner.context:
             raise EngineError(
-                f"{what} of {length} tokens does not fit {self.model.name}, whose context is {context} tokens. "
-                "Shorten sampling.max_tokens, or leave long prompts out in `prompts`."
+                f"{what} of {longest} tokens does not fit the memory that vLLM found: {self._runner.context} tokens do "
+                f"({self.model.name}). Raise vllm.gpu_memory_utilization, on a CPU vllm.cpu_cache_gib, in machine.yaml."
             )
+        return self._runner
 
     def _arguments(self, use: _Use) -> dict[str, Any]:
         machine, settings = self.machine.vllm, self.settings

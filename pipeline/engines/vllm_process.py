@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ class Runner:
 
         self._engine.add_request(str(number), tokens_input(list(job.ids)), job.parameters, lora_request=self._lora)
 
-    def _wake_at_death(self, processes: set[multiprocessing.process.BaseProcess]) -> None:
+    def _wake_at_death(self, processes: set[BaseProcess]) -> None:
         """Have `step` raise when vLLM's process is gone."""
         from vllm.v1.engine.exceptions import EngineDeadError
 

@@ -1,0 +1,202 @@
+"""The loader against the shards: which rows a step has, in which order, and what a pack says of each token."""
+
+import itertools
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline import loading, models, params, shards
+from pipeline.engines.fake import BigramEngine
+from pipeline.errors import ShardError
+from pipeline.loading import Loader, Rows, Shard
+from tests import tiny_models, tiny_shards
+
+COUNTS = [70, 9]
+TOKENS = 60
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    folder = tiny_models.bigram(tmp_path_factory.mktemp("model") / "bigram")
+    return BigramEngine(models.record(str(folder)), params.Engine(engine="fake"))
+
+
+@pytest.fixture(scope="module")
+def sources(engine, tmp_path_factory):
+    return tiny_shards.write(tmp_path_factory.mktemp("shards"), engine, engine, COUNTS)
+
+
+def stored(sources) -> dict[tuple[int, int], dict]:
+    """Every row as the files have it, by (row group, row)."""
+    found, group = {}, 0
+    for source in sources:
+        rollouts = shards.read(source.rollouts, shards.ROLLOUTS).to_pylist()
+        scores = shards.read(source.scores["teacher"], shards.SCORES).to_pylist()
+        for start in range(0, len(rollouts), shards.GROUP_ROWS):
+            rows = zip(rollouts[start : start + 64], scores[start : start + 64], strict=True)
+            found.update({(group, row): {**one, **other} for row, (one, other) in enumerate(rows)})
+            group += 1
+    return found
+
+
+def same(first, second) -> bool:
+    """Whether two steps have the same packs, to the last bit."""
+    return len(first) == len(second) and all(
+        all(torch.equal(a, b) for a, b in zip(one.tensors, other.tensors, strict=True))
+        and torch.equal(columns.targets["teacher"].outcomes.logprobs, others.targets["teacher"].outcomes.logprobs)
+        for (one, columns), (other, others) in zip(first, second, strict=True)
+    )
+
+
+def test_every_row_comes_once_in_each_epoch_in_an_order_of_its_own(sources):
+    rows = Rows(sources)
+    assert rows.count == sum(COUNTS)
+    orders = [rows.order(epoch, seed) for epoch, seed in [(0, 0), (1, 0), (0, 1)]]
+    for order in orders:
+        assert sorted(order) == rows.sequential() == sorted(stored(sources))
+    assert orders[0] == Rows(sources).order(0, 0)
+    assert all(first != second for first, second in itertools.combinations([*orders, rows.sequential()], 2))
+
+
+def test_steps_go_through_the_epochs_without_a_gap(sources):
+    rows, batch = Rows(sources), 16
+    loader = Loader(rows, steps=10, batch=batch, tokens=TOKENS, seed=3)
+    expected = [place for epoch in range(3) for place in rows.order(epoch, 3)]
+    for step in range(10):
+        found = sorted(ids for pack, _ in loader.step(step) for ids in _responses(pack))
+        wanted = [tuple(stored(sources)[place]["response_ids"]) for place in expected[step * batch : (step + 1) * batch]]
+        assert found == sorted(wanted)
+
+
+def _responses(pack) -> list[tuple[int, ...]]:
+    """The responses of a pack: a new one begins where the predicting place does not follow the last."""
+    starts = [0, *(np.flatnonzero(np.diff(pack.predicts.numpy()) != 1) + 1), len(pack.predicts)]
+    return [tuple(pack.sampled_ids[a:b].tolist()) for a, b in itertools.pairwise(starts)]
+
+
+def test_a_step_depends_on_its_number_and_the_seed_alone(sources):
+    loader, other = (Loader(Rows(sources), 8, 16, TOKENS, seed=3) for _ in range(2))
+    in_turn = list(loader)
+    assert len(in_turn) == len(loader) == 8
+    assert all(same(other.step(number), in_turn[number]) for number in (7, 2, 5, 2))
+    assert not same(Loader(Rows(sources), 8, 16, TOKENS, seed=4).step(2), in_turn[2])
+
+
+def test_a_restored_loader_goes_on_where_the_other_was(sources):
+    loader = Loader(Rows(sources), 6, 16, TOKENS, seed=0)
+    steps = iter(loader)
+    for _ in range(4):
+        next(steps)
+    restored = Loader(Rows(sources), 6, 16, TOKENS, seed=0)
+    restored.load_state_dict(loader.state_dict())
+    rest = list(restored)
+    assert len(rest) == 2
+    assert all(same(one, loader.step(number)) for one, number in zip(rest, (4, 5), strict=True))
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, 10_000])
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+def test_the_weights_of_a_step_sum_to_one(sources, reduction, tokens):
+    packs = Loader(Rows(sources), 5, 16, tokens, seed=0).step(1)
+    assert (len(packs) > 1) == (tokens == TOKENS)
+    weights = torch.cat([columns.weights[reduction] for _, columns in packs])
+    assert weights.sum().item() == pytest.approx(1, abs=1e-6)
+    assert len(weights) == sum(len(pack.sampled_ids) for pack, _ in packs)
+    if reduction == "token_mean":
+        assert len(set(weights.tolist())) == 1
+        return
+    ends = np.cumsum([len(response) for pack, _ in packs for response in _responses(pack)])
+    for response in np.split(weights.numpy(), ends[:-1]):
+        assert response.sum() == pytest.approx(1 / 16)
+        assert len(set(response.tolist())) == 1
+
+
+def test_each_token_has_the_entries_of_its_own_row_and_position(sources):
+    rows, kept = Rows(sources), stored(sources)
+    places = rows.order(0, 0)[:20]
+    by_response = {tuple(kept[place]["response_ids"]): kept[place] for place in places}
+    for pack, columns in rows.batch(places, TOKENS):
+        target, token = columns.targets["teacher"], 0
+        for response in _responses(pack):
+            row = by_response[response]
+            for position in range(len(response)):
+                count = len(row["support_ids"][position])
+                assert target.ids[token].tolist() == row["support_ids"][position] + [-1] * (target.ids.shape[1] - count)
+                values = target.outcomes.logprobs[token]
+                assert values[:count].tolist() == pytest.approx(row["support_logprobs"][position], abs=1e-3)
+                assert torch.isneginf(values[count:]).all()
+                assert target.outcomes.tail[token].item() == pytest.approx(row["tail_logprobs"][position], abs=1e-3)
+                assert target.sampled[token].item() == row["sampled_logprobs"][position]
+                token += 1
+        assert token == len(target.ids)
+
+
+def test_a_target_is_a_distribution(sources):
+    for _, columns in Rows(sources).batch(Rows(sources).sequential(), 10_000):
+        outcomes = columns.targets["teacher"].outcomes
+        torch.testing.assert_close(outcomes.all.logsumexp(-1), torch.zeros(len(outcomes.tail)), rtol=0, atol=1e-6)
+
+
+def test_only_rows_that_may_be_trained_on_are_loaded(sources):
+    keeps = [np.arange(count) % 3 == 1 for count in COUNTS]
+    chosen = [Shard(source.rollouts, source.scores, keep) for source, keep in zip(sources, keeps, strict=True)]
+    rows = Rows(chosen)
+    everything = Rows(sources).sequential()
+    wanted = [place for place, keep in zip(everything, np.concatenate(keeps), strict=True) if keep]
+    assert rows.sequential() == sorted(rows.order(0, 0)) == wanted
+    assert rows.count == len(wanted)
+
+
+def test_a_few_row_groups_are_in_memory_and_the_result_is_the_same(sources, monkeypatch):
+    known = Loader(Rows(sources), 5, 16, TOKENS, seed=0).step(3)
+    monkeypatch.setattr(loading, "WINDOW", 1)
+    rows = Rows(sources)
+    assert sorted(rows.order(0, 0)) == rows.sequential()
+    again = rows.batch([place for place in Rows(sources).sequential()][:5], TOKENS)
+    assert not same(again, known)
+
+
+def _edited(tmp_path, sources, edit) -> Rows:
+    """The first shard, its scores changed."""
+    table = edit(shards.read(sources[0].scores["teacher"], shards.SCORES))
+    path = tmp_path / "edited.parquet"
+    with shards.Writer(path, shards.SCORES, {}, {}) as writer:
+        writer.write(table)
+    return Rows([Shard(sources[0].rollouts, {"teacher": path})])
+
+
+def _swapped(table):
+    return table.take(pa.array([1, 0, *range(2, table.num_rows)]))
+
+
+def _other_lengths(table):
+    ids = table.column("rollout_id")
+    return table.take(pa.array([1, 0, *range(2, table.num_rows)])).set_column(0, table.schema.field(0), ids)
+
+
+def _skipped(table):
+    return pa.concat_tables([shards.skipped_table([table.column("rollout_id")[0].as_py()], ["no hint"]), table.slice(1)])
+
+
+def _halved(table):
+    tails = [[value - math.log(2) for value in row] for row in table.column("tail_logprobs").to_pylist()]
+    place = table.schema.get_field_index("tail_logprobs")
+    return table.set_column(place, table.schema.field(place), pa.array(tails, pa.list_(pa.float32())))
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (_swapped, r"edited\.parquet does not score the rows of .*rollouts-0\.parquet, in their order"),
+        (_other_lengths, r"edited\.parquet, row group 0: its lists are not as long as the responses"),
+        (_skipped, r"edited\.parquet, row group 0: 1 of 64 rows have no score \(no hint\)"),
+        (_halved, r"edited\.parquet, row group 0: the probabilities kept at one token sum to"),
+    ],
+)
+def test_scores_that_do_not_fit_the_rollouts_are_refused(tmp_path, sources, edit, told):
+    rows = _edited(tmp_path, sources, edit)
+    with pytest.raises(ShardError, match=told):
+        rows.batch(rows.sequential()[:4], TOKENS)

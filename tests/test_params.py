@@ -1,0 +1,205 @@
+"""Settings against what a user may write: every shipped file loads, every mistake is named where it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline import params
+from pipeline.errors import SettingsError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
+
+
+TEXT = """
+models: {teacher: a, student: b, demo: {teacher: {layers: 3, hidden: 8, heads: 2},
+  student: {layers: 2, hidden: 8, heads: 2}, examples: 9, training: {steps: 1, batch: 2, learning_rate: 2e-3}}}
+prompts:
+  sources:
+    - {split: sft, sums: 1, limit: 4000}
+  buckets: 16
+  held_out: 0
+teacher_rollouts: {sampling: {max_tokens: 48}}
+sft: {steps: 600, batch: 64, learning_rate: 3e-3}
+refresh: {sampling: {max_tokens: 48}, policy: all}
+grade: {grader: exact}
+score: {views: {teacher: {support: {top_k: 8}}}}
+train: {steps: 400, batch: 32, learning_rate: 3e-4, objective: topk_reverse_kl}
+evaluate: {samples: 4, sampling: {max_tokens: 48}}
+report: {title: Sums}
+rounds:
+  r1: {prev: r0}
+  r2: {prev: r1}
+"""
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """Loads the settings above with some texts replaced by others."""
+
+    def load(*changes: tuple[str, str]) -> params.Params:
+        text = TEXT
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new, 1)
+        path = tmp_path / "params.yaml"
+        path.write_text(text)
+        return params.load(path)
+
+    return load
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_file_loads(path):
+    settings = params.load(path)
+    assert settings.rounds
+
+
+def test_every_mistake_is_named_at_once_with_its_place(edited):
+    with pytest.raises(SettingsError) as caught:
+        edited(
+            ("steps: 600", "steps: many"),
+            ("split: sft", "split: sfd"),
+            ("top_k: 8", "topk: 8"),
+            ("samples: 4", "samples: -4"),
+        )
+    text = str(caught.value)
+    assert re.match(r".*/params\.yaml has \d mistakes:\n", text)
+    for told in (
+        "sft.steps: expected integer, found 'many'",
+        "prompts.sources.0.split: expected 'sft', 'opd' or 'evaluation', found 'sfd'",
+        "score.views.teacher.support.topk: no such setting; did you mean `top_k`?",
+        "evaluate.samples: expected greater than 0, found -4",
+    ):
+        assert f"  {told}" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("batch: 64", "bath: 64", "sft.bath: no such setting; did you mean `batch`?"),
+        ("layers: 3", "layer: 3", "models.demo.teacher.layer: no such setting; did you mean `layers`?"),
+        ("limit: 4000", "limt: 4000", "prompts.sources.0.limt: no such setting; did you mean `limit`?"),
+        ("{prev: r0}", "{previous: r0}", "rounds.r1.previous: no such setting; did you mean `prev`?"),
+        ("grader: exact", "xyz: exact", "grade.xyz: no such setting; known here: grader, timeout_s"),
+        ("report:", "reports:", "reports: no such setting; did you mean `report`?"),
+        ("grader: exact", "timeout_s: 1.0", "grade.grader: is missing"),
+    ],
+)
+def test_an_unknown_or_missing_setting_is_told_with_what_was_meant(edited, old, new, told):
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        edited((old, new))
+
+
+def test_1e_4_is_a_number(edited):
+    assert edited(("learning_rate: 3e-3", "learning_rate: 1e-4")).sft.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("batch: 64", 'batch: "64"', "sft.batch: expected integer, found '64'"),
+        ("batch: 64", "batch: 64.5", "sft.batch: expected integer, found 64.5"),
+        ("batch: 64", "batch: true", "sft.batch: expected integer, found True"),
+        ("learning_rate: 3e-3", 'learning_rate: "3e-3"', "sft.learning_rate: expected number, found '3e-3'"),
+        ("learning_rate: 3e-3", "learning_rate: .inf", "sft.learning_rate: expected a finite number, found inf"),
+        ("learning_rate: 3e-3", "learning_rate: 0", "sft.learning_rate: expected greater than 0, found 0"),
+        ("objective: topk_reverse_kl", "objective: 5", "train.objective: expected a recipe's name, or a recipe"),
+    ],
+)
+def test_nothing_is_converted(edited, old, new, told):
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        edited((old, new))
+
+
+def test_a_title_that_looks_like_a_date_is_a_title(edited):
+    assert edited(("title: Sums", "title: 2026-01-02")).report.title == "2026-01-02"
+
+
+STEPS = "steps: 600"
+POLICY = "policy: all"
+SUMS = "{split: sft, sums: 1, limit: 4000}"
+TEACHER_VIEW = "teacher: {support: {top_k: 8}}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (STEPS, "steps: 0", "`teacher` says whose data an already trained student learned from"),
+        (STEPS, "steps: 1, teacher: me", "found steps: 1, teacher: me"),
+        (POLICY, "policy: drift", "`bound` goes with `policy: drift` and is needed there"),
+        (POLICY, "fraction: 0.5", "`fraction` goes with `policy: fraction`"),
+        (POLICY, "quantization: fp8", "refresh: quantization needs `engine: vllm`, found `engine: hf`"),
+        (SUMS, "{split: sft, sums: 1}", "prompts.sources.0: `sums` needs `limit`"),
+        (SUMS, "{split: sft}", "exactly one of `path`, `dataset` and `sums` is expected, found none"),
+        (SUMS, "{split: sft, path: a, sums: 1, limit: 1}", "is expected, found ['path', 'sums']"),
+        (SUMS, "{split: sft, sums: 1, limit: 1, fields: {prompt: q}}", "`fields` does nothing with `sums`"),
+        (SUMS, "{split: sft, path: a.jsonl, subset: main}", "`subset` does nothing with `path`"),
+        (SUMS, "{split: sft, sums: 1, limit: 1, dataset_split: test}", "`dataset_split` does nothing with `sums`"),
+        ("held_out: 0", "held_out: 16", "held_out is bucket 16, there are 16 (0 to 15)"),
+        ("grader: exact", "grader: exacct", "`exact`, `math` or `module:function` is expected, found `exacct`"),
+        (TEACHER_VIEW, "other: {support: {top_k: 8}}", "a view named `teacher` is expected, found ['other']"),
+        (TEACHER_VIEW, "teacher: {support: {}}", "`top_k`, `same_as` or `behaviour` is needed"),
+        (TEACHER_VIEW, "teacher: {support: {top_k: 2, min_k: 3}}", "min_k is 3, over top_k (2)"),
+        (TEACHER_VIEW, "teacher: {support: {mass: 0.9, behaviour: true}}", "`mass` cuts the top k: it needs `top_k`"),
+        (TEACHER_VIEW, "teacher: {support: {top_k: 2, behaviour: true}}", "set refresh.behaviour_top_k"),
+        (TEACHER_VIEW, "teacher: {support: {same_as: [teacher]}}", "view `teacher` takes ids from `teacher`"),
+        (TEACHER_VIEW, "teacher: {support: {same_as: [you]}}", "view `teacher` takes ids from `you`"),
+        (TEACHER_VIEW, "teacher: {hint_template: '{prompt}', support: {top_k: 1}}", "hint_template lacks {hint}"),
+        ("{prev: r0}", "{prev: r2}", "rounds.r1.prev: `r0` or a round above it is expected, found `r2`"),
+        ("{prev: r0}", "{prev: r1}", "rounds.r1.prev: `r0` or a round above it is expected, found `r1`"),
+        ("  r1: {prev: r0}", "  r0: {prev: r0}", "rounds.r0: `r0` is the SFT student"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(edited, old, new, told):
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        edited((old, new))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{split: sft, path: a.jsonl, fields: {prompt: q}}",
+        "{split: sft, dataset: owner/name@main, subset: main, dataset_split: test, fields: {prompt: q}}",
+    ],
+)
+def test_settings_of_a_source_that_do_something_are_welcome(edited, source):
+    assert edited((SUMS, source)).prompts.sources[0].split == "sft"
+
+
+def test_settings_do_not_change_after_loading(edited):
+    with pytest.raises(ValueError, match="frozen"):
+        edited().sft.steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"params\.yaml is missing\. `presets/` has some"):
+        params.load(tmp_path / "params.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1,\nb: 2")
+    with pytest.raises(SettingsError, match=r"bad\.yaml is not YAML"):
+        params.load(tmp_path / "bad.yaml")
+    (tmp_path / "twice.yaml").write_text("a: 1\na: 2\n")
+    with pytest.raises(SettingsError, match=r"twice\.yaml is not YAML[\s\S]*duplicate key"):
+        params.load(tmp_path / "twice.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(SettingsError, match="the file as a whole: expected an object, found None"):
+        params.load(tmp_path / "empty.yaml")
+
+
+def test_machine_has_a_default_for_every_key(tmp_path):
+    assert params.load_machine(tmp_path / "machine.yaml") == params.Machine()
+    (tmp_path / "machine.yaml").write_text("# all defaults\n")
+    assert params.load_machine(tmp_path / "machine.yaml") == params.Machine()
+    (tmp_path / "machine.yaml").write_text("device: cpu\nvllm: {tensor_parallel_size: 2}\n")
+    machine = params.load_machine(tmp_path / "machine.yaml")
+    assert (machine.device, machine.vllm.tensor_parallel_size) == ("cpu", 2)
+    assert machine.vllm.gpu_memory_utilization == params.VllmMachine().gpu_memory_utilization
+
+
+def test_an_unknown_key_of_the_machine_is_an_error(tmp_path):
+    (tmp_path / "machine.yaml").write_text("devise: cpu\nvllm: {tensor_parallel: 2}\n")
+    with pytest.raises(SettingsError) as caught:
+        params.load_machine(tmp_path / "machine.yaml")
+    assert "devise: no such setting; did you mean `device`?" in str(caught.value)
+    assert "vllm.tensor_parallel: no such setting; did you mean `tensor_parallel_size`?" in str(caught.value)

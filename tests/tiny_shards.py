@@ -1,0 +1,74 @@
+"""Shards that tests train on: what one bigram model writes and another says of it, known to the last digit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import params, shards
+from pipeline.engines import Request, Scored, Support
+from pipeline.engines.fake import BigramEngine
+from pipeline.loading import Shard
+
+FIRST, LAST = 1, 36
+"""The ids that a prompt may hold; 0 ends a sequence."""
+
+
+def write(
+    folder: Path, writer: BigramEngine, scorer: BigramEngine, rows: list[int], top_k: int = 4, shift: int = 0
+) -> list[Shard]:
+    """A shard of rollouts, and one of scores, for each entry of `rows`.
+
+    Args:
+        folder: where they go.
+        writer: draws the responses.
+        scorer: whose log-probabilities are kept.
+        rows: of each shard.
+        top_k: ids kept at each position.
+        shift: positions that the scores are wrong by: the mistake that tests must find.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for number, count in enumerate(rows):
+        random = np.random.default_rng(number)
+        requests = [
+            Request([int(id_) for id_ in random.integers(FIRST, LAST + 1, random.integers(1, 5))], number * 1000 + row)
+            for row in range(count)
+        ]
+        responses = [response.ids for response in writer.generate(requests, params.Sampling(max_tokens=16))]
+        rollouts, scores = folder / f"rollouts-{number}.parquet", folder / f"scores-{number}.parquet"
+        _write(rollouts, _rollouts(number, requests, responses))
+        _write(scores, _scores(number, requests, responses, scorer, top_k, shift))
+        made.append(Shard(rollouts, {"teacher": scores}))
+    return made
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with shards.Writer(path, table.schema, {"stage": "test"}, {}) as writer:
+        writer.write(table)
+
+
+def _rollouts(number: int, requests: list[Request], responses: list[np.ndarray]) -> pa.Table:
+    rows: list[dict[str, Any]] = [
+        {
+            "rollout_id": f"{number}-{row}", "prompt_id": f"p{row}", "sample": 0, "source": "student", "behaviour": "b",
+            "written_in": "r1", "prompt_ids": request.prompt_ids, "response_ids": response.tolist(),
+            "behaviour_logprobs": [-1.0] * len(response), "finish_reason": "stop", "text": "",
+        }
+        for row, (request, response) in enumerate(zip(requests, responses, strict=True))
+    ]  # fmt: skip
+    empty = {"sampling_logprobs": None, "behaviour_topk_ids": None, "segments": None}
+    return pa.Table.from_pylist([row | empty for row in rows], shards.ROLLOUTS)
+
+
+def _scores(
+    number: int, requests: list[Request], responses: list[np.ndarray], scorer: BigramEngine, top_k: int, shift: int
+) -> pa.Table:
+    scored = [
+        Scored(request.prompt_ids, np.roll(response, shift))
+        for request, response in zip(requests, responses, strict=True)
+    ]
+    lengths = np.array([len(response) for response in responses])
+    ids = [f"{number}-{row}" for row in range(len(responses))]
+    return shards.score_table(ids, lengths, scorer.score(scored, Support(top_k)), ["c"] * len(ids))

@@ -24,6 +24,9 @@ INITIAL_SPREAD = 0.06
 """Standard deviation of first weights. transformers' 0.02 suits large models: so small ones then hardly learn to add
 (a student of 2 layers × 64 after 600 steps: 7 % right against 70 %)."""
 
+LEAST_HEAD = 32
+"""vLLM's attention on a CPU takes no narrower heads."""
+
 BPE_TOKENS = 384
 """Vocabulary of the BPE tokenizer: 256 bytes, the marks, and the pairs that are most common in worked sums."""
 
@@ -153,7 +156,7 @@ def make_model(size: params.TinyModel, architecture: Literal["qwen3", "llama"], 
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads,
-        head_dim=size.hidden // size.heads,
+        head_dim=max(LEAST_HEAD, size.hidden // size.heads),
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=architecture == "qwen3",
         initializer_range=INITIAL_SPREAD,

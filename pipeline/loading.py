@@ -24,7 +24,7 @@ from pipeline.recipes import Columns, Target
 WINDOW = 32
 """Row groups whose rows are shuffled together: 2,048 rows."""
 
-SCORE_COLUMNS = ("rollout_id", "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs")
+SCORE_COLUMNS = ("rollout_id", "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "skipped")
 """Of a score shard, what training reads; with `ROLLOUT_COLUMNS` they enter a checkpoint's identity."""
 
 VERSION = 1  # raise it when another order or another packing would train on something else
@@ -166,6 +166,13 @@ def _read(path: Path, group: int, columns: Sequence[str]) -> Any:
 
 
 def _view_group(scores: Any, responses: Ragged, path: Path, group: int) -> _ViewGroup:
+    if reasons := {reason for reason in scores.column("skipped").to_pylist() if reason is not None}:
+        skipped = scores.num_rows - scores.column("skipped").null_count
+        raise ShardError(
+            f"{path}, row group {group}: {skipped} of {scores.num_rows} rows have no score "
+            f"({', '.join(sorted(reasons))}), so its view cannot be a target for all rollouts. Give every prompt what "
+            "the view needs, or choose a train.objective that does not learn from it."
+        )
     lengths, ids = shards.ragged2(scores.column("support_ids"))
     if not np.array_equal(lengths, responses.lengths):
         raise ShardError(

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 SPREAD = 4
-"""A row is at most so many times as wide as the first sequence in it."""
+"""Sequences that differ more in length have rows of their own width, but to fill a pack."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Pack:
 def plan(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[list[list[int]]]:
     """Spread sequences over packs: pack → row → sequences.
 
-    Longest first, each into the first row with room (first-fit decreasing). A row is as wide as the longest sequence,
-    but no wider than `SPREAD` times the one that opens it: attention costs the square of a row's width, so short
-    sequences have narrow rows of their own. Rows are cut into packs of similar fill; a sequence longer than `tokens`
-    has a pack of its own.
+    Longest first, each into the first row with room (first-fit decreasing). A row is as wide as the longest sequence;
+    one shorter than 1/`SPREAD` of that opens a row only where a pack is begun, else in narrower packs that follow:
+    attention costs the square of a row's width. Packs hold rows of similar fill; a sequence longer than `tokens` has
+    one of its own.
 
     Args:
         lengths: tokens of each sequence.
@@ -74,7 +74,7 @@ def plan(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[list[list[int
             if row is not None:
                 rows[row].append(index)
                 filled[row] += length
-            elif length * SPREAD >= width:
+            elif length * SPREAD >= width or len(rows) % (tokens // width):
                 rows.append([index])
                 filled.append(length)
             else:

@@ -19,7 +19,7 @@ class Ragged:
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[int] | np.ndarray], dtype: type[np.generic] | np.dtype) -> "Ragged":
+    def of(cls, rows: Iterable[Sequence[float] | np.ndarray], dtype: type[np.generic] | np.dtype) -> "Ragged":
         """Lay the rows end to end."""
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)

@@ -4,14 +4,15 @@ A recipe is a sum of terms, each a choice on the axes of source, view, support, 
 what it needs; what is missing is refused before a model loads.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from torch import Tensor
 
@@ -70,7 +71,13 @@ class Recipe(Settings):
     paper: str
     description: str
     fidelity: Fidelity
-    terms: tuple[Term, ...]
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_support(self) -> Self:
+        if len(self.exact_views) > 1:
+            raise ValueError(f"terms over the supports of {' and '.join(self.exact_views)}: one view at a time")
+        return self
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -109,7 +116,7 @@ def load(objective: str | Mapping[str, Any]) -> Recipe:
         own = {"name": "own", "paper": "", "description": "", "fidelity": {"level": "full", "note": "written out"}}
         facts = {**own, **objective}
     try:
-        return Recipe.model_validate({**facts, "terms": tuple(facts.get("terms", ()))})
+        return Recipe.model_validate_json(json.dumps(facts))  # by way of JSON, as params does
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in error.errors()]
         raise SettingsError(f"train.objective `{facts['name']}`:\n" + "\n".join(lines)) from None
@@ -152,7 +159,6 @@ class Objective:
     def ask(self, sampled_ids: Tensor, columns: Columns) -> head.Ask:
         """All that the terms need to know of the student."""
         entries = [columns.targets[view].ids for view in self.recipe.exact_views]
-        assert len(entries) <= 1, "terms over two supports come with the algebra"
         ids = entries[0] if entries else sampled_ids.new_empty(len(sampled_ids), 0)
         return head.Ask(sampled_ids, ids)
 

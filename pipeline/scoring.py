@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import head, models, params, rollouts, shards
+from pipeline import models, params, rollouts, shards
 from pipeline.engines import Engine, Progress, Scored, Support
 from pipeline.made_with import versions
 from pipeline.prompts import Prompt, load
@@ -45,6 +45,8 @@ class Job:
 
 def identity(job: Job, settings: params.Score, tail: str) -> dict[str, Any]:
     """Everything that decides what a shard of scores holds."""
+    from pipeline import head  # brings torch, for which `--help` need not wait
+
     view = job.view
     behaviour = ("behaviour_topk_ids",) if view.support.behaviour else ()
     context: dict[str, Any] = {"kind": view.context}

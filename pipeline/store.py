@@ -80,6 +80,9 @@ class Store:
             make: writes the file (or folder) at the path that it is given.
             suffix: of the file's name; '' for a folder.
             target: where it shall appear; what was there is replaced.
+
+        Raises:
+            ShardError: what was found has another size than when it was finished.
         """
         fingerprint = shards.fingerprint(identity)
         final = self.path(fingerprint, suffix)
@@ -91,9 +94,12 @@ class Store:
         elif not _side(final).exists():  # killed between the link and the note
             self._note(final, fingerprint, None)
         note = json.loads(_side(final).read_text())
+        entry = Entry(**note["entry"])
+        if not made:
+            _check_size(final, entry)
         if target is not None:
             _link(final, target)
-        return Obtained(Entry(**note["entry"]), made, note["seconds"])
+        return Obtained(entry, made, note["seconds"])
 
     def adopt(self, path: Path) -> Entry:
         """Take a file that a stage reads (pulled from a remote, say): it is as good as one made here.
@@ -264,6 +270,15 @@ def _bytes(path: Path) -> int:
     return (
         sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
     )
+
+
+def _check_size(final: Path, entry: Entry) -> None:
+    """An output that is cut off is cut off here too, being the same inode; to link it again would repair nothing."""
+    if (found := _bytes(final)) != entry.bytes:
+        raise ShardError(
+            f"{final} has {found} bytes, {entry.bytes} were written: it is cut off or was changed. Remove it and run "
+            "`dvc repro` again; it is made anew."
+        )
 
 
 def _side(final: Path) -> Path:

@@ -9,9 +9,11 @@ import csv
 import json
 import logging
 import math
+import signal
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +173,10 @@ def fit(student: Student, run: Run) -> Fitted:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         student.train()
-        trainer.fit(module, train_dataloaders=loader, ckpt_path=saved[-1] if saved else None, weights_only=False)
+        try:
+            trainer.fit(module, train_dataloaders=loader, ckpt_path=saved[-1] if saved else None, weights_only=False)
+        except SIGTERMException:  # it would end the process with 0, as if the stage had finished
+            sys.exit(128 + signal.SIGTERM)
     return Fitted(student.cpu().eval(), module.history, module.validation)
 
 
@@ -255,14 +260,15 @@ class _State(Callback):
 
     folder: Path
     every: int
-    saved: list[Path] = field(default_factory=list)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         if len(pl_module.history) % self.every == 0:
             self._save(trainer, len(pl_module.history))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        if isinstance(exception, SIGTERMException | KeyboardInterrupt):
+        # Lightning raises this one at the end of a step. Ctrl-C comes anywhere in it, when the weights or the loader
+        # may be a step ahead of the history: the last saved state is then the one to go on from.
+        if isinstance(exception, SIGTERMException):
             self._save(trainer, len(pl_module.history))
 
     def _save(self, trainer: Any, step: int) -> None:

@@ -6,16 +6,18 @@ checkpoint is found, not trained again.
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline import command, lineage, models, params, recipes, shards
+from pipeline import command, lineage, models, params, shards
 from pipeline.command import Made
 from pipeline.errors import SettingsError, ShardError
-from pipeline.loading import Rows, Shard
-from pipeline.recipes import Recipe
 from pipeline.store import Store
+
+if TYPE_CHECKING:  # these bring torch, for which `--help` need not wait
+    from pipeline.loading import Shard
+    from pipeline.recipes import Recipe
 
 VERSION = 1  # raise it when equal shards and settings would give another student
 log = logging.getLogger("train")
@@ -33,7 +35,8 @@ def run(
     out: Path,
 ) -> Made:
     """Train a round's student, or find it."""
-    from pipeline import checkpoints, training
+    from pipeline import checkpoints, recipes, training
+    from pipeline.loading import Rows, Shard
 
     start, sft_teacher = models.read(student), lineage.of_checkpoint(student)
     recipe = recipes.load(settings.objective)
@@ -74,7 +77,7 @@ def run(
     return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
 
 
-def _check(recipe: Recipe) -> None:
+def _check(recipe: "Recipe") -> None:
     others = [source for source in recipe.sources if source != "student"]
     if others:
         raise SettingsError(
@@ -83,7 +86,7 @@ def _check(recipe: Recipe) -> None:
         )
 
 
-def _scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
+def _scores(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
     """A view's scores of a shard; missing ones, and tails that are no numbers, are refused."""
     path = folder / rollouts.name
     if not path.exists():
@@ -103,7 +106,7 @@ def _check_teacher(path: Path, sft_teacher: dict[str, str], settings: params.Tra
     lineage.check(sft_teacher, lineage.of_scores(path), str(path), settings.allow_sft_teacher, "train")
 
 
-def _split(sources: list[Shard], prompts: Path) -> tuple[list[Shard], list[Shard]]:
+def _split(sources: "list[Shard]", prompts: Path) -> "tuple[list[Shard], list[Shard]]":
     """The shards to train on, and the held-out one."""
     held_out = []
     for source in sources:

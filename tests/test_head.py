@@ -63,7 +63,10 @@ def naive(hidden, output, asked):
         is_outside[token, known] = False
         at_ids[token, : len(known)] = logprobs[token, known]
     tail = torch.stack(
-        [row[keep].logsumexp(0) if keep.any() else row.new_tensor(-torch.inf) for row, keep in zip(logprobs, is_outside)]
+        [
+            row[keep].logsumexp(0) if keep.any() else row.new_tensor(-torch.inf)
+            for row, keep in zip(logprobs, is_outside)
+        ]
     )
     sampled = logprobs[torch.arange(len(logprobs)), asked.sampled_ids]
     return sampled, at_ids, tail, logprobs.sort(-1, descending=True).values[:, : asked.top_k]

@@ -67,7 +67,9 @@ def test_steps_go_through_the_epochs_without_a_gap(sources):
     expected = [place for epoch in range(3) for place in rows.order(epoch, 3)]
     for step in range(10):
         found = sorted(ids for pack, _ in loader.step(step) for ids in _responses(pack))
-        wanted = [tuple(stored(sources)[place]["response_ids"]) for place in expected[step * batch : (step + 1) * batch]]
+        wanted = [
+            tuple(stored(sources)[place]["response_ids"]) for place in expected[step * batch : (step + 1) * batch]
+        ]
         assert found == sorted(wanted)
 
 
@@ -178,7 +180,9 @@ def _other_lengths(table):
 
 
 def _skipped(table):
-    return pa.concat_tables([shards.skipped_table([table.column("rollout_id")[0].as_py()], ["no hint"]), table.slice(1)])
+    return pa.concat_tables(
+        [shards.skipped_table([table.column("rollout_id")[0].as_py()], ["no hint"]), table.slice(1)]
+    )
 
 
 def _halved(table):

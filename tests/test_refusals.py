@@ -180,6 +180,20 @@ def test_after_the_repair_only_what_was_missing_is_made(project, finished):
     assert dag.total(dag.run(project, ["refresh@r1", "score@r1", "train@r1"])) == {}
 
 
+def test_a_file_that_is_cut_off_in_the_store_too_is_told_and_made_anew_once_removed(project, finished):
+    """Output and store are one inode, so what cuts the one cuts the other."""
+    shard, stage = project / "data/scores/r1/teacher/00001.parquet", finished[1]["score@r1"]
+    inode = shard.stat().st_ino
+    stored = next(path for path in (project / ".potstill/store").glob("*/*") if path.stat().st_ino == inode)
+    cut_off(stored)
+    stage.delete_outs(project)
+    with pytest.raises(ShardError, match="cut off or was changed") as told:
+        stage.run()
+    assert str(stored.relative_to(project)) in str(told.value)
+    stored.unlink()
+    assert dag.total(dag.run(project, ["score@r1", "train@r1"])) == {"score@r1 teacher": 1}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a shard of rollouts cut off, met by score", "truncated JSONL"])
 def test_the_command_line_ends_with_1_and_no_traceback(name, project, finished):

@@ -198,7 +198,14 @@ def test_content_tells_rows_apart_that_hold_the_same_values(tmp_path):
         path = write(tmp_path / "a.parquet", pa.Table.from_pylist(rows, shards.SCORES))
         return shards.content(path, shards.SCORES, ("support_ids",))
 
-    cuts = [[[[1, 2]], [[3]]], [[[1], [2]], [[3]]], [[[1, 2], [3]], []], [[[1, 2]], None], [[[1, 2]], []], [[[3]], [[1, 2]]]]
+    cuts = [
+        [[[1, 2]], [[3]]],
+        [[[1], [2]], [[3]]],
+        [[[1, 2], [3]], []],
+        [[[1, 2]], None],
+        [[[1, 2]], []],
+        [[[3]], [[1, 2]]],
+    ]
     assert len({of(lists) for lists in cuts}) == len(cuts)
 
 

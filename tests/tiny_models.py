@@ -26,18 +26,24 @@ def tokenizer(letters: str = LETTERS) -> PreTrainedTokenizerFast:
     return made
 
 
-def bigram(folder: Path, seed: int = 0, letters: str = LETTERS, sharpness: float = 2.0) -> Path:
-    """A Llama without layers: the next token depends on the last one alone."""
+def bigram(folder: Path, seed: int = 0, letters: str = LETTERS, sharpness: float = 2.0, layers: int = 0) -> Path:
+    """A Llama whose next token depends on the last one alone.
+
+    Without layers it stays one when it is trained; with a layer, which adds nothing, vLLM opens it too.
+    """
     torch.manual_seed(seed)
     own = tokenizer(letters)
     config = LlamaConfig(
-        vocab_size=len(own), hidden_size=16, intermediate_size=16, num_hidden_layers=0, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, eos_token_id=0, bos_token_id=None,
-        pad_token_id=0,
+        vocab_size=len(own), hidden_size=16, intermediate_size=16, num_hidden_layers=layers, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=128, tie_word_embeddings=False, eos_token_id=0,
+        bos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     torch.nn.init.normal_(model.lm_head.weight, std=sharpness / 4)
     torch.nn.init.normal_(model.model.embed_tokens.weight)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
     return _saved(model, own, folder)
 
 

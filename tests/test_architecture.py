@@ -1,0 +1,245 @@
+"""Rules that hold between files: names of stages, libraries in one place, what dvc.yaml must list, fast doors.
+
+What is compared: dvc.yaml, the scripts in stages/, the sections of params.yaml and the classes in pipeline/params.py;
+and the import statements of every module.
+"""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards
+from pipeline.loading import Shard
+from pipeline.scoring import Job
+from stages import models as models_stage
+from stages import prompts as prompts_stage
+
+ROOT = Path(__file__).parent.parent
+DAG = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
+STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
+MODULES = [*sorted((ROOT / "pipeline").rglob("*.py")), *sorted((ROOT / "stages").glob("*.py"))]
+
+ENTRIES_OF = {"evaluate": ["evaluate", "evaluate_start"]}
+"""A script's entries in dvc.yaml, where they are not one of its own name: the start is evaluated as every round is."""
+
+NOT_SETTINGS_OF_A_STAGE = {"grade", "rounds"}
+"""Sections of params.yaml that several stages read, so no script has their name."""
+
+HOMES = {
+    "vllm": {"pipeline/engines/vllm.py", "pipeline/engines/vllm_lora.py", "pipeline/engines/vllm_process.py"},
+    "lightning": {"pipeline/training.py"},
+    "duckdb": {"pipeline/sql.py"},
+    "plotly": {"pipeline/plots.py", "pipeline/report.py"},
+    "jinja2": {"pipeline/report.py"},
+    "datasets": {"pipeline/sources.py"},
+    "peft": {"pipeline/student.py"},
+    "math_verify": {"pipeline/math_grader.py"},
+    "typer": {"pipeline/cli.py", "pipeline/command.py", *(f"stages/{name}.py" for name in STAGES)},
+    "transformers": {
+        "pipeline/demo.py", "pipeline/engines/hf.py", "pipeline/engines/output_layer.py", "pipeline/models.py",
+        "pipeline/student.py",
+    },
+    "pyarrow": {
+        "pipeline/shards.py",  # owns the format; the others build tables, read a source or hold a file open
+        "pipeline/demo.py", "pipeline/grading.py", "pipeline/loading.py", "pipeline/prompts.py", "pipeline/rollouts.py",
+        "pipeline/scoring.py", "pipeline/sources.py",
+    },
+}  # fmt: skip
+"""Who may import what."""
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module))
+    return found
+
+
+def entry(name: str) -> dict:
+    """A stage of dvc.yaml, of each round or of all."""
+    return DAG[name].get("do", DAG[name])
+
+
+def tracked(name: str) -> tuple[set[str], set[str]]:
+    """The sections and the files with a VERSION in the params of an entry."""
+    listed = entry(name)["params"]
+    assert all(keys == ["VERSION"] for item in listed if isinstance(item, dict) for keys in item.values())
+    files = {file for item in listed if isinstance(item, dict) for file in item}
+    return {item for item in listed if isinstance(item, str)}, files
+
+
+def entries_of(script: str) -> list[str]:
+    return ENTRIES_OF.get(script, [script])
+
+
+def test_every_stage_has_one_name_in_four_places():
+    """Entry, script, section and class."""
+    assert sorted(DAG) == sorted(name for script in STAGES for name in entries_of(script))
+    sections = set(params.Params.model_fields) - NOT_SETTINGS_OF_A_STAGE
+    assert sections == set(STAGES)
+    for path in (ROOT / "params.yaml", *(ROOT / "presets").glob("*.yaml")):
+        assert set(YAML(typ="safe", pure=True).load(path)) == set(params.Params.model_fields)
+    for script in STAGES:
+        assert params.Params.model_fields[script].annotation is getattr(params, script.title().replace("_", ""))
+        for name in entries_of(script):
+            assert f"python -m stages.{script} " in entry(name)["cmd"]
+            assert script in tracked(name)[0]
+
+
+def test_rounds_are_settings_of_the_report_alone():
+    """In the params of a round's stage a new round would run all of them again."""
+    assert [name for name in DAG if "rounds" in tracked(name)[0]] == ["report"]
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_stays_at_home(library):
+    users = {name_of(path) for path in MODULES if library in {name.split(".")[0] for name in imported(path)}}
+    assert users == HOMES[library]
+
+
+def test_no_module_of_the_library_knows_a_stage():
+    for path in MODULES:
+        if path.is_relative_to(ROOT / "pipeline"):
+            assert not {name for name in imported(path) if name.split(".")[0] == "stages"}, path
+
+
+def test_only_settings_know_the_settings_files():
+    """Paths are in dvc.yaml, defaults of the command line in command.py."""
+    for path in MODULES:
+        texts = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert "params.yaml" not in texts or path.name == "command.py", path
+
+
+@pytest.fixture
+def identities(tmp_path):
+    """What each entry of the DAG hashes, made anew with every call."""
+    shard, rollout_shard = tmp_path / "prompts.parquet", tmp_path / "rollouts.parquet"
+    prompt = prompts.Prompt("p0", "all", ({"role": "user", "content": "1+1"},), "2", None, 0, "opd")
+    prompts.write(shard, {}, {}, [prompt])
+    with shards.Writer(rollout_shard, shards.ROLLOUTS, {}, {}) as writer:
+        writer.write(pa.Table.from_pylist([], shards.ROLLOUTS))
+    model = models.Model(
+        name="n", location="l", commit="c", weights="w", tokenizer="t", chat_template="c", vocabulary=2, tokens=2,
+        eos_ids=(0,), context=9, parameters=None,
+    )  # fmt: skip
+    view = params.View(support=params.SupportSettings(top_k=1))
+    learning = params.Training(steps=1, batch=1, learning_rate=1.0)
+    size = params.TinyModel(layers=1, hidden=8, heads=2)
+
+    def written(engine: str):
+        how = params.Engine(engine=engine)  # pyright: ignore[reportArgumentType]
+        return [
+            rollouts.identity("stage", 1, shard, model, how, params.Sampling(max_tokens=1), 1, 0),
+            grades.Grading(params.Grade(grader="exact")).of(shard, rollout_shard)[0],
+        ]
+
+    def scored(engine: str):
+        settings = params.Score(engine=engine, views={"teacher": view})  # pyright: ignore[reportArgumentType]
+        return scoring.identity(Job(rollout_shard, shard, view, model), settings, "exact")
+
+    def trained(recipe: str):
+        data = checkpoints.content(Shard(rollout_shard, {}))
+        return checkpoints.identity("stage", 1, model, recipes.load(recipe), learning, data=data)
+
+    def of_all(entry: str):
+        match entry:
+            case "models":
+                demo = params.Demo(teacher=size, student=size, examples=4, training=learning)
+                return [models_stage.identity(demo, role) for role in ("teacher", "student")]
+            case "prompts":
+                return prompts_stage.identity([prompt])
+            case "score":
+                return [scored("hf"), scored("vllm")]
+            case "sft" | "train":
+                return trained("sft" if entry == "sft" else "topk_reverse_kl")
+            case "report":
+                return []
+        return [written("hf"), written("vllm")]
+
+    return lambda entry: shards.fingerprint({"all": of_all(entry)})
+
+
+def versioned() -> list[str]:
+    """Every file with a VERSION, but for those whose VERSION is their stage's own, and the engine of the tests."""
+    texts = {name_of(path): path.read_text() for path in MODULES}
+    return sorted(
+        name
+        for name, text in texts.items()
+        if "\nVERSION = " in text and name.startswith("pipeline/") and name != "pipeline/engines/fake.py"
+    )
+
+
+@pytest.mark.parametrize("entry", DAG)
+def test_every_version_that_is_hashed_is_tracked(identities, monkeypatch, entry):
+    """Raise each, and see whether what the stage would make has another fingerprint: DVC must then run it again."""
+    listed, known = tracked(entry)[1], identities(entry)
+    for file in versioned():
+        module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "VERSION", 999)
+            is_hashed = identities(entry) != known
+        assert not is_hashed or file in listed, f"dvc.yaml: `{entry}` must list {file}: [VERSION]"
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_every_stage_tracks_a_version_of_its_own(script):
+    text = (ROOT / "stages" / f"{script}.py").read_text()
+    own = "pipeline/scoring.py" if "VERSION = SCORING_VERSION" in text else f"stages/{script}.py"
+    for name in entries_of(script):
+        assert own in tracked(name)[1]
+    assert "\nVERSION = " in text
+
+
+def test_every_tracked_version_exists():
+    for name in DAG:
+        for file in tracked(name)[1]:
+            assert "\nVERSION = " in (ROOT / file).read_text(), f"dvc.yaml: `{name}` lists {file}"
+
+
+HEAVY = ("torch", "transformers", "lightning", "duckdb", "datasets", "vllm", "peft", "plotly")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", STAGES)
+def test_help_loads_nothing_heavy(script):
+    """Only then does it answer at once: torch alone takes seconds."""
+    told = (
+        "import runpy, sys\n"
+        "sys.argv = ['stage', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('stages.{script}', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert not end.code, end.code\n"
+        f"print('HEAVY', [name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    found = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Usage:" in found.stdout
+    assert found.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", STAGES)
+def test_help_answers_in_three_seconds_of_processor_time(script):
+    """Not of the clock: a busy machine is no failure."""
+    told = (
+        "import resource, subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-m', 'stages.{script}', '--help'], check=True, stdout=subprocess.DEVNULL)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "print(used.ru_utime + used.ru_stime)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 3

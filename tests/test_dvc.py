@@ -1,0 +1,110 @@
+"""`dvc repro` on bigram models: everything once, then nothing, a killed stage resumed, and no file there twice."""
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.store import Store
+from tests import dag, dvc_project
+from tests.dvc_project import ran, run
+
+pytestmark = pytest.mark.slow
+
+LONG = {"engine": "fake", "sampling": {"temperature": 1.0, "max_tokens": 60}, "samples": 4}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards that are large beside the files that say what they are, as real ones."""
+    score = dag.settings()["score"]
+    views = {name: view | {"support": {"top_k": 24}} for name, view in score["views"].items()}
+    return dvc_project.new_project(
+        tmp_path_factory.mktemp("dvc") / "project",
+        {"opd": 160, "sft": 160, "evaluation": 160},
+        teacher_rollouts=LONG,
+        refresh=LONG,
+        score=score | {"views": views},
+        evaluate=dag.settings()["evaluate"] | LONG,
+        rounds={"r1": {"prev": "r0"}},
+    )
+
+
+@pytest.fixture(scope="module")
+def killed(project: Path) -> tuple[str, int]:
+    """What `dvc repro` printed after its `refresh` was killed in the middle, and how many shards that had written."""
+    before = -1
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=project, env=dvc_project.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        until = time.monotonic() + 300
+        while (count := written(project)) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        stage = [child for child in psutil.Process(process.pid).children(recursive=True) if runs_refresh(child)]
+        for each in stage:
+            each.kill()
+        before = written(project)
+        assert process.wait(60) != 0, "DVC takes a killed stage for a finished one"
+    finally:
+        process.kill()
+    assert count <= before < dag.BUCKETS
+    return run(project, "dvc", "repro"), before
+
+
+def written(project: Path) -> int:
+    """Shards that `refresh` wrote and linked to its output."""
+    return len(list((project / "data/rollouts/r1").glob("*.parquet")))
+
+
+def runs_refresh(process: psutil.Process) -> bool:
+    try:
+        return "stages.refresh" in process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+def test_after_a_kill_dvc_repro_goes_on_and_redoes_one_shard(killed):
+    printed, before = killed
+    assert ran(printed)[0] == "refresh@r1"
+    assert f"refresh: {dag.BUCKETS - before} of {dag.BUCKETS} shards to write" in printed
+    assert ran(printed)[-1] == "report"
+
+
+def test_a_second_dvc_repro_runs_nothing(project, killed):
+    printed = run(project, "dvc", "repro")
+    assert ran(printed) == []
+    assert re.search("Data and pipelines are up to date", printed)
+
+
+def test_a_stage_that_is_forced_leaves_all_later_ones_alone(project, killed):
+    printed = run(project, "dvc", "repro", "-f", "-s", "score@r1")
+    assert "0 of 4 shards to score" in printed
+    assert ran(run(project, "dvc", "repro")) == []
+
+
+def test_store_cache_and_workspace_have_each_shard_once(project, killed):
+    """Files of one inode count once. The report is no shard, and has the size of its scripts."""
+    report = {path.stat().st_ino for path in (project / "data/report").rglob("*")}
+    everywhere: dict[int, int] = {}
+    for folder in (".potstill", ".dvc/cache", "data"):
+        for path in (project / folder).rglob("*"):
+            found = path.stat()
+            if path.is_file() and found.st_ino not in report:
+                everywhere[found.st_ino] = found.st_size
+    files = [file for path in Store(project / ".potstill/store").entries() for file in all_files(path)]
+    shards = sum({path.stat().st_ino: path.stat().st_size for path in files}.values())
+    assert sum(everywhere.values()) <= 1.05 * shards
+    in_data = {path.stat().st_ino for path in (project / "data").rglob("*.parquet")}
+    in_cache = {path.stat().st_ino for path in (project / ".dvc/cache").rglob("*")}
+    assert in_data <= in_cache
+    assert in_data <= {path.stat().st_ino for path in files}
+
+
+def all_files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]

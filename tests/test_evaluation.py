@@ -1,0 +1,62 @@
+"""Metrics against counts made by hand and by slow loops."""
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import evaluation
+from pipeline.errors import GradeError
+from pipeline.evaluation import Answered
+
+
+def answered(correct, lengths=None, reasons=None) -> Answered:
+    lengths = lengths or [4] * len(correct)
+    return Answered(correct, np.array(lengths), reasons or ["stop"] * len(correct), [np.arange(n) for n in lengths])
+
+
+def test_the_record_of_three_prompts_with_two_samples_each():
+    sampled = answered(
+        [True, False, None, False, True, True],
+        [2, 4, 6, 8, 10, 12],
+        ["stop", "length", "stop", "length", "stop", "stop"],
+    )
+    found = evaluation.metrics("r1", answered([True, False, True]), sampled, k=2)
+    averages = [0.5, 0.0, 1.0]
+    assert found == {
+        "checkpoint": "r1",
+        "greedy": pytest.approx(2 / 3),
+        "greedy_se": pytest.approx(statistics.stdev([1, 0, 1]) / math.sqrt(3)),
+        "avg_at_k": pytest.approx(0.5),
+        "avg_at_k_se": pytest.approx(statistics.stdev(averages) / math.sqrt(3)),
+        "pass_at_k": pytest.approx(2 / 3),
+        "k": 2,
+        "prompts": 3,
+        "mean_length": pytest.approx(7.0),
+        "truncated": pytest.approx(1 / 3),
+        "repetition": 0.0,
+    }
+
+
+def test_one_prompt_has_no_standard_error():
+    assert evaluation.metrics("r0", answered([True]), answered([True, False]), k=2)["avg_at_k_se"] == 0.0
+
+
+def test_answers_that_nobody_can_grade_are_refused():
+    with pytest.raises(GradeError, match=r"prompts\.sources\.\*\.fields\.answer"):
+        evaluation.metrics("r0", answered([None, None]), answered([True, True]), k=1)
+
+
+@given(st.lists(st.integers(0, 2), max_size=30), st.integers(1, 4))
+def test_repetition_is_the_share_of_ngrams_that_stood_there_before(ids, n):
+    grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
+    repeated = sum(gram in grams[:place] for place, gram in enumerate(grams))
+    expected = repeated / len(grams) if len(grams) > 1 else 0.0
+    assert evaluation.repetition(np.array(ids, np.int32), n) == pytest.approx(expected)
+
+
+def test_a_response_that_says_one_thing_repeats_nearly_all_of_it():
+    assert evaluation.repetition(np.zeros(102, np.int32)) == pytest.approx(0.99)

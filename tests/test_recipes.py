@@ -1,0 +1,130 @@
+"""Recipes: what ships loads and says what it is, what cannot be is refused, and a loss is the sum of its terms."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import head, objectives, recipes
+from pipeline.errors import SettingsError
+from pipeline.objectives import Outcomes
+from pipeline.recipes import Columns, Objective, Target
+
+ANALYTIC = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}
+SAMPLED = {"estimator": "policy_gradient", "divergence": "reverse_kl", "support": "sampled"}
+NLL = {"estimator": "nll", "support": "sampled", "view": None}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_shipped_recipe_says_what_it_is(name):
+    recipe = recipes.load(name)
+    assert recipe.name == name
+    assert recipe.paper
+    assert len(recipe.description) > 40
+    assert recipe.fidelity.note
+
+
+def test_the_shipped_recipes_need_what_their_papers_need():
+    needs = {name: (recipes.load(name).views, recipes.load(name).exact_views) for name in recipes.names()}
+    assert needs == {
+        "lightning": (("teacher",), ()),
+        "sft": ((), ()),
+        "topk_forward_kl": (("teacher",), ("teacher",)),
+        "topk_reverse_kl": (("teacher",), ("teacher",)),
+    }
+    assert {name: recipes.load(name).sources for name in recipes.names()} == {
+        "lightning": ("student",), "sft": ("teacher",), "topk_forward_kl": ("student",), "topk_reverse_kl": ("student",),
+    }  # fmt: skip
+
+
+def test_lightning_is_as_published():
+    (term,) = recipes.load("lightning").terms
+    assert (term.estimator, term.advantage_clip, term.reduction) == ("policy_gradient", 10.0, "sequence_mean")
+
+
+def test_an_unknown_recipe_lists_those_there_are():
+    with pytest.raises(SettingsError, match="no recipe `topk`; there are lightning, sft, topk_forward_kl, topk_rev"):
+        recipes.load("topk")
+
+
+@pytest.mark.parametrize(
+    ("term", "reason"),
+    [
+        ({**ANALYTIC, "support": "sampled"}, "one token has no divergence"),
+        ({**ANALYTIC, "divergence": None}, "needs `support: view` and a divergence"),
+        ({**ANALYTIC, "view": None}, "`analytic` needs a view as target"),
+        ({**SAMPLED, "support": "view"}, "`policy_gradient` needs `support: sampled` and `divergence: reverse_kl`"),
+        ({**SAMPLED, "divergence": "forward_kl"}, "`policy_gradient` needs `support: sampled`"),
+        ({**SAMPLED, "view": None}, "`policy_gradient` needs a view as target"),
+        ({**NLL, "view": "teacher"}, "`nll` has no target"),
+        ({**ANALYTIC, "advantage_clip": 1.0}, "`advantage_clip` goes with `policy_gradient`, found `analytic`"),
+        ({**ANALYTIC, "coefficient": -1.0}, "greater than 0"),
+        ({**ANALYTIC, "divergense": "reverse_kl"}, "terms.0.divergense: Extra inputs are not permitted"),
+    ],
+)
+def test_terms_that_do_not_fit_together_are_refused_with_a_reason(term, reason):
+    with pytest.raises(SettingsError, match=re.escape(reason)):
+        recipes.load({"terms": [term]})
+
+
+@pytest.mark.parametrize(
+    ("objective", "reason"),
+    [
+        ({}, "terms: Field required"),
+        ({"terms": []}, "at least 1 item"),
+        ({"terms": 5}, "terms: Input should be a valid"),
+        ({"terms": [ANALYTIC, {**ANALYTIC, "view": "hinted"}]}, "terms over the supports of hinted and teacher"),
+    ],
+)
+def test_an_objective_that_is_no_recipe_is_refused(objective, reason):
+    with pytest.raises(SettingsError, match=rf"train\.objective `own`:\n.*{re.escape(reason)}"):
+        recipes.load(objective)
+
+
+@pytest.fixture
+def step():
+    """A student's answer and the columns of five tokens, over 6 ids of which the view kept 2."""
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 6, generator=random, dtype=torch.float64)
+    target = torch.randn(5, 6, generator=random, dtype=torch.float64).log_softmax(-1)
+    ids, sampled_ids = torch.tensor([[0, 3]] * 5), torch.arange(5)
+    tail = target[:, [1, 2, 4, 5]].logsumexp(-1)
+    view = Target(ids, Outcomes(target[:, [0, 3]], tail), target[torch.arange(5), sampled_ids])
+    weights = {"token_mean": np.full(5, 0.2), "sequence_mean": np.array([0.25, 0.25, 0.5 / 3, 0.5 / 3, 0.5 / 3])}
+    columns = Columns({"teacher": view}, {name: torch.from_numpy(values) for name, values in weights.items()})
+    output = head.Output(torch.eye(6, dtype=torch.float64))
+    return lambda objective: head.answer(logits, output, objective.ask(sampled_ids, columns)), columns
+
+
+def test_a_loss_is_the_weighted_sum_of_its_terms(step):
+    answered, columns = step
+    terms = [{**ANALYTIC, "coefficient": 0.5}, {**NLL, "coefficient": 2.0, "reduction": "sequence_mean"}]
+    objective = Objective(recipes.load({"terms": terms}))
+    answer = answered(objective)
+    kl = objectives.reverse_kl(Outcomes(answer.logprobs, answer.tail), columns.targets["teacher"].outcomes)
+    expected = 0.5 * sum(0.2 * float(value) for value in kl)
+    expected += 2 * sum(w * -float(v) for w, v in zip(columns.weights["sequence_mean"], answer.sampled, strict=True))
+    assert objective.loss(answer, columns)[0].item() == pytest.approx(expected)
+
+
+def test_diagnostics_say_how_far_apart_student_and_teacher_are(step):
+    answered, columns = step
+    objective = Objective(recipes.load("topk_forward_kl"))
+    answer = answered(objective)
+    seen = objective.loss(answer, columns)[1]
+    target = columns.targets["teacher"]
+    torch.testing.assert_close(seen["nll"], -answer.sampled)
+    torch.testing.assert_close(seen["log_ratio"], answer.sampled - target.sampled)
+    torch.testing.assert_close(seen["support_mass"], answer.logprobs.exp().sum(-1))
+    torch.testing.assert_close(seen["target_mass"], target.outcomes.logprobs.exp().sum(-1))
+    torch.testing.assert_close(
+        seen["kl"], objectives.reverse_kl(Outcomes(answer.logprobs, answer.tail), target.outcomes)
+    )
+
+
+@pytest.mark.parametrize("name", ["sft", "lightning"])
+def test_a_recipe_of_sampled_tokens_asks_for_no_ids(step, name):
+    answered, _ = step
+    answer = answered(Objective(recipes.load(name)))
+    assert answer.logprobs.shape == (5, 0)

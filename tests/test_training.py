@@ -1,0 +1,360 @@
+"""Training against what must come of it: gradients from full logits, a stopped run's twin, and a known teacher.
+
+The whole method is held against a known answer: a bigram student that learns from the shards of a bigram teacher must
+become that teacher, and must not where the scores are one position off.
+"""
+
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import models, params, recipes, shards, training
+from pipeline.engines.fake import BigramEngine
+from pipeline.loading import Loader, Rows
+from pipeline.recipes import Objective
+from pipeline.student import Student, open_student
+from pipeline.training import Run
+from tests import reference, tiny_models, tiny_shards
+
+MACHINE = params.Machine(device="cpu", train_tokens=64)
+VOCABULARY = 37
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {
+        "teacher": tiny_models.bigram(root / "teacher", seed=1),
+        "student": tiny_models.bigram(root / "student", seed=2, sharpness=0.5),
+        "qwen3": tiny_models.qwen3(root / "qwen3"),
+    }
+
+
+@pytest.fixture(scope="module")
+def engines(folders):
+    settings = params.Engine(engine="fake")
+    return {name: BigramEngine(models.record(str(folders[name])), settings) for name in ("teacher", "student")}
+
+
+@pytest.fixture(scope="module")
+def sources(engines, tmp_path_factory):
+    """Top 4 of the teacher on responses of the student: 90 rows, 2 shards."""
+    return tiny_shards.write(tmp_path_factory.mktemp("shards"), engines["student"], engines["teacher"], [70, 20])
+
+
+def settings(steps=6, **more) -> params.Training:
+    return params.Training(**{"steps": steps, "batch": 16, "learning_rate": 1e-2, "schedule": "cosine", **more})
+
+
+def opened(folders, name="student", dtype=torch.float32) -> Student:
+    return open_student(models.record(str(folders[name])), dtype)
+
+
+def fit(folders, state, rows, how, recipe="topk_reverse_kl", **more):
+    return training.fit(opened(folders), Run(recipes.load(recipe), rows, how, MACHINE, state, **more))
+
+
+def weights(student: Student) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+
+def gradient(student: Student, loss: torch.Tensor) -> torch.Tensor:
+    student.zero_grad()
+    loss.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in student.parameters() if parameter.grad is not None])
+
+
+def written_out(name: str, reduction: str) -> recipes.Recipe:
+    """A shipped recipe with another reduction."""
+    (term,) = recipes.load(name).terms
+    return recipes.load({"terms": [{**term.model_dump(), "reduction": reduction}]})
+
+
+def from_full_logits(student: Student, sources, responses, recipe: recipes.Recipe) -> torch.Tensor:
+    """The loss of a step, one sequence at a time, straight from the files and the definitions."""
+    (term,) = recipe.terms
+    rows = {}
+    for source in sources:
+        scores = shards.read(source.scores["teacher"], shards.SCORES).to_pylist()
+        rollouts = shards.read(source.rollouts, shards.ROLLOUTS).to_pylist()
+        for rollout, score in zip(rollouts, scores, strict=True):
+            rows[tuple(rollout["response_ids"])] = {**rollout, **score}
+    losses = []
+    for response in responses:
+        row = rows[response]
+        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+        logprobs = student.transformer(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        per_token = []
+        for position, token in enumerate(response):
+            now = logprobs[len(row["prompt_ids"]) - 1 + position]
+            if term.estimator == "policy_gradient":
+                advantage = (row["sampled_logprobs"][position] - now[token]).detach().clamp(-10, 10)
+                per_token.append(-advantage * now[token])
+                continue
+            kept, outside = row["support_ids"][position], set(range(VOCABULARY)) - set(row["support_ids"][position])
+            target = torch.tensor([*row["support_logprobs"][position], row["tail_logprobs"][position]]).double()
+            target = target.log_softmax(-1)
+            own = torch.cat([now[kept], now[sorted(outside)].logsumexp(-1, keepdim=True)])
+            per_token.append((own.exp() * (own - target)).sum())
+        losses.append(torch.stack(per_token))
+    if term.reduction == "sequence_mean":
+        return torch.stack([loss.mean() for loss in losses]).mean()
+    return torch.cat(losses).mean()
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize("name", ["topk_reverse_kl", "lightning"])
+def test_a_steps_gradient_is_that_of_full_logits_one_sequence_at_a_time(folders, sources, name, reduction):
+    """A student with attention, several packs, several sequences in a row; in fp64 but for the stored columns."""
+    student, recipe = opened(folders, "qwen3", torch.float64).eval(), written_out(name, reduction)
+    packs = Loader(Rows(sources), 3, 16, tokens=64, seed=0).step(1)
+    assert len(packs) > 1
+    assert any((pack.position_ids == 0).sum() > len(pack.position_ids) for pack, _ in packs)
+    objective = Objective(recipe)
+    losses = [
+        objective.loss(student(pack, objective.ask(pack.sampled_ids, columns)), columns)[0] for pack, columns in packs
+    ]
+    found = gradient(student, torch.stack(losses).sum())
+    responses = [response for pack, _ in packs for response in _responses(pack)]
+    assert len(responses) == 16
+    slow = from_full_logits(student, sources, responses, recipe)
+    expected = gradient(student, slow)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(torch.stack(losses).sum(), slow, rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def _responses(pack) -> list[tuple[int, ...]]:
+    """The responses of a pack: a new one begins where the predicting place does not follow the last."""
+    cuts = np.flatnonzero(np.diff(pack.predicts.numpy()) != 1) + 1
+    return [tuple(part.tolist()) for part in np.split(pack.sampled_ids.numpy(), cuts)]
+
+
+def test_equal_settings_give_equal_weights_and_another_seed_gives_others(folders, sources, tmp_path):
+    first, second, other = (
+        fit(folders, tmp_path / str(number), Rows(sources), settings(seed=seed))
+        for number, seed in enumerate((0, 0, 1))
+    )
+    assert torch.equal(weights(first.student), weights(second.student))
+    assert first.history == second.history
+    assert not torch.equal(weights(first.student), weights(other.student))
+    assert not torch.equal(weights(first.student), weights(opened(folders)))
+
+
+def _stop(kind: str) -> None:
+    match kind:
+        case "crash":
+            raise RuntimeError("out of memory")
+        case "ctrl-c":
+            raise KeyboardInterrupt
+        case "sigterm":
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def signals():
+    """Lightning ignores Ctrl-C from the first one on; the tests behind this one shall not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("where", ["in the loader", "in the step", "behind the optimiser"])
+@pytest.mark.parametrize("kind", ["crash", "ctrl-c", "sigterm"])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    folders, sources, tmp_path, monkeypatch, signals, kind, where
+):
+    """Bit-equal weights and history, wherever in a step it was stopped."""
+    how, state = settings(8, save_every=3), tmp_path / "state"
+    more = {"held_out": Rows(sources[1:]), "validate_every": 4}
+    undisturbed = fit(folders, tmp_path / "other", Rows(sources), how, **more)
+    owner, name, last = {
+        "in the loader": (Loader, "step", 6),
+        "in the step": (Objective, "loss", 6 * len(Loader(Rows(sources), 8, 16, MACHINE.train_tokens, 0).step(0))),
+        "behind the optimiser": (torch.optim.lr_scheduler.LambdaLR, "step", 6),
+    }[where]
+    original, calls = getattr(owner, name), []
+
+    def stops(self, *arguments, **named):
+        calls.append(0)
+        if len(calls) == last:
+            _stop(kind)
+        return original(self, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, stops)
+        with pytest.raises((RuntimeError, SystemExit, KeyboardInterrupt)):
+            fit(folders, state, Rows(sources), how, **more)
+    assert list(state.glob("step-*.ckpt"))
+    resumed = fit(folders, state, Rows(sources), how, **more)
+    assert [row["step"] for row in resumed.history] == list(range(1, 9))
+    assert resumed.history == undisturbed.history
+    assert resumed.validation == undisturbed.validation
+    assert torch.equal(weights(resumed.student), weights(undisturbed.student))
+
+
+def test_the_last_two_states_are_kept_and_no_half_written_one(folders, sources, tmp_path):
+    fit(folders, tmp_path, Rows(sources), settings(7, save_every=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004.ckpt", "step-00000006.ckpt"]
+
+
+def _table(student: Student) -> np.ndarray:
+    """Log-probabilities of a bigram student after each id."""
+    ids = torch.arange(VOCABULARY)[:, None]
+    with torch.no_grad():
+        return student.transformer(input_ids=ids).logits[:, 0].double().log_softmax(-1).numpy()
+
+
+def _kl_to(teacher: np.ndarray, student: Student) -> float:
+    """Mean KL(student ‖ teacher) over the ids that something may follow."""
+    table = _table(student)[1:]
+    return float((np.exp(table) * (table - teacher[1:])).sum(axis=1).mean())
+
+
+@pytest.fixture(scope="module")
+def learned(folders, engines, tmp_path_factory):
+    """Trains the student on shards that keep all ids, and says how far from the teacher it ends, in nats."""
+
+    def learn(name: str, shift: int = 0) -> float:
+        root = tmp_path_factory.mktemp("learned")
+        writer, scorer = engines["student"], engines["teacher"]
+        made = tiny_shards.write(root / "shards", writer, scorer, [1024], VOCABULARY, shift)
+        how = params.Training(steps=400, batch=64, learning_rate=0.1, schedule="cosine", clip=100.0)
+        run = Run(recipes.load(name), Rows(made), how, params.Machine(device="cpu"), root / "state")
+        return _kl_to(scorer.logprobs, training.fit(opened(folders), run).student)
+
+    return learn
+
+
+def test_student_and_teacher_are_far_apart_before(folders, engines):
+    assert _kl_to(engines["teacher"].logprobs, opened(folders)) > 0.5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "topk_reverse_kl",
+        pytest.param("topk_forward_kl", marks=pytest.mark.slow),
+        pytest.param("lightning", marks=pytest.mark.slow),
+    ],
+)
+def test_a_student_becomes_its_teacher(learned, name):
+    """With all ids kept, the shards say everything; the sampled tokens alone say it as well, in the end."""
+    assert learned(name) < 1e-3
+
+
+def test_scores_that_are_one_position_off_are_noticed(learned):
+    """The same measure on a shard whose scores belong to the token before, or the test above would prove nothing."""
+    assert learned("topk_reverse_kl", shift=1) > 0.1
+
+
+def test_sft_learns_what_its_responses_are(folders, engines, tmp_path):
+    made = tiny_shards.write(tmp_path / "shards", engines["teacher"], engines["teacher"], [256])
+    fitted = fit(folders, tmp_path / "state", Rows(made), settings(40, batch=64, learning_rate=3e-2), "sft")
+    entropy = np.mean([reference.entropy(row) for row in engines["teacher"].logprobs])
+    assert fitted.history[0]["nll"] > entropy + 0.5
+    assert fitted.history[-1]["nll"] < entropy + 0.3
+
+
+@pytest.mark.parametrize("train_tokens", [40, 16384])
+def test_validation_kl_is_the_mean_over_all_held_out_tokens(folders, engines, sources, train_tokens):
+    student = opened(folders)
+    found, mass = training.validation_kl(
+        student, Rows(sources), params.Machine(device="cpu", train_tokens=train_tokens)
+    )
+    table, values, masses = engines["student"].logprobs, [], []
+    for source in sources:
+        rollouts = shards.read(source.rollouts, shards.ROLLOUTS).to_pylist()
+        for rollout in rollouts:
+            for before, token in zip([rollout["prompt_ids"][-1], *rollout["response_ids"]], rollout["response_ids"]):
+                assert token < VOCABULARY
+                teacher = list(engines["teacher"].logprobs[before])
+                kept = reference.kept_prefix(teacher, 4, None, 1)
+                values.append(reference.reverse_kl(list(table[before]), teacher, kept))
+                masses.append(math.fsum(math.exp(table[before][id_]) for id_ in kept))
+    assert found == pytest.approx(math.fsum(values) / len(values), rel=1e-3)
+    assert mass == pytest.approx(math.fsum(masses) / len(masses), rel=1e-3)
+
+
+def test_validation_changes_nothing_and_comes_when_it_should(folders, sources, tmp_path):
+    plain = fit(folders, tmp_path / "plain", Rows(sources), settings())
+    for every, steps in ((0, [0, 6]), (2, [0, 2, 4, 6]), (4, [0, 4, 6])):
+        held_out = {"held_out": Rows(sources[1:]), "validate_every": every}
+        fitted = fit(folders, tmp_path / str(every), Rows(sources[:1]), settings(), **held_out)
+        assert [row["step"] for row in fitted.validation] == steps
+        assert fitted.validation[-1]["validation_kl"] < fitted.validation[0]["validation_kl"]
+    again = fit(folders, tmp_path / "again", Rows(sources), settings(), held_out=Rows(sources[1:]), validate_every=1)
+    assert torch.equal(weights(plain.student), weights(again.student))
+    assert plain.validation == []
+
+
+def test_history_tells_the_loss_and_the_norm_of_each_step(folders, sources, tmp_path):
+    """Of the first step, against what the objective says of the untrained student."""
+    how = settings(3, warmup=0.5)
+    fitted = fit(folders, tmp_path, Rows(sources), how)
+    student, objective = opened(folders), Objective(recipes.load("topk_reverse_kl"))
+    losses = []
+    for pack, columns in Loader(Rows(sources), 3, how.batch, MACHINE.train_tokens, how.seed).step(0):
+        losses.append(objective.loss(student(pack, objective.ask(pack.sampled_ids, columns)), columns)[0])
+    loss = torch.stack(losses).sum()
+    first = fitted.history[0]
+    assert first["loss"] == first["kl"] == pytest.approx(loss.item(), rel=1e-5)
+    assert first["gradient_norm"] == pytest.approx(gradient(student, loss).norm().item(), rel=1e-4)
+    assert 0 < first["support_mass"] < first["target_mass"] < 1
+    assert [row["learning_rate"] for row in fitted.history] == pytest.approx(
+        [how.learning_rate * training.schedule(how)(step) for step in range(3)]
+    )
+
+
+def test_a_large_gradient_is_clipped(folders, sources, tmp_path):
+    """Adam hides the size of a gradient but for its epsilon: with a tiny bound nothing moves."""
+    clipped = fit(folders, tmp_path, Rows(sources), settings(1, clip=1e-12, schedule="constant"))
+    moved = (weights(clipped.student) - weights(opened(folders))).abs().max()
+    free = fit(folders, tmp_path / "free", Rows(sources), settings(1, schedule="constant"))
+    assert moved < 1e-4 < (weights(free.student) - weights(opened(folders))).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("cosine", [0.5, 1.0, *[0.5 * (1 + math.cos(math.pi * done / 6)) for done in range(6)]]),
+    ],
+)
+def test_the_learning_rate_rises_and_falls_as_the_settings_say(kind, expected):
+    factor = training.schedule(settings(8, warmup=0.25, schedule=kind))
+    assert [factor(step) for step in range(8)] == pytest.approx(expected)
+    assert factor(8) == pytest.approx(1.0 if kind == "constant" else 0.0)
+
+
+def test_parameters_are_fp32_whatever_is_on_the_disk(folders, tmp_path):
+    """bf16 parameters would hardly move at usual learning rates."""
+    student = opened(folders)
+    student.transformer.bfloat16().save_pretrained(tmp_path)
+    tiny_models.tokenizer().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    again = open_student(models.record(str(tmp_path)))
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+
+
+def test_a_checkpoint_opens_as_the_same_student(folders, sources, tmp_path):
+    held_out = {"held_out": Rows(sources[1:])}
+    fitted = fit(folders, tmp_path / "state", Rows(sources), settings(), **held_out)
+    start = models.record(str(folders["student"]))
+    identity = {"stage": "test"}
+    training.save(tmp_path / "r1", fitted, start, start.eos_ids, identity, {"sft_teacher": {"name": "t"}})
+    again = open_student(models.read(tmp_path / "r1"))
+    assert torch.equal(weights(again), weights(fitted.student))
+    about = models.checkpoint(tmp_path / "r1")
+    assert (about["identity"], about["sft_teacher"]) == (identity, {"name": "t"})
+    assert about["validation_kl"] == fitted.validation[-1]["validation_kl"]
+    history = (tmp_path / "r1" / "history.csv").read_text().splitlines()
+    assert len(history) == 7
+    assert history[0].startswith("step,learning_rate,gradient_norm,loss")
+    assert models.read(tmp_path / "r1").tokenizer == start.tokenizer

@@ -169,7 +169,7 @@ class TestStage:
     """`stages.models`, with models so small that training them takes a moment."""
 
     def settings(self, folder: Path, steps: int = 3, **changes: object) -> params.Models:
-        training = params.Training(steps=steps, batch=8, learning_rate=1e-3)
+        training = params.Training(steps=steps, batch=8, learning_rate=1e-3, save_every=2)
         own = params.Demo(teacher=SIZE, student=SIZE, examples=64, training=training).model_copy(update=changes)
         return params.Models(teacher=str(folder / "demo/teacher"), student=str(folder / "demo/student"), demo=own)
 

@@ -65,7 +65,7 @@ def naive(hidden, output, asked):
     tail = torch.stack(
         [
             row[keep].logsumexp(0) if keep.any() else row.new_tensor(-torch.inf)
-            for row, keep in zip(logprobs, is_outside)
+            for row, keep in zip(logprobs, is_outside, strict=True)
         ]
     )
     sampled = logprobs[torch.arange(len(logprobs)), asked.sampled_ids]
@@ -78,7 +78,8 @@ def tensors(answer):
 
 def total(answered) -> torch.Tensor:
     """A scalar in which every finite number counts differently."""
-    return sum((part[torch.isfinite(part)] * torch.arange(1, 1 + part.isfinite().sum())).sum() for part in answered)
+    finite = torch.cat([part[part.isfinite()] for part in answered])
+    return (finite * torch.arange(1, 1 + len(finite))).sum()
 
 
 def gradients(function, hidden, output):

@@ -111,7 +111,7 @@ def _loss(student, pack):
 
 def _gradient(student, packs):
     student.zero_grad()
-    sum(_loss(student, pack) for pack in packs).backward()
+    torch.stack([_loss(student, pack) for pack in packs]).sum().backward()
     return torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
 
 

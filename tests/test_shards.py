@@ -114,7 +114,7 @@ def test_numbers_are_in_byte_planes_and_nothing_else_is(tmp_path, kind):
 def test_duckdb_reads_every_column_without_potstill(tmp_path, kind):
     written = table(kind, 5)
     path = write(tmp_path / "a.parquet", written)
-    found = duckdb.sql(f"select * from '{path}'").fetchall()
+    found = duckdb.execute(f"select * from '{path}'").fetchall()
     assert [dict(zip(written.column_names, row, strict=True)) for row in found] == written.to_pylist()
 
 

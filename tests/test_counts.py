@@ -163,7 +163,10 @@ def machine(project: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def every_default_written_out(project: Path, _: pytest.MonkeyPatch) -> None:
-    dag.write_settings(project, params.load(project / "params.yaml").model_dump(mode="json"))
+    written = params.load(project / "params.yaml").model_dump(mode="json")
+    # A source is refused what it does not use, even null; all else may be said though it is the default.
+    written["prompts"]["sources"] = dag.read_settings(project)["prompts"]["sources"]
+    dag.write_settings(project, written)
 
 
 def other_libraries(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:

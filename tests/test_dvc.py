@@ -24,7 +24,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     views = {name: view | {"support": {"top_k": 24}} for name, view in score["views"].items()}
     return dvc_project.new_project(
         tmp_path_factory.mktemp("dvc") / "project",
-        {"opd": 160, "sft": 160, "evaluation": 160},
+        {"opd": 240, "sft": 16, "evaluation": 8},
         teacher_rollouts=LONG,
         refresh=LONG,
         score=score | {"views": views},
@@ -38,7 +38,7 @@ def killed(project: Path) -> tuple[str, int]:
     """What `dvc repro` printed after its `refresh` was killed in the middle, and how many shards that had written."""
     before = -1
     process = subprocess.Popen(
-        ["dvc", "repro"], cwd=project, env=dvc_project.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ["dvc", "repro"], cwd=project, env=dvc_project.ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         until = time.monotonic() + 300

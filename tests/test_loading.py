@@ -29,19 +29,6 @@ def sources(engine, tmp_path_factory):
     return tiny_shards.write(tmp_path_factory.mktemp("shards"), engine, engine, COUNTS)
 
 
-def stored(sources) -> dict[tuple[int, int], dict]:
-    """Every row as the files have it, by (row group, row)."""
-    found, group = {}, 0
-    for source in sources:
-        rollouts = shards.read(source.rollouts, shards.ROLLOUTS).to_pylist()
-        scores = shards.read(source.scores["teacher"], shards.SCORES).to_pylist()
-        for start in range(0, len(rollouts), shards.GROUP_ROWS):
-            rows = zip(rollouts[start : start + 64], scores[start : start + 64], strict=True)
-            found.update({(group, row): {**one, **other} for row, (one, other) in enumerate(rows)})
-            group += 1
-    return found
-
-
 def same(first, second) -> bool:
     """Whether two steps have the same packs, to the last bit."""
     return len(first) == len(second) and all(
@@ -56,7 +43,7 @@ def test_every_row_comes_once_in_each_epoch_in_an_order_of_its_own(sources):
     assert rows.count == sum(COUNTS)
     orders = [rows.order(epoch, seed) for epoch, seed in [(0, 0), (1, 0), (0, 1)]]
     for order in orders:
-        assert sorted(order) == rows.sequential() == sorted(stored(sources))
+        assert sorted(order) == rows.sequential() == sorted(tiny_shards.stored(sources))
     assert orders[0] == Rows(sources).order(0, 0)
     assert all(first != second for first, second in itertools.combinations([*orders, rows.sequential()], 2))
 
@@ -64,13 +51,12 @@ def test_every_row_comes_once_in_each_epoch_in_an_order_of_its_own(sources):
 def test_steps_go_through_the_epochs_without_a_gap(sources):
     rows, batch = Rows(sources), 16
     loader = Loader(rows, steps=10, batch=batch, tokens=TOKENS, seed=3)
-    expected = [place for epoch in range(3) for place in rows.order(epoch, 3)]
+    order = [place for epoch in range(3) for place in rows.order(epoch, 3)]
+    kept = tiny_shards.stored(sources)
     for step in range(10):
         found = sorted(ids for pack, _ in loader.step(step) for ids in _responses(pack))
-        wanted = [
-            tuple(stored(sources)[place]["response_ids"]) for place in expected[step * batch : (step + 1) * batch]
-        ]
-        assert found == sorted(wanted)
+        wanted = sorted(tuple(kept[place]["response_ids"]) for place in order[step * batch : (step + 1) * batch])
+        assert found == wanted
 
 
 def _responses(pack) -> list[tuple[int, ...]]:
@@ -117,7 +103,7 @@ def test_the_weights_of_a_step_sum_to_one(sources, reduction, tokens):
 
 
 def test_each_token_has_the_entries_of_its_own_row_and_position(sources):
-    rows, kept = Rows(sources), stored(sources)
+    rows, kept = Rows(sources), tiny_shards.stored(sources)
     places = rows.order(0, 0)[:20]
     by_response = {tuple(kept[place]["response_ids"]): kept[place] for place in places}
     for pack, columns in rows.batch(places, TOKENS):

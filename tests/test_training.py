@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import models, params, recipes, shards, training
+from pipeline import models, params, recipes, training
 from pipeline.engines.fake import BigramEngine
 from pipeline.loading import Loader, Rows
 from pipeline.recipes import Objective
@@ -74,22 +74,15 @@ def written_out(name: str, reduction: str) -> recipes.Recipe:
     return recipes.load({"terms": [{**term.model_dump(), "reduction": reduction}]})
 
 
-def from_full_logits(student: Student, sources, responses, recipe: recipes.Recipe) -> torch.Tensor:
+def from_full_logits(student: Student, rows, recipe: recipes.Recipe) -> torch.Tensor:
     """The loss of a step, one sequence at a time, straight from the files and the definitions."""
     (term,) = recipe.terms
-    rows = {}
-    for source in sources:
-        scores = shards.read(source.scores["teacher"], shards.SCORES).to_pylist()
-        rollouts = shards.read(source.rollouts, shards.ROLLOUTS).to_pylist()
-        for rollout, score in zip(rollouts, scores, strict=True):
-            rows[tuple(rollout["response_ids"])] = {**rollout, **score}
     losses = []
-    for response in responses:
-        row = rows[response]
+    for row in rows:
         ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
         logprobs = student.transformer(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
         per_token = []
-        for position, token in enumerate(response):
+        for position, token in enumerate(row["response_ids"]):
             now = logprobs[len(row["prompt_ids"]) - 1 + position]
             if term.estimator == "policy_gradient":
                 advantage = (row["sampled_logprobs"][position] - now[token]).detach().clamp(-10, 10)
@@ -119,19 +112,26 @@ def test_a_steps_gradient_is_that_of_full_logits_one_sequence_at_a_time(folders,
         objective.loss(student(pack, objective.ask(pack.sampled_ids, columns)), columns)[0] for pack, columns in packs
     ]
     found = gradient(student, torch.stack(losses).sum())
-    responses = [response for pack, _ in packs for response in _responses(pack)]
-    assert len(responses) == 16
-    slow = from_full_logits(student, sources, responses, recipe)
+    rows = tiny_shards.stored(sources)
+    slow = from_full_logits(student, [rows[place] for place in Rows(sources).order(0, 0)[16:32]], recipe)
     expected = gradient(student, slow)
     assert expected.abs().max() > 1e-3
     torch.testing.assert_close(torch.stack(losses).sum(), slow, rtol=2e-5, atol=2e-6)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
-def _responses(pack) -> list[tuple[int, ...]]:
-    """The responses of a pack: a new one begins where the predicting place does not follow the last."""
-    cuts = np.flatnonzero(np.diff(pack.predicts.numpy()) != 1) + 1
-    return [tuple(part.tolist()) for part in np.split(pack.sampled_ids.numpy(), cuts)]
+def test_three_steps_are_those_of_a_plain_adamw_loop(folders, sources, tmp_path):
+    how = settings(3, warmup=0.4, weight_decay=0.1, betas=(0.8, 0.9), clip=0.05)
+    fitted = fit(folders, tmp_path, Rows(sources), how)
+    student, objective = opened(folders), Objective(recipes.load("topk_reverse_kl"))
+    optimizer = torch.optim.AdamW(student.parameters(), betas=how.betas, weight_decay=how.weight_decay)
+    for step, packs in enumerate(Loader(Rows(sources), 3, how.batch, MACHINE.train_tokens, how.seed)):
+        optimizer.param_groups[0]["lr"] = how.learning_rate * training.schedule(how)(step)
+        losses = [objective.loss(student(p, objective.ask(p.sampled_ids, c)), c)[0] for p, c in packs]
+        assert gradient(student, torch.stack(losses).sum()).norm() > how.clip
+        torch.nn.utils.clip_grad_norm_(student.parameters(), how.clip)
+        optimizer.step()
+    torch.testing.assert_close(weights(fitted.student), weights(student), rtol=1e-4, atol=1e-5)
 
 
 def test_equal_settings_give_equal_weights_and_another_seed_gives_others(folders, sources, tmp_path):
@@ -220,11 +220,11 @@ def _kl_to(teacher: np.ndarray, student: Student) -> float:
 def learned(folders, engines, tmp_path_factory):
     """Trains the student on shards that keep all ids, and says how far from the teacher it ends, in nats."""
 
-    def learn(name: str, shift: int = 0) -> float:
+    def learn(name: str, shift: int = 0, steps: int = 400) -> float:
         root = tmp_path_factory.mktemp("learned")
         writer, scorer = engines["student"], engines["teacher"]
         made = tiny_shards.write(root / "shards", writer, scorer, [1024], VOCABULARY, shift)
-        how = params.Training(steps=400, batch=64, learning_rate=0.1, schedule="cosine", clip=100.0)
+        how = params.Training(steps=steps, batch=64, learning_rate=0.1, schedule="cosine", clip=100.0)
         run = Run(recipes.load(name), Rows(made), how, params.Machine(device="cpu"), root / "state")
         return _kl_to(scorer.logprobs, training.fit(opened(folders), run).student)
 
@@ -250,7 +250,7 @@ def test_a_student_becomes_its_teacher(learned, name):
 
 def test_scores_that_are_one_position_off_are_noticed(learned):
     """The same measure on a shard whose scores belong to the token before, or the test above would prove nothing."""
-    assert learned("topk_reverse_kl", shift=1) > 0.1
+    assert learned("topk_reverse_kl", shift=1, steps=200) > 0.1
 
 
 def test_sft_learns_what_its_responses_are(folders, engines, tmp_path):
@@ -268,15 +268,16 @@ def test_validation_kl_is_the_mean_over_all_held_out_tokens(folders, engines, so
         student, Rows(sources), params.Machine(device="cpu", train_tokens=train_tokens)
     )
     table, values, masses = engines["student"].logprobs, [], []
-    for source in sources:
-        for rollout in shards.read(source.rollouts, shards.ROLLOUTS).to_pylist():
-            for before in [rollout["prompt_ids"][-1], *rollout["response_ids"][:-1]]:
-                teacher = list(engines["teacher"].logprobs[before])
-                kept = reference.kept_prefix(teacher, 4, None, 1)
-                values.append(reference.reverse_kl(list(table[before]), teacher, kept))
-                masses.append(math.fsum(math.exp(table[before][id_]) for id_ in kept))
-    assert found == pytest.approx(math.fsum(values) / len(values), rel=1e-3)
-    assert mass == pytest.approx(math.fsum(masses) / len(masses), rel=1e-3)
+    for row in tiny_shards.stored(sources).values():
+        contexts = [row["prompt_ids"][-1], *row["response_ids"][:-1]]
+        for before, ids, kept, tail in zip(
+            contexts, row["support_ids"], row["support_logprobs"], row["tail_logprobs"], strict=True
+        ):
+            own = reference.outcomes(list(table[before]), ids)
+            values.append(reference.kl(own, reference.log_softmax([*kept, tail])))
+            masses.append(1 - math.exp(own[-1]))
+    assert found == pytest.approx(math.fsum(values) / len(values), rel=1e-5)
+    assert mass == pytest.approx(math.fsum(masses) / len(masses), rel=1e-5)
 
 
 def test_validation_changes_nothing_and_comes_when_it_should(folders, sources, tmp_path):

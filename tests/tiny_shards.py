@@ -44,6 +44,20 @@ def write(
     return made
 
 
+def stored(sources: list[Shard]) -> dict[tuple[int, int], dict[str, Any]]:
+    """Every row as the files have it, by (row group, row)."""
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    group = 0
+    for source in sources:
+        rollouts = shards.read(source.rollouts, shards.ROLLOUTS).to_pylist()
+        scores = shards.read(source.scores["teacher"], shards.SCORES).to_pylist()
+        for start in range(0, len(rollouts), shards.GROUP_ROWS):
+            rows = list(zip(rollouts, scores, strict=True))[start : start + shards.GROUP_ROWS]
+            found.update({(group, row): {**one, **other} for row, (one, other) in enumerate(rows)})
+            group += 1
+    return found
+
+
 def _write(path: Path, table: pa.Table) -> None:
     with shards.Writer(path, table.schema, {"stage": "test"}, {}) as writer:
         writer.write(table)

@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself. `make` alone says what there is.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check clean clean-data
+.PHONY: help setup demo test check clean clean-data
 .DELETE_ON_ERROR:
 
 # The stages of dvc.yaml call `python`: it has to be the one of .venv.
@@ -13,6 +13,8 @@ help: ## Say what there is
 
 $(READY): pyproject.toml .ci/setup
 	@.ci/setup
+
+setup: $(READY) ## Make .venv with all that the others need, as they do by themselves
 
 demo: $(READY) ## Run the whole pipeline as params.yaml says: the demo, on a CPU, in minutes
 	@dvc repro && echo && potstill sql -c "$$METRICS" \

@@ -70,12 +70,14 @@ def run(
 
 def identity(settings: params.Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
     """What decides a demo model; of the training state's frequency nothing depends."""
-    from pipeline import training
+    from pipeline import head, loading, objectives, training
 
     other = {"teacher": {"student"}, "student": {"teacher", "training", "examples"}}[role]
     facts = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
     facts.get("training", {}).pop("save_every", None)
-    versions = {"version": VERSION} | ({"training": training.VERSION} if role == "teacher" else {})
+    versions = {"version": VERSION} | (
+        {"training": [module.VERSION for module in (training, loading, objectives, head)]} if role == "teacher" else {}
+    )
     return {"stage": "models", **versions, "role": role, "demo": facts}
 
 

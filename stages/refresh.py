@@ -124,9 +124,11 @@ def _stale(settings: params.Refresh, measured: Mapping[str, Drift]) -> set[str]:
 
 def _drift(store: Store, engine: OnDemand, path: Path, settings: params.Refresh) -> Drift:
     """Measured once for one pair of shard and student."""
+    from pipeline import head  # brings torch, for which `--help` need not wait
+
     identity = {
         "stage": "drift",
-        "version": drift.VERSION,
+        "version": [drift.VERSION, head.VERSION],
         "model": engine.model.identity,
         "engine": rollouts.engine_identity(settings),
         "rollouts": shards.content(path, shards.ROLLOUTS, drift.COLUMNS),

@@ -267,7 +267,7 @@ ROWS = {
         "pipeline.head",
         {
             "sft": 1, "score@r1 teacher": ALL, "score@r1 hinted": ALL, "train@r1": 1,
-            "score@r2 teacher": STALE, "score@r2 hinted": STALE, "train@r2": 1,
+            "score@r2 teacher": STALE, "score@r2 hinted": STALE, "train@r2": 1, "drift": ALL,
         },
     ),
     "VERSION of scoring": raised(

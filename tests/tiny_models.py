@@ -41,9 +41,9 @@ def bigram(folder: Path, seed: int = 0, letters: str = LETTERS, sharpness: float
     model = LlamaForCausalLM(config)
     torch.nn.init.normal_(model.lm_head.weight, std=sharpness / 4)
     torch.nn.init.normal_(model.model.embed_tokens.weight)
-    for layer in model.model.layers:
-        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
-        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.nn.init.zeros_(parameter)
     return _saved(model, own, folder)
 
 

@@ -52,7 +52,7 @@ def device(machine: params.Machine) -> str:
     if not installed:
         raise EngineError(
             "`engine: vllm` needs vLLM, which is not installed: `pip install 'potstill[gpu]'` on a machine with an "
-            "NVIDIA GPU, `make install-cpu` on one without."
+            "NVIDIA GPU, `make setup` on one without."
         )
     _set_environment(machine)
     try:
@@ -64,7 +64,7 @@ def device(machine: params.Machine) -> str:
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
             f"{' and '.join(sorted(installed))} cannot be imported ({_reason(error)}). On a CPU machine PyPI's "
-            "torchvision, torchaudio and torchcodec break it: `make install-cpu` installs without them."
+            "torchvision, torchaudio and torchcodec break it: `make setup` installs without them."
         ) from None
     check_build(installed, current_platform.device_type, machine.device)
     return current_platform.device_type
@@ -89,10 +89,10 @@ def check_build(installed: set[str], found: str, wanted: str) -> None:
     if not found:
         raise EngineError(
             f"`{min(installed)}` is installed, and it finds no device that it was built for. PyPI's `vllm` is the CUDA "
-            "build: on a machine without an NVIDIA GPU, `pip uninstall vllm` and `make install-cpu`."
+            "build: on a machine without an NVIDIA GPU, `pip uninstall vllm` and `make setup`."
         )
     if wanted not in ("auto", found):
-        remedy = "pip install 'potstill[gpu]'" if wanted == "cuda" else "make install-cpu"
+        remedy = "pip install 'potstill[gpu]'" if wanted == "cuda" else "make setup"
         raise EngineError(
             f"machine.yaml asks for `device: {wanted}`, and the installed `{min(installed)}` runs on {found}: "
             f"`pip uninstall {min(installed)}` and `{remedy}`, or set `device: auto`."

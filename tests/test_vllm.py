@@ -373,6 +373,8 @@ from pipeline.engines import Request
 from pipeline.engines.vllm import VllmEngine
 from pipeline.errors import EngineError
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts into the background deaf to it
+
 
 def cores():
     return [child for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name()]

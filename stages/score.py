@@ -6,6 +6,8 @@ scored again, in whichever round or experiment it was made.
 
 import logging
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -44,14 +46,11 @@ def run(
         store.adopt(path)
     folders = {}
     for name, view in settings.views.items():
-        first = {other: settings.views[other] for other in view.support.same_as}
-        jobs = [
-            Job(source, prompts / source.name, view, by_view[name], tuple(
-                _first_pass(settings, machine, store, Job(source, prompts / source.name, own, by_view[other]))
-                for other, own in first.items()
-            ))
-            for source in sources
-        ]  # fmt: skip
+        asked = [
+            _first_pass(settings, machine, store, _jobs(sources, prompts, settings.views[other], by_view[other]))
+            for other in view.support.same_as
+        ]
+        jobs = _jobs(sources, prompts, view, by_view[name], asked)
         folders[name] = Folder(store, teacher_out if name == "teacher" else views_out / name)
         _obtain(settings, machine, folders[name], jobs, name)
         folders[name].close()
@@ -93,8 +92,7 @@ def _check(settings: params.Score, by_view: dict[str, models.Model], sources: li
 
 
 def _obtain(settings: params.Score, machine: params.Machine, folder: Folder, jobs: list[Job], name: str) -> None:
-    tail = "derived" if settings.engine == "vllm" and not settings.hidden_states else "exact"
-    wanted = [(job, scoring.identity(job, settings, tail)) for job in jobs]
+    wanted = [(job, scoring.identity(job, settings, _tail(settings))) for job in jobs]
     missing = [shards.size(job.rollouts)[0] for job, identity in wanted if not folder.store.has(identity)]
     log.info("view %s: %d of %d shards to score with %s", name, len(missing), len(jobs), jobs[0].model.name)
     with OnDemand(jobs[0].model, settings, machine) as model, Bar(sum(missing), f"score {name}") as bar:
@@ -102,20 +100,35 @@ def _obtain(settings: params.Score, machine: params.Machine, folder: Folder, job
             folder.obtain(job.rollouts.name, identity, partial(_write, identity, job, model, bar))
 
 
-def _write(identity: dict[str, Any], job: Job, model: OnDemand, bar: Bar, path: Path) -> None:
+def _write(identity: dict[str, Any], job: Job, model: OnDemand, bar: Bar | None, path: Path) -> None:
     scoring.write(path, identity, job, model.open(), bar)
 
 
-def _first_pass(settings: params.Score, machine: params.Machine, store: Store, job: Job) -> Path:
+def _first_pass(settings: params.Score, machine: params.Machine, store: Store, jobs: list[Job]) -> list[Path]:
     """Another view's own ids, without those that it asks for itself: two views may ask for each other's."""
-    own = job.view.model_copy(
-        update={"support": job.view.support.model_copy(update={"same_as": (), "behaviour": False})}
-    )
-    alone = Job(job.rollouts, job.prompts, own, job.model)
-    identity = scoring.identity(alone, settings, "exact")
-    with OnDemand(job.model, settings, machine) as model:
-        obtained = store.obtain(identity, lambda path: scoring.write(path, identity, alone, model.open()))
-    return store.path(obtained.entry.fingerprint, ".parquet")
+    paths = []
+    with OnDemand(jobs[0].model, settings, machine) as model:
+        for job in jobs:
+            support = job.view.support.model_copy(update={"same_as": (), "behaviour": False})
+            alone = replace(job, view=job.view.model_copy(update={"support": support}))
+            identity = scoring.identity(alone, settings, _tail(settings))
+            obtained = store.obtain(identity, partial(_write, identity, alone, model, None))
+            paths.append(store.path(obtained.entry.fingerprint, ".parquet"))
+    return paths
+
+
+def _jobs(
+    sources: list[Path], prompts: Path, view: params.View, model: models.Model, asked: Sequence[list[Path]] = ()
+) -> list[Job]:
+    """One view of every shard; `asked` are other views' scores of the same shards."""
+    return [
+        Job(source, prompts / source.name, view, model, tuple(paths))
+        for source, *paths in zip(sources, *asked, strict=True)
+    ]
+
+
+def _tail(settings: params.Score) -> str:
+    return "derived" if settings.engine == "vllm" and not settings.hidden_states else "exact"
 
 
 def _remove_others(views_out: Path, names: set[str]) -> None:

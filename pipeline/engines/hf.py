@@ -19,9 +19,9 @@ from transformers import (
 
 from pipeline import head, packing, params, shards
 from pipeline.engines import Progress, Request, Response, Scored, Support
+from pipeline.engines.joined import cut, joined, of_head
 from pipeline.errors import EngineError
 from pipeline.models import Model
-from pipeline.ragged import Ragged
 from pipeline.student import open_student
 
 VERSION = 1  # raise it when a rollout or a score would change; they are then made again
@@ -80,7 +80,7 @@ class HfEngine:
             self._fits(length, "a sequence")
         self._known(prompts, responses, support)
         output = self.student.output()
-        parts: dict[int, _Part] = {}
+        parts: dict[int, shards.Scores] = {}
         for rows in packing.plan(lengths, self.machine.score_tokens):
             pack = packing.build(rows, prompts, responses).to(self.device)
             asked = _asked([sequences[index].asked_ids for index in pack.sequences])
@@ -94,10 +94,11 @@ class HfEngine:
                 support.min_k,
                 support.entropies,
             )
-            parts.update(_parts(scored, pack, [len(responses[index]) for index in pack.sequences]))
+            taken = [len(responses[index]) for index in pack.sequences]
+            parts.update(zip(map(int, pack.sequences), cut(of_head(scored), taken), strict=True))
             if progress is not None:
                 progress(len(pack.sequences), len(pack.sampled_ids))
-        return _joined([parts[index] for index in range(len(sequences))], support)
+        return joined([parts[index] for index in range(len(sequences))])
 
     def _generate(self, requests: list[Request], sampling: params.Sampling, top_k: int) -> list[Response]:
         longest = max(len(request.prompt_ids) for request in requests)
@@ -196,9 +197,6 @@ class _Draw(LogitsProcessor):
         return responses
 
 
-_Part = dict[str, np.ndarray]
-
-
 def _asked(asked: list[np.ndarray | None]) -> torch.Tensor | None:
     """One padded matrix from those of the sequences."""
     widths = [0 if ids is None else ids.shape[1] for ids in asked]
@@ -209,41 +207,3 @@ def _asked(asked: list[np.ndarray | None]) -> torch.Tensor | None:
     ]
     assert len(padded) == len(asked), "ids are asked for every sequence of a call, or for none"
     return torch.from_numpy(np.concatenate(padded).astype(np.int64))
-
-
-def _parts(scored: head.Scored, pack: packing.Pack, lengths: list[int]) -> dict[int, _Part]:
-    """The score of each sequence in a pack, on the host."""
-    ids, logprobs = scored.ids.cpu().numpy(), scored.logprobs.float().cpu().numpy()
-    columns = {
-        "sampled": scored.sampled.float().cpu().numpy(),
-        "own": scored.own.cpu().numpy().astype(np.uint16),
-        "tail": scored.tail.float().cpu().numpy(),
-    }
-    if scored.entropy is not None:
-        columns["entropy"] = scored.entropy.float().cpu().numpy()
-    ends = np.cumsum(lengths)
-    parts = {}
-    for index, end, length in zip(pack.sequences, ends, lengths, strict=True):
-        piece = slice(end - length, end)
-        is_entry = ids[piece] >= 0
-        parts[int(index)] = {name: values[piece] for name, values in columns.items()} | {
-            "counts": is_entry.sum(axis=1),
-            "ids": ids[piece][is_entry].astype(np.int32),
-            "logprobs": logprobs[piece][is_entry],
-        }
-    return parts
-
-
-def _joined(parts: list[_Part], support: Support) -> shards.Scores:
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([part[name] for part in parts])
-
-    counts = column("counts")
-    return shards.Scores(
-        column("sampled"),
-        Ragged.cut(column("ids"), counts),
-        Ragged.cut(column("logprobs"), counts),
-        column("own"),
-        column("tail"),
-        column("entropy") if support.entropies else None,
-    )

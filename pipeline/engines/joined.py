@@ -1,4 +1,4 @@
-"""Scores of single responses, made one by one and laid end to end."""
+"""Scores of single responses: cut out of a pack, and laid end to end."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from pipeline.ragged import Ragged
 
 
 def of_head(scored: head.Scored) -> shards.Scores:
-    """What the head says of one response, on the host and without padding."""
+    """What the head says of some tokens, on the host and without padding."""
     ids = scored.ids.cpu().numpy()
     is_entry = ids >= 0
     counts = is_entry.sum(axis=1)
@@ -20,6 +20,25 @@ def of_head(scored: head.Scored) -> shards.Scores:
         scored.own.cpu().numpy().astype(np.uint16),
         scored.tail.float().cpu().numpy(),
         None if scored.entropy is None else scored.entropy.float().cpu().numpy(),
+    )
+
+
+def cut(scores: shards.Scores, lengths: Sequence[int]) -> list[shards.Scores]:
+    """The scores of responses of these lengths, in tokens, that stand end to end."""
+    ends = np.cumsum(lengths)
+    return [_piece(scores, int(end - length), int(end)) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _piece(scores: shards.Scores, start: int, end: int) -> shards.Scores:
+    offsets = scores.ids.offsets[start : end + 1]
+    entries = slice(offsets[0], offsets[-1])
+    return shards.Scores(
+        scores.sampled_logprobs[start:end],
+        Ragged(scores.ids.values[entries], offsets - offsets[0]),
+        Ragged(scores.logprobs.values[entries], offsets - offsets[0]),
+        scores.own[start:end],
+        scores.tail_logprobs[start:end],
+        None if scores.entropies is None else scores.entropies[start:end],
     )
 
 

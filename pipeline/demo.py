@@ -3,7 +3,7 @@
 All are made on the spot, from seeds: nothing is downloaded, and nothing pre-trained comes along.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,11 +68,29 @@ def _row(first: int, second: int, third: int) -> dict[str, str]:
     return {"question": question, "answer": str(first + second + third), "hint": f"{first}+{second}={first + second}"}
 
 
-def solution(question: str) -> str:
-    r"""The worked solution: `17+48+25=?` gives `17+48=65\n65+25=90\n#### 90`."""
+def solution(question: str, written: Callable[[int], int] = int) -> str:
+    r"""The worked solution: `17+48+25=?` gives `17+48=65\n65+25=90\n#### 90`.
+
+    Args:
+        question: the sum.
+        written: what is written down for a computed number; the working goes on from that.
+    """
     first, second, third = (int(number) for number in question.removesuffix("=?").split("+"))
-    half, whole = first + second, first + second + third
+    half = written(first + second)
+    whole = written(half + third)
     return f"{first}+{second}={half}\n{half}+{third}={whole}\n{MARKER} {whole}"
+
+
+def slipping(share: float, seed: int) -> Callable[[int], int]:
+    """Writes numbers down with this share of their digits replaced by another digit, drawn evenly."""
+    draw = np.random.default_rng(seed)
+
+    def written(number: int) -> int:
+        digits = np.array([int(digit) for digit in str(number)])
+        offsets = draw.integers(1, 10, len(digits)) * (draw.random(len(digits)) < share)
+        return int("".join(map(str, (digits + offsets) % 10)))
+
+    return written
 
 
 def make_tokenizer(kind: Literal["characters", "bpe"]) -> Any:
@@ -170,17 +188,18 @@ def make_model(size: params.TinyModel, architecture: Literal["qwen3", "llama"], 
         return kind(made)
 
 
-def write_examples(path: Path, tokenizer: Any, seed: int, count: int) -> None:
+def write_examples(path: Path, tokenizer: Any, settings: params.Demo) -> None:
     """Write worked sums as a shard that training can read; nobody sampled them, so they have no log-probabilities."""
-    rows = list(sums(seed, count))
+    rows = list(sums(settings.seed, settings.examples))
+    written = slipping(settings.slips, settings.seed)
     prompts = [models.render(tokenizer, [{"role": "user", "content": row["question"]}]) for row in rows]
-    responses = [[*tokenizer.encode(solution(row["question"])), tokenizer.eos_token_id] for row in rows]
+    responses = [[*tokenizer.encode(solution(row["question"], written)), tokenizer.eos_token_id] for row in rows]
     columns = {
         "rollout_id": [shards.digest(row["question"]) for row in rows],
         "prompt_ids": prompts,
         "response_ids": responses,
     }
     schema = pa.schema([shards.ROLLOUTS.field(name) for name in loading.ROLLOUT_COLUMNS])
-    identity = {"made": "worked sums", "seed": seed, "count": count}
+    identity = {"made": "worked sums", "seed": settings.seed, "count": settings.examples, "slips": settings.slips}
     with shards.Writer(path, schema, identity, {}) as writer:
         writer.write(pa.table(columns, schema))

@@ -112,6 +112,8 @@ class Demo(Settings):
     student: TinyModel
     examples: Positive
     """Worked sums that the teacher is trained on."""
+    slips: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the digits computed in them that are wrong, so that the teacher is right, but not certain."""
     training: Training
     seed: int = 0
 

@@ -72,7 +72,7 @@ def identity(settings: params.Demo, role: Literal["teacher", "student"]) -> dict
     """What decides a demo model; of the training state's frequency nothing depends."""
     from pipeline import head, loading, objectives, training
 
-    other = {"teacher": {"student"}, "student": {"teacher", "training", "examples"}}[role]
+    other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips"}}[role]
     facts = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
     facts.get("training", {}).pop("save_every", None)
     versions = {"version": VERSION} | (
@@ -131,7 +131,7 @@ def _teach(settings: params.Demo, machine: params.Machine, state: Path, facts: d
         untrained, examples = Path(temporary) / "untrained", Path(temporary) / "examples.parquet"
         _untrained(settings, "teacher", untrained)
         start = models.record(str(untrained))
-        demo.write_examples(examples, start.load_tokenizer(), settings.seed, settings.examples)
+        demo.write_examples(examples, start.load_tokenizer(), settings)
         log.info("training the demo's teacher on %d worked sums", settings.examples)
         rows = loading.Rows([loading.Shard(examples, {})])
         how = training.Run(recipes.load("sft"), rows, settings.training, machine, state)

@@ -27,6 +27,11 @@ def saved(folder: Path, kind: Kind = "characters", architecture: Architecture = 
     return models.record(str(folder))
 
 
+def examples(**changes: object) -> params.Demo:
+    training = params.Training(steps=3, batch=8, learning_rate=1e-3)
+    return params.Demo(teacher=SIZE, student=SIZE, examples=64, training=training).model_copy(update=changes)
+
+
 def test_answer_and_hint_are_what_arithmetic_says():
     for row in demo.sums(3, 200):
         first, second, third = map(int, row["question"].removesuffix("=?").split("+"))
@@ -153,7 +158,7 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path):
 
 def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
     tokenizer, path = demo.character_tokenizer(), tmp_path / "examples.parquet"
-    demo.write_examples(path, tokenizer, 7, 100)
+    demo.write_examples(path, tokenizer, examples(seed=7, examples=100))
     rows = loading.Rows([loading.Shard(path, {})])
     assert rows.count == 100
     question = next(demo.sums(7, 1))["question"]
@@ -165,12 +170,33 @@ def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
     np.testing.assert_allclose(total, 1.0, rtol=1e-6)
 
 
+def test_so_many_computed_digits_slip_and_each_to_every_other_digit():
+    written = demo.slipping(0.25, seed=1)
+    drawn = [written(55) for _ in range(4000)]
+    np.testing.assert_allclose(np.mean([number != 55 for number in drawn]), 1 - 0.75**2, atol=0.03)
+    assert {number % 10 for number in drawn} == set(range(10))
+    assert demo.slipping(0.0, seed=1)(55) == 55
+
+
+def test_working_goes_on_from_a_slip():
+    assert demo.solution(QUESTION, lambda number: number + 1) == "17+48=66\n66+25=92\n#### 92"
+
+
+def test_examples_with_slips_are_others_and_made_again(tmp_path: Path):
+    tokenizer = demo.character_tokenizer()
+    tables = []
+    for name, slips in (("right", 0.0), ("slips", 0.5)):
+        demo.write_examples(tmp_path / name, tokenizer, examples(slips=slips))
+        tables.append(shards.read_group(tmp_path / name, shards._parquet(tmp_path / name), 0, ["response_ids"]))
+    assert tables[0] != tables[1]
+
+
 class TestStage:
     """`stages.models`, with models so small that training them takes a moment."""
 
     def settings(self, folder: Path, steps: int = 3, **changes: object) -> params.Models:
         training = params.Training(steps=steps, batch=8, learning_rate=1e-3, save_every=2)
-        own = params.Demo(teacher=SIZE, student=SIZE, examples=64, training=training).model_copy(update=changes)
+        own = examples(**{"training": training, **changes})
         return params.Models(teacher=str(folder / "demo/teacher"), student=str(folder / "demo/student"), demo=own)
 
     def run(self, folder: Path, settings: params.Models) -> tuple[stage.Made, models.Model, models.Model]:
@@ -189,6 +215,12 @@ class TestStage:
     def test_training_settings_make_another_teacher_but_no_other_student(self, tmp_path: Path):
         _, teacher, student = self.run(tmp_path, self.settings(tmp_path))
         made, other, same = self.run(tmp_path, self.settings(tmp_path, steps=4))
+        assert made.made == 1
+        assert (teacher.weights != other.weights, student) == (True, same)
+
+    def test_slips_make_another_teacher_but_no_other_student(self, tmp_path: Path):
+        _, teacher, student = self.run(tmp_path, self.settings(tmp_path))
+        made, other, same = self.run(tmp_path, self.settings(tmp_path, slips=0.5))
         assert made.made == 1
         assert (teacher.weights != other.weights, student) == (True, same)
 

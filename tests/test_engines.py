@@ -196,6 +196,13 @@ def test_greedy_takes_the_likeliest_token(opened, folders, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_nothing_to_do_gives_nothing(opened, name):
+    assert opened[name].generate([], WHOLE) == []
+    scores = opened[name].score([], FOUR)
+    assert (len(scores.sampled_logprobs), len(scores.ids), len(scores.logprobs), len(scores.own)) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_more_ids_than_the_vocabulary_are_refused(opened, name):
     asked, responses = written(opened[name], 2)
     with pytest.raises(EngineError, match="37"):

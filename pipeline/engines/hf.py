@@ -73,6 +73,8 @@ class HfEngine:
     @torch.inference_mode()
     def score(self, sequences: Sequence[Scored], support: Support, progress: Progress | None = None) -> shards.Scores:
         """As `Engine.score`."""
+        if not sequences:
+            return joined([])
         prompts = [np.asarray(sequence.prompt_ids, np.int64) for sequence in sequences]
         responses = [np.asarray(sequence.response_ids, np.int64) for sequence in sequences]
         lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]

@@ -7,6 +7,16 @@ import numpy as np
 from pipeline import head, shards
 from pipeline.ragged import Ragged
 
+NOTHING = shards.Scores(
+    np.empty(0, np.float32),
+    Ragged.of([], np.int32),
+    Ragged.of([], np.float32),
+    np.empty(0, np.uint16),
+    np.empty(0, np.float32),
+    None,
+)
+"""The scores of no response."""
+
 
 def of_head(scored: head.Scored) -> shards.Scores:
     """What the head says of some tokens, on the host and without padding."""
@@ -43,7 +53,9 @@ def _piece(scores: shards.Scores, start: int, end: int) -> shards.Scores:
 
 
 def joined(parts: Sequence[shards.Scores]) -> shards.Scores:
-    """The responses' scores end to end, in this order; there is at least one."""
+    """The responses' scores end to end, in this order."""
+    if not parts:
+        return NOTHING
     entropies = [part.entropies for part in parts if part.entropies is not None]
     counts = np.concatenate([part.ids.lengths for part in parts])
     return shards.Scores(

@@ -96,6 +96,8 @@ class VllmEngine:
 
     def score(self, sequences: Sequence[Scored], support: Support, progress: Progress | None = None) -> shards.Scores:
         """As `Engine.score`; entropies are None where it scores by prompt log-probabilities."""
+        if not sequences:
+            return joined([])
         by_hidden_states = self.by_hidden_states
         if not by_hidden_states:
             self._check_prompt_logprobs(sequences)

@@ -331,6 +331,20 @@ class Score(Engine):
                     raise ValueError(f"view `{name}` takes ids from `{other}`, which has no `top_k` of its own")
         return self
 
+    @model_validator(mode="after")
+    def _prompt_logprobs_suffice(self) -> Self:
+        if self.hidden_states:
+            return self
+        if self.engine != "vllm":
+            raise ValueError(f"`hidden_states: false` needs `engine: vllm`, found `engine: {self.engine}`")
+        asking = [name for name, view in self.views.items() if view.support.same_as or view.support.behaviour]
+        if asking:
+            raise ValueError(
+                f"view `{asking[0]}` takes ids from elsewhere (`same_as`, `behaviour`), and vLLM's prompt "
+                "log-probabilities are of its own top k alone: set `hidden_states: true`"
+            )
+        return self
+
 
 def _named_or_written_out(objective: Any) -> Any:
     if not isinstance(objective, str | dict):
@@ -419,7 +433,8 @@ class VllmMachine(Settings):
     max_num_seqs: Positive = 256
     """Sequences computed at once."""
     max_num_batched_tokens: Positive = 2048
-    """Tokens computed at once; scoring holds so many rows of the vocabulary."""
+    """Tokens computed at once; fewer where vLLM's own log-probabilities would hold more than 2^28 logits (1,766 tokens
+    at 151,936 ids): it does not foresee the memory for them."""
     enforce_eager: bool = False
     """Do not capture CUDA graphs: slower, starts sooner."""
 

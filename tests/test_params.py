@@ -121,6 +121,8 @@ STEPS = "steps: 600"
 POLICY = "policy: all"
 SUMS = "{split: sft, sums: 1, limit: 4000}"
 TEACHER_VIEW = "teacher: {support: {top_k: 8}}"
+VIEWS = f"views: {{{TEACHER_VIEW}"
+BY_PROMPT_LOGPROBS, ALSO = f"engine: vllm, hidden_states: false, {VIEWS}", "same: {support: {same_as: [teacher]}}"
 
 
 @pytest.mark.parametrize(
@@ -146,6 +148,8 @@ TEACHER_VIEW = "teacher: {support: {top_k: 8}}"
         (TEACHER_VIEW, "teacher: {support: {top_k: 2, behaviour: true}}", "set refresh.behaviour_top_k"),
         (TEACHER_VIEW, "teacher: {support: {same_as: [teacher]}}", "view `teacher` takes ids from `teacher`"),
         (TEACHER_VIEW, "teacher: {support: {same_as: [you]}}", "view `teacher` takes ids from `you`"),
+        (VIEWS, f"hidden_states: false, {VIEWS}", "`hidden_states: false` needs `engine: vllm`, found `engine: hf`"),
+        (f"{VIEWS}}}", f"{BY_PROMPT_LOGPROBS}, {ALSO}}}", "view `same` takes ids from elsewhere"),
         (TEACHER_VIEW, "teacher: {hint_template: '{prompt}', support: {top_k: 1}}", "hint_template lacks {hint}"),
         ("{prev: r0}", "{prev: r2}", "rounds.r1.prev: `r0` or a round above it is expected, found `r2`"),
         ("{prev: r0}", "{prev: r1}", "rounds.r1.prev: `r0` or a round above it is expected, found `r1`"),

@@ -242,6 +242,8 @@ def test_what_does_not_fit_is_refused_before_vllm_starts(model):
     with pytest.raises(EngineError, match=r"17 tokens.*context is 16"):
         short.generate([Request([5] * 5, 0)], WHOLE)
     scoring = VllmEngine(model, DERIVED, SMALL_BATCHES)
+    with pytest.raises(EngineError, match=r"one token that vLLM wants room for behind it, of 129 tokens.*is 128"):
+        scoring.score([Scored([5], np.array([6] * 127))], Support(1))
     with pytest.raises(EngineError, match=r"score\.hidden_states: true"):
         scoring.score([Scored([5], np.array([6]), np.array([[7]]))], Support(1))
     with pytest.raises(EngineError, match="top_k is 31"):
@@ -258,6 +260,20 @@ def test_a_rejected_request_is_told_and_the_next_one_runs(writer, written):
     with pytest.raises(EngineError, match=r"vLLM rejects a request.*400"):
         list(writer._runner.run([fine, too_long]))
     np.testing.assert_array_equal(writer.generate(requests[:1], WHOLE)[0].ids, responses[0].ids)
+
+
+@pytest.mark.parametrize("use", ["writing", "prompt_logprobs", "hidden_states"])
+def test_a_batch_of_log_probabilities_is_bounded_by_the_vocabulary(model, use):
+    """1 GiB of fp32 logits at most; a matrix that our own head computes has chunks of its own."""
+    large = model.model_copy(update={"vocabulary": 151_936})
+    machine = params.Machine(vllm=params.VllmMachine(max_num_batched_tokens=65536))
+    engine = VllmEngine(large, DERIVED, machine)
+    engine.device = "cuda"
+    tokens = engine._arguments(use)["max_num_batched_tokens"]
+    if use == "hidden_states":
+        assert tokens == 65536
+    else:
+        assert 2**29 < 4 * tokens * 151_936 <= 2**30
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,11 @@ LEAST_TEMPERATURE = 0.01
 BATCHES_IN_FLIGHT = 8
 """Scoring hands vLLM so many batches ahead: it never waits for the head, and few hidden states wait for it."""
 
+LOGITS_AT_ONCE = 2**28
+"""Most logits of one batch, 1 GiB in fp32. For prompt log-probabilities vLLM holds some such matrices, tokens ×
+vocabulary, that it leaves out when it measures how much memory the cache may take (vllm#5907): long batches of a
+large vocabulary ran out of it."""
+
 _Use = Literal["writing", "hidden_states", "prompt_logprobs"]
 
 
@@ -105,9 +110,10 @@ class VllmEngine:
             np.concatenate([sequence.prompt_ids, sequence.response_ids]).astype(np.int64) for sequence in sequences
         ]
         self._check(wholes, support.top_k, own_head=by_hidden_states)
-        # vLLM wants room for one more token behind a prompt that it gives log-probabilities of.
+        # vLLM gives no log-probabilities of a prompt to a request that writes nothing.
         lengths = [len(whole) + (not by_hidden_states) for whole in wholes]
-        runner = self._open(self._scoring_use, lengths, "a sequence")
+        what = "a sequence" if by_hidden_states else "a sequence, and one token that vLLM wants room for behind it,"
+        runner = self._open(self._scoring_use, lengths, what)
         part = self._part_of_hidden if by_hidden_states else self._part_of_prompt_logprobs
         # The last token's own hidden state predicts nothing that is asked.
         ends = -1 if by_hidden_states else None
@@ -249,7 +255,7 @@ class VllmEngine:
             "tensor_parallel_size": machine.tensor_parallel_size,
             "gpu_memory_utilization": machine.gpu_memory_utilization,
             "max_num_seqs": machine.max_num_seqs,
-            "max_num_batched_tokens": machine.max_num_batched_tokens,
+            "max_num_batched_tokens": self._batched_tokens(use),
             "enforce_eager": machine.enforce_eager,
             "generation_config": "vllm",  # the sampling is ours, not what the checkpoint recommends
             "skip_tokenizer_init": True,
@@ -264,10 +270,18 @@ class VllmEngine:
         elif use == "writing" and self.device == "cpu":
             # A prompt in pieces draws a token for each piece and winds its generator back, which torch has for CUDA
             # alone ("CPU Generator does not use offset").
-            context = settings.max_model_len or self.model.context or machine.max_num_batched_tokens
             arguments |= {"enable_chunked_prefill": False}
-            arguments |= {"max_num_batched_tokens": max(machine.max_num_batched_tokens, context)}
         return arguments
+
+    def _batched_tokens(self, use: _Use) -> int:
+        """Tokens that vLLM computes at once."""
+        wanted = self.machine.vllm.max_num_batched_tokens
+        if use == "hidden_states":
+            return wanted
+        if use == "writing" and self.device == "cpu":  # whole prompts
+            return max(wanted, self.settings.max_model_len or self.model.context or wanted)
+        # vLLM wants a token for each of its sequences.
+        return min(wanted, max(self.machine.vllm.max_num_seqs, LOGITS_AT_ONCE // self.model.vocabulary))
 
 
 def _response(written: Any, top_k: int) -> Response:

@@ -461,8 +461,7 @@ def gone(processes):
 def test_vllm_ends_in_silence_with_exit_code_zero(started):
     process, children = started("end")
     out, err = process.communicate(timeout=300)
-    assert (process.returncode, out) == (0, ""), err
-    assert "Traceback" not in err
+    assert (process.returncode, out, err) == (0, "", "")
     assert gone(children)
 
 

@@ -5,6 +5,7 @@ probabilities are known exactly. One contract test runs on all of them, above al
 the log-probabilities that it was drawn with*.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,10 @@ import numpy as np
 
 from pipeline import params, shards
 from pipeline.models import Model
+
+# vLLM says a first thing before it has read VLLM_LOGGING_LEVEL, in its own process too. That one imports the main
+# module of ours, and with it this one, before it imports vLLM.
+logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)

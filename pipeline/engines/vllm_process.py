@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -243,7 +242,6 @@ def _set_environment(machine: params.Machine) -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(machine.vllm.cpu_cache_gib)
     # A fork of a process whose torch has threads or CUDA can hang.
     os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
-    logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ at the live top k, the tail outside them, the entropy. They are computed in chun
 computes each chunk again, so memory is O(tokens × k + chunk × vocabulary). The scorer uses the forward half.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+
+from pipeline.head_gradient import Chunks
 
 VERSION = 1  # raise it when a log-probability would change; scores and checkpoints are then made again
 
@@ -39,6 +40,38 @@ class Output:
     def chunk(self) -> int:
         """Tokens that are computed at once."""
         return max(1, CHUNK // len(self.weight))
+
+    def to(self, dtype: torch.dtype) -> "Output":
+        """The same layer with other matrices; gradient flows back to these."""
+        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+
+    def pieces(self, tokens: int) -> list[slice]:
+        """The chunks that so many tokens are cut into; no tokens are one empty chunk."""
+        return [slice(start, start + self.chunk) for start in range(0, max(tokens, 1), self.chunk)]
+
+    def logits(
+        self, hidden: Float[Tensor, "token hidden"], temperature: float = 1.0
+    ) -> Float[Tensor, "token vocabulary"]:
+        """In the precision of the matrices; everything that sums over the vocabulary is at least fp32.
+
+        Fresh memory and no gradient: the caller may write over it.
+        """
+        logits = functional.linear(hidden, self.weight, self.bias)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.scale != 1.0:
+            logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits if temperature == 1.0 else logits.div_(temperature)
+
+    def slope(
+        self, logits: Float[Tensor, "token vocabulary"], temperature: float
+    ) -> Float[Tensor, "token vocabulary"] | float:
+        """Derivative of `logits`, which it is given, by h Wᵀ + b."""
+        factor = self.scale / temperature
+        if self.softcap is None:
+            return factor
+        return factor * (1 - (logits * (temperature / self.softcap)).square_())
 
 
 @dataclass(frozen=True)
@@ -110,16 +143,11 @@ def answer(hidden: Float[Tensor, "token hidden"], output: Output, ask: Ask) -> A
         output: the output layer; gradient flows to it and to `hidden`.
         ask: what is wanted.
     """
-    parts = []
-    for start in range(0, max(len(hidden), 1), output.chunk):
-        piece = slice(start, start + output.chunk)
-        arguments = (hidden[piece], output, ask, ask.sampled_ids[piece], ask.ids[piece])
-        if len(hidden) > output.chunk and torch.is_grad_enabled():
-            parts.append(checkpoint(_answer_chunk, *arguments, use_reentrant=False, preserve_rng_state=False))
-        else:
-            parts.append(_answer_chunk(*arguments))
-    joined = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
-    return Answer(*joined)  # pyright: ignore[reportArgumentType]
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, output = hidden.to(dtype), output.to(dtype)
+    return Answer(*Chunks.apply(hidden, output.weight, output.bias, output, ask))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 @torch.no_grad()
@@ -147,42 +175,11 @@ def score(
     """
     asked = sampled_ids.new_empty(len(sampled_ids), 0) if asked_ids is None else asked_ids
     parts = []
-    for start in range(0, max(len(hidden), 1), output.chunk):
-        piece = slice(start, start + output.chunk)
-        logits = _logits(hidden[piece], output)
+    for piece in output.pieces(len(hidden)):
+        logits = output.logits(hidden[piece])
         parts.append(_score_chunk(logits, sampled_ids[piece], asked[piece], top_k, mass, min_k, entropies))
     joined = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
     return Scored(*joined)  # pyright: ignore[reportArgumentType]
-
-
-def _logits(hidden: Tensor, output: Output, temperature: float = 1.0) -> Float[Tensor, "token vocabulary"]:
-    """In the precision of the matrices; everything that sums over the vocabulary is at least fp32."""
-    logits = functional.linear(hidden, output.weight, output.bias)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if output.scale != 1.0:
-        logits = logits * output.scale
-    if output.softcap is not None:
-        logits = output.softcap * torch.tanh(logits / output.softcap)
-    return logits if temperature == 1.0 else logits / temperature
-
-
-def _answer_chunk(
-    hidden: Tensor, output: Output, ask: Ask, sampled_ids: Tensor, ids: Tensor
-) -> tuple[Tensor | None, ...]:
-    logits = _logits(hidden, output, ask.temperature)
-    total = logits.logsumexp(dim=-1, keepdim=True)
-    is_entry = ids >= 0
-    at_ids = (logits.gather(-1, ids.clamp_min(0)) - total).masked_fill(~is_entry, -torch.inf)
-    sampled = (logits.gather(-1, sampled_ids.unsqueeze(-1)) - total).squeeze(-1)
-    top_ids = logits.detach().topk(min(ask.top_k, logits.shape[-1]), dim=-1).indices
-    return (
-        sampled,
-        at_ids,
-        _tail(logits, ids, is_entry) - total.squeeze(-1),
-        top_ids,
-        logits.gather(-1, top_ids) - total,
-        _entropy(logits.detach(), total.detach()) if ask.entropy else None,
-    )
 
 
 def _score_chunk(

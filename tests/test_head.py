@@ -170,6 +170,27 @@ def test_gradient_is_the_derivative(hidden, output):
     assert torch.autograd.gradcheck(answer, inputs)
 
 
+def test_bias_and_frozen_layers_get_the_gradient_that_is_theirs(monkeypatch, hidden, output):
+    """A bias learns; with the layer frozen, as under LoRA, only the hidden states do."""
+    monkeypatch.setattr(head, "CHUNK", 4 * VOCABULARY)
+    asked, bias = ask(top_k=2), LAYERS["bias"]["bias"].clone().requires_grad_()
+    own = hidden.requires_grad_()
+    found = torch.autograd.grad(total(tensors(head.answer(own, replace(output, bias=bias), asked))), (own, bias))
+    expected = torch.autograd.grad(total(naive(own, replace(output, bias=bias), asked)), (own, bias))
+    torch.testing.assert_close(found, expected)
+    assert found[1].any()
+    assert not head.answer(hidden.detach(), output, asked).tail.requires_grad
+
+
+def test_gradient_of_a_vanishing_tail_is_finite_and_right():
+    """A tail of e^−200, which fp32 cannot hold as a probability: its own logsumexp is what the gradient follows."""
+    logits = torch.tensor([[200.0, 0.0, 1.0, 2.0]]).requires_grad_()
+    tail = head.answer(logits, Output(torch.eye(4)), Ask(torch.tensor([0]), torch.tensor([[0]]))).tail
+    (found,) = torch.autograd.grad(tail.sum(), logits)
+    expected = torch.cat([torch.tensor([-1.0]), logits.detach()[0, 1:].softmax(0)])
+    torch.testing.assert_close(found[0], expected)
+
+
 @pytest.mark.parametrize("mass", [1e-3, 1e-6, 1e-9])
 def test_small_tails_are_exact_in_fp32(mass):
     """One id holds all but `mass`: 1 − Σ would be off by everything at 1e-9."""
@@ -194,6 +215,30 @@ def test_bf16_costs_no_more_than_computing_naively_in_bf16():
         error, naive_error = ((part.float() - expected).abs().max() for part in (found, in_bf16))
         assert error < naive_error
         assert error < 0.125  # half a unit of bf16 at logits of 16 to 32 (0.0625), of the id's own and of the largest
+
+
+def test_autocast_costs_no_more_than_computing_naively_under_it():
+    """Parameters in fp32, products in bf16: values and gradients, against the exact ones and the naive ones."""
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(rows, 32, generator=random) for rows in (64, 500))
+    sampled = torch.arange(64)
+    asked = Ask(sampled, torch.stack([sampled + 100, sampled + 200], dim=1), top_k=4)
+    output = Output(weight)
+
+    def ours(own, layer):
+        return tensors(head.answer(own, layer, asked))
+
+    def naively(own, layer):
+        return naive(own, layer, asked)
+
+    exact = [*naively(hidden, output), *gradients(naively, hidden, output)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [*ours(hidden, output), *gradients(ours, hidden, output)]
+        rounded = [*naively(hidden, output), *gradients(naively, hidden, output)]
+    for own, in_bf16, expected in zip(found, rounded, exact, strict=True):
+        assert own.dtype == torch.float32
+        error, naive_error = ((part.float() - expected).norm() for part in (own, in_bf16))
+        assert 0 < error <= 1.01 * naive_error
 
 
 def scored(logits: torch.Tensor, asked=None, **more) -> head.Scored:

@@ -191,6 +191,18 @@ def test_gradient_of_a_vanishing_tail_is_finite_and_right():
     torch.testing.assert_close(found[0], expected)
 
 
+def test_what_comes_back_to_padding_goes_nowhere(hidden, output):
+    hidden.requires_grad_()
+    asked = ask()
+    logprobs = head.answer(hidden, output, asked).logprobs
+    found, expected = (
+        torch.autograd.grad(logprobs, hidden, back, retain_graph=True)[0]
+        for back in (torch.ones_like(logprobs), (asked.ids >= 0).double())
+    )
+    assert torch.equal(found, expected)
+    assert found.any()
+
+
 @pytest.mark.parametrize("mass", [1e-3, 1e-6, 1e-9])
 def test_small_tails_are_exact_in_fp32(mass):
     """One id holds all but `mass`: 1 − Σ would be off by everything at 1e-9."""

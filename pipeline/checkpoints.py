@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import head, loading, models, objectives, params, recipes, shards, training
+from pipeline import derived, facts, head, loading, models, params, recipes, shards, training
 from pipeline.made_with import versions
+from pipeline.objectives import compiled
 from pipeline.store import Obtained, Store
 from pipeline.student import open_student
 
@@ -24,12 +25,13 @@ def identity(
         settings: of training; `save_every` changes no number.
         more: the data, by content; the teacher of the SFT data.
     """
-    shared = (training.VERSION, loading.VERSION, objectives.VERSION, head.VERSION)
+    shared = [training.VERSION, loading.VERSION, compiled.VERSION, head.VERSION]
+    shared += [derived.VERSION] if recipe.derived else []
     return {
         "stage": stage,
         "version": [version, *shared],
         "start": start.identity,
-        "terms": [term.model_dump(exclude_defaults=True) for term in recipe.terms],
+        **recipe.identity,
         "settings": settings.model_dump(mode="json", include=_LEARNING),
         **more,
     }
@@ -73,9 +75,20 @@ def obtain(
     return obtained
 
 
-def content(shard: loading.Shard) -> dict[str, Any]:
+def content(shard: loading.Shard, recipe: recipes.Recipe | None = None) -> dict[str, Any]:
     """What training reads of a shard, by content: an edit to any other column trains nothing anew."""
-    read = {"rollouts": shards.content(shard.rollouts, shards.ROLLOUTS, loading.ROLLOUT_COLUMNS)}
-    views = {view: shards.content(path, shards.SCORES, loading.SCORE_COLUMNS) for view, path in shard.scores.items()}
-    kept = {} if shard.keep is None else {"keep": shards.digest(shard.keep.tobytes())}
-    return {**read, "views": views, **kept}
+    rollouts = shards.content(shard.rollouts, shards.ROLLOUTS, facts.rollout_columns(recipe))
+    views = {
+        view: shards.content(path, shards.SCORES, loading.score_columns(recipe, view))
+        for view, path in shard.scores.items()
+    }
+    found = {"rollouts": rollouts, "views": views}
+    if shard.keep is not None:
+        found["keep"] = shards.digest(shard.keep.tobytes())
+    if recipe is not None and shard.grades is not None:
+        found["grades"] = shards.content(shard.grades, shards.GRADES, facts.grade_columns(recipe))
+    if recipe is not None and shard.prompts is not None:
+        found["prompts"] = shards.content(shard.prompts, shards.PROMPTS, facts.prompt_columns(recipe))
+    if shard.source != "student":
+        found["source"] = shard.source
+    return found

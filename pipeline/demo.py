@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline import loading, models, params, shards
+from pipeline import facts, models, params, shards
 from pipeline.errors import PromptError
 from pipeline.grading import MARKER
 
@@ -199,7 +199,7 @@ def write_examples(path: Path, tokenizer: Any, settings: params.Demo) -> None:
         "prompt_ids": prompts,
         "response_ids": responses,
     }
-    schema = pa.schema([shards.ROLLOUTS.field(name) for name in loading.ROLLOUT_COLUMNS])
+    schema = pa.schema([shards.ROLLOUTS.field(name) for name in facts.ROLLOUT_COLUMNS])
     identity = {"made": "worked sums", "seed": settings.seed, "count": settings.examples, "slips": settings.slips}
     with shards.Writer(path, schema, identity, {}) as writer:
         writer.write(pa.table(columns, schema))

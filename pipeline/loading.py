@@ -14,32 +14,23 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import packing, shards
+from pipeline import facts, packing, shards
+from pipeline.columns import Columns, Target
 from pipeline.errors import ShardError
-from pipeline.objectives import Outcomes
+from pipeline.facts import Facts, Shard
+from pipeline.objectives.compiled import Objective
+from pipeline.objectives.outcomes import Outcomes
 from pipeline.packing import Pack
 from pipeline.ragged import Ragged
-from pipeline.recipes import Columns, Target
+from pipeline.recipes import Recipe
 
 WINDOW = 32
 """Row groups whose rows are shuffled together: 2,048 rows."""
 
 SCORE_COLUMNS = ("rollout_id", "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "skipped")
-"""Of a score shard, what training reads; with `ROLLOUT_COLUMNS` they enter a checkpoint's identity."""
+"""Of a score shard, what training always reads; a recipe's own columns come to these."""
 
 VERSION = 1  # raise it when another order or another packing would train on something else
-
-ROLLOUT_COLUMNS = ("rollout_id", "prompt_ids", "response_ids")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A shard of rollouts and the scores of the same rows."""
-
-    rollouts: Path
-    scores: Mapping[str, Path]
-    keep: np.ndarray | None = None
-    """bool [rows], which rows may be trained on; None for all."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +40,7 @@ class _Group:
     prompts: Ragged
     responses: Ragged
     views: Mapping[str, "_ViewGroup"]
+    facts: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,16 +51,26 @@ class _ViewGroup:
     logprobs: np.ndarray
     tails: np.ndarray
     sampled: np.ndarray
+    own: np.ndarray | None
+    entropies: np.ndarray | None
 
 
 class Rows:
-    """The rows of some shards, read by row group when they are asked for."""
+    """The rows of some shards, read by row group when they are asked for.
 
-    def __init__(self, sources: Sequence[Shard]):
-        self.sources = sources
+    Args:
+        sources: the shards.
+        recipe: whose columns are read besides; None for those that every recipe reads.
+        special_ids: of the tokenizer.
+    """
+
+    def __init__(self, sources: Sequence[Shard], recipe: Recipe | None = None, special_ids: Sequence[int] = ()):
+        self.sources, self.recipe = sources, recipe
+        self.facts = Facts.read(sources, recipe, special_ids)
         self.files = [shards.rows(source.rollouts) for source in sources]
         self.groups = [(number, group) for number, counts in enumerate(self.files) for group in range(len(counts))]
         self._decoded = functools.lru_cache(maxsize=2 * WINDOW)(self._decode)
+        self.first_row = np.concatenate([[0], np.cumsum([self.files[n][g] for n, g in self.groups])]).astype(np.int64)
         kept = [self._kept(number, group) for number, group in self.groups]
         self.rows_in = kept
         self.count = sum(len(rows) for rows in kept)
@@ -105,8 +107,25 @@ class Rows:
             }
             views = {name: _target(name, groups, places) for name in self.sources[0].scores}
             as_tensors = {name: torch.from_numpy(values.astype(np.float32)) for name, values in weights.items()}
-            packs.append((pack, Columns(views, as_tensors)))
+            columns = Columns(
+                views,
+                as_tensors,
+                facts=self._facts(groups, places),
+                lengths=torch.from_numpy(taken),
+                sampled_ids=pack.sampled_ids,
+            )
+            packs.append((pack, columns))
         return packs
+
+    def _facts(self, groups: Mapping[int, _Group], places: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:
+        """What the recipe reads of the tokens of a pack besides views."""
+        of_rows = []
+        for group, row in places:
+            responses = groups[group].responses
+            tokens = slice(responses.offsets[row], responses.offsets[row + 1])
+            number = int(self.first_row[group]) + row
+            of_rows.append(self.facts.of(number, responses[row], groups[group].facts, tokens))
+        return {name: torch.from_numpy(np.concatenate([each[name] for each in of_rows])) for name in of_rows[0]}
 
     def _kept(self, number: int, group: int) -> np.ndarray:
         count, keep = self.files[number][group], self.sources[number].keep
@@ -116,17 +135,19 @@ class Rows:
     def _decode(self, index: int) -> _Group:
         number, group = self.groups[index]
         source = self.sources[number]
-        rollouts = _read(source.rollouts, group, ROLLOUT_COLUMNS)
+        rollouts = _read(source.rollouts, group, facts.rollout_columns(self.recipe))
         responses = shards.ragged(rollouts.column("response_ids"))
         views = {}
         for name, path in source.scores.items():
-            scores = _read(path, group, SCORE_COLUMNS)
+            scores = _read(path, group, score_columns(self.recipe, name))
             if scores.column("rollout_id").to_pylist() != rollouts.column("rollout_id").to_pylist():
                 raise ShardError(
                     f"{path} does not score the rows of {source.rollouts}, in their order. Run `dvc repro score`."
                 )
-            views[name] = _view_group(scores, responses, path, group)
-        return _Group(shards.ragged(rollouts.column("prompt_ids")), responses, views)
+            may_lack = self.recipe is not None and name in self.recipe.optional_views
+            views[name] = _view_group(scores, responses, f"{path}, row group {group}", may_lack)
+        of_tokens = self.facts.of_group(rollouts, responses, f"{source.rollouts}, row group {group}")
+        return _Group(shards.ragged(rollouts.column("prompt_ids")), responses, views, of_tokens)
 
 
 class Loader:
@@ -134,6 +155,7 @@ class Loader:
 
     def __init__(self, rows: Rows, steps: int, batch: int, tokens: int, seed: int):
         self.rows, self.steps, self.batch, self.tokens, self.seed = rows, steps, batch, tokens, seed
+        self._objective = None if rows.recipe is None else Objective(rows.recipe)
         self.next_step = 0
         self._order = functools.lru_cache(maxsize=2)(lambda epoch: rows.order(epoch, seed))
 
@@ -149,7 +171,8 @@ class Loader:
         """The packs of optimiser step `number` (from 0); epochs follow each other without a gap."""
         places = range(number * self.batch, (number + 1) * self.batch)
         taken = [self._order(place // self.rows.count)[place % self.rows.count] for place in places]
-        return self.rows.batch(taken, self.tokens)
+        packs = self.rows.batch(taken, self.tokens)
+        return packs if self._objective is None else self._objective.weigh(packs, number)
 
     def state_dict(self) -> dict[str, Any]:
         """How far the loader is."""
@@ -165,29 +188,53 @@ def _read(path: Path, group: int, columns: Sequence[str]) -> Any:
         return shards.read_group(path, file, group, columns)
 
 
-def _view_group(scores: Any, responses: Ragged, path: Path, group: int) -> _ViewGroup:
-    if reasons := {reason for reason in scores.column("skipped").to_pylist() if reason is not None}:
-        skipped = scores.num_rows - scores.column("skipped").null_count
+def score_columns(recipe: Recipe | None, view: str) -> tuple[str, ...]:
+    """Of a score shard, what training reads for a recipe."""
+    if recipe is None:
+        return SCORE_COLUMNS
+    own = ("own",) if view in recipe.own_views else ()
+    return SCORE_COLUMNS + own + (("entropies",) if view in recipe.entropy_views else ())
+
+
+def _view_group(scores: Any, responses: Ragged, where: str, may_lack: bool) -> _ViewGroup:
+    """A view of one row group; rows without a score have no entries, and a tail of probability 1."""
+    is_scored = scores.column("skipped").is_null().to_numpy()
+    if not may_lack and not is_scored.all():
+        reasons = sorted({reason for reason in scores.column("skipped").to_pylist() if reason is not None})
         raise ShardError(
-            f"{path}, row group {group}: {skipped} of {scores.num_rows} rows have no score "
-            f"({', '.join(sorted(reasons))}), so its view cannot be a target for all rollouts. Give every prompt what "
+            f"{where}: {(~is_scored).sum()} of {scores.num_rows} rows have no score "
+            f"({', '.join(reasons)}), so its view cannot be a target for all rollouts. Give every prompt what "
             "the view needs, or choose a train.objective that does not learn from it."
         )
-    lengths, ids = shards.ragged2(scores.column("support_ids"))
-    if not np.array_equal(lengths, responses.lengths):
-        raise ShardError(
-            f"{path}, row group {group}: its lists are not as long as the responses. Run `dvc repro score`."
-        )
-    _, logprobs = shards.ragged2(scores.column("support_logprobs"))
-    tails = shards.ragged(scores.column("tail_logprobs")).values
-    values, tails = shards.normalised(logprobs, tails, f"{path}, row group {group}")
-    # Tokens are end to end as in the responses, so that row boundaries are the responses' own.
-    return _ViewGroup(ids, values, tails, shards.ragged(scores.column("sampled_logprobs")).values)
+    scored = scores.filter(is_scored)
+    has_score = np.repeat(is_scored, responses.lengths)
+    lengths, ids = shards.ragged2(scored.column("support_ids"))
+    if not np.array_equal(lengths, responses.lengths[is_scored]):
+        raise ShardError(f"{where}: its lists are not as long as the responses. Run `dvc repro score`.")
+    _, logprobs = shards.ragged2(scored.column("support_logprobs"))
+    values, tails = shards.normalised(logprobs, shards.ragged(scored.column("tail_logprobs")).values, where)
+
+    def spread(known: np.ndarray) -> np.ndarray:
+        """Tokens are end to end as in the responses, so that row boundaries are the responses' own."""
+        if is_scored.all():
+            return known
+        everywhere = np.zeros(len(has_score), known.dtype)
+        everywhere[has_score] = known
+        return everywhere
+
+    def column(name: str) -> np.ndarray | None:
+        return spread(shards.ragged(scored.column(name)).values) if name in scores.column_names else None
+
+    sampled = column("sampled_logprobs")
+    assert sampled is not None
+    entries = ids if is_scored.all() else Ragged.cut(ids.values, spread(ids.lengths))
+    return _ViewGroup(entries, values, spread(tails), sampled, column("own"), column("entropies"))
 
 
 def _target(name: str, groups: Mapping[int, _Group], places: Sequence[tuple[int, int]]) -> Target:
     """One view of the sequences of a pack, as padded tensors; no loop over tokens."""
     ids, logprobs, counts, tails, sampled = [], [], [], [], []
+    own, entropies = [], []
     for group, row in places:
         view, offsets = groups[group].views[name], groups[group].responses.offsets
         tokens = slice(offsets[row], offsets[row + 1])
@@ -197,6 +244,8 @@ def _target(name: str, groups: Mapping[int, _Group], places: Sequence[tuple[int,
         logprobs.append(view.logprobs[entries])
         tails.append(view.tails[tokens])
         sampled.append(view.sampled[tokens])
+        own.append(None if view.own is None else view.own[tokens])
+        entropies.append(None if view.entropies is None else view.entropies[tokens])
     count = np.concatenate(counts)
     is_entry = np.arange(count.max(initial=0)) < count[:, None]
     padded_ids = np.full(is_entry.shape, -1, np.int64)
@@ -204,4 +253,7 @@ def _target(name: str, groups: Mapping[int, _Group], places: Sequence[tuple[int,
     padded = np.full(is_entry.shape, -np.inf, np.float32)
     padded[is_entry] = np.concatenate(logprobs)
     outcomes = Outcomes(torch.from_numpy(padded), torch.from_numpy(np.concatenate(tails)))
-    return Target(torch.from_numpy(padded_ids), outcomes, torch.from_numpy(np.concatenate(sampled)))
+    chosen = torch.from_numpy(np.concatenate(sampled))
+    counts_own = None if own[0] is None else torch.from_numpy(np.concatenate(own).astype(np.int64))
+    entropy = None if entropies[0] is None else torch.from_numpy(np.concatenate(entropies))
+    return Target(torch.from_numpy(padded_ids), outcomes, chosen, counts_own, entropy)

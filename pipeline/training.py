@@ -23,11 +23,14 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from pipeline import models, objectives, params
+from pipeline import models, params
+from pipeline.columns import Columns
 from pipeline.loading import Loader, Rows
-from pipeline.objectives import Outcomes
+from pipeline.objectives.compiled import Objective
+from pipeline.objectives.divergences import reverse_kl
+from pipeline.objectives.outcomes import Outcomes
 from pipeline.packing import Pack
-from pipeline.recipes import Columns, Objective, Recipe, Target
+from pipeline.recipes import Recipe
 from pipeline.student import Student
 
 VERSION = 1  # raise it when equal settings would give other weights; checkpoints are then trained anew
@@ -118,7 +121,7 @@ class Distillation(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         """Lightning would take apart what it does not know."""
-        return [(pack.to(device), _columns_to(columns, device)) for pack, columns in batch]
+        return [(pack.to(device), columns.to(device)) for pack, columns in batch]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Validate at the steps that the settings name."""
@@ -190,10 +193,10 @@ def validation_kl(student: Student, rows: Rows, machine: params.Machine) -> tupl
     places = rows.sequential()
     for start in range(0, len(places), 256):
         for pack, columns in rows.batch(places[start : start + 256], machine.train_tokens):
-            here, target = pack.to(device), _columns_to(columns, device)
+            here, target = pack.to(device), columns.to(device)
             answer = student(here, ask(here.sampled_ids, target))
             outcomes = Outcomes(answer.logprobs, answer.tail)
-            kl = objectives.reverse_kl(outcomes, target.targets["teacher"].outcomes)
+            kl = reverse_kl(outcomes, target.targets["teacher"].outcomes)
             total += torch.tensor([float(kl.sum()), float(outcomes.mass.sum()), len(kl)], dtype=torch.float64)
     student.train(was_training)
     return float(total[0] / total[2]), float(total[1] / total[2])
@@ -291,15 +294,6 @@ class _Bar(TQDMProgressBar):
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:  # noqa: ARG002
         last = pl_module.history[-1] if pl_module.history else {}
         return {name: f"{last[name]:.4f}" for name in ("loss", "kl") if name in last}
-
-
-def _columns_to(columns: Columns, device: torch.device) -> Columns:
-    def moved(target: Target) -> Target:
-        outcomes = Outcomes(target.outcomes.logprobs.to(device), target.outcomes.tail.to(device))
-        return Target(target.ids.to(device), outcomes, target.sampled.to(device))
-
-    targets = {name: moved(target) for name, target in columns.targets.items()}
-    return Columns(targets, {name: weight.to(device) for name, weight in columns.weights.items()})
 
 
 _VALIDATION = Recipe.model_validate(

@@ -70,13 +70,14 @@ def run(
 
 def identity(settings: params.Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
     """What decides a demo model; of the training state's frequency nothing depends."""
-    from pipeline import head, loading, objectives, training
+    from pipeline import head, loading, training
+    from pipeline.objectives import compiled
 
     other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips"}}[role]
     facts = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
     facts.get("training", {}).pop("save_every", None)
     versions = {"version": VERSION} | (
-        {"training": [module.VERSION for module in (training, loading, objectives, head)]} if role == "teacher" else {}
+        {"training": [module.VERSION for module in (training, loading, compiled, head)]} if role == "teacher" else {}
     )
     return {"stage": "models", **versions, "role": role, "demo": facts}
 

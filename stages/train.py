@@ -30,12 +30,13 @@ def run(
     student: Path,
     prompts: Path,
     rollouts: Path,
+    graded: Path,
     teacher_scores: Path,
     view_scores: Path,
     out: Path,
 ) -> Made:
     """Train a round's student, or find it."""
-    from pipeline import checkpoints, recipes, training
+    from pipeline import checkpoints, facts, needs, recipes, training
     from pipeline.loading import Rows, Shard
 
     start, sft_teacher = models.read(student), lineage.of_checkpoint(student)
@@ -52,10 +53,20 @@ def run(
             _check_teacher(source.scores[view], sft_teacher, settings)
     trained, held_out = _split(sources, prompts)
     # The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
-    learned = [Shard(source.rollouts, {view: source.scores[view] for view in recipe.views}) for source in trained]
+    reads_grades, reads_prompts = facts.grade_columns(recipe), facts.prompt_columns(recipe)
+    learned = [
+        Shard(
+            source.rollouts,
+            {view: source.scores[view] for view in recipe.views},
+            grades=graded / source.rollouts.name if reads_grades else None,
+            prompts=prompts / source.rollouts.name if reads_prompts else None,
+        )
+        for source in trained
+    ]
+    needs.check(recipe, learned, settings)
     identity = checkpoints.identity(
         "train", VERSION, start, recipe, settings,
-        data={source.rollouts.name: checkpoints.content(source) for source in learned},
+        data={source.rollouts.name: checkpoints.content(source, recipe) for source in learned},
         held_out={source.rollouts.name: checkpoints.content(source) for source in held_out},
         validate_every=settings.validate_every,
     )  # fmt: skip
@@ -63,7 +74,7 @@ def run(
     def plan(state: Path) -> training.Run:
         return training.Run(
             recipe,
-            Rows(learned),
+            Rows(learned, recipe, start.load_tokenizer().all_special_ids if "special" in recipe.reads else ()),
             settings,
             machine,
             state,
@@ -87,19 +98,18 @@ def _check(recipe: "Recipe") -> None:
 
 
 def _scores(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
-    """A view's scores of a shard; missing ones, and tails that are no numbers, are refused."""
+    """A view's scores of a shard; missing ones are refused."""
     path = folder / rollouts.name
     if not path.exists():
         raise ShardError(
-            f"{path} is missing: train.objective `{recipe.name}` needs the view `{view}`. Name it in score.views and "
-            "run `dvc repro score`."
-        )
-    if view in recipe.exact_views and (tail := shards.about(path)["identity"]["tail"]) != "exact":
-        raise ShardError(
-            f"{path} has {tail} tails, good to 2e-5 in probability but not in nats; train.objective `{recipe.name}` "
-            "reads them as numbers. Set `score.hidden_states: true` (or `score.engine: hf`) and run `dvc repro score`."
+            f"{path} is missing: train.objective `{recipe.name}` needs the view `{view}`{_told(recipe, view)}. Name it "
+            "in score.views and run `dvc repro score`."
         )
     return path
+
+
+def _told(recipe: "Recipe", view: str) -> str:
+    return f" ({recipe.needs[view]})" if view in recipe.needs else ""
 
 
 def _check_teacher(path: Path, sft_teacher: dict[str, str], settings: params.Train) -> None:
@@ -120,6 +130,7 @@ def main(
     student: Annotated[Path, typer.Option(help="The checkpoint to train: that of the round before.")],
     prompts: Annotated[Path, typer.Option(help="Prompts of the opd split: they name the held-out bucket.")],
     rollouts: Annotated[Path, typer.Option(help="The round's rollouts.")],
+    graded: Annotated[Path, typer.Option("--grades", help="Their grades.")],
     teacher_scores: Annotated[Path, typer.Option("--teacher-scores", help="The teacher's scores of them.")],
     view_scores: Annotated[Path, typer.Option("--view-scores", help="Other views' scores, a folder each.")],
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")],
@@ -131,7 +142,8 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.settings(params_file, machine_file)
-    made = run(settings.train, machine, Store(store), student, prompts, rollouts, teacher_scores, view_scores, out)
+    folders = student, prompts, rollouts, graded, teacher_scores, view_scores, out
+    made = run(settings.train, machine, Store(store), *folders)
     made.note(timing, "train", round_)
 
 

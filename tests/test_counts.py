@@ -276,7 +276,7 @@ ROWS = {
     ),
     **{
         f"VERSION of {module}": raised(f"pipeline.{module}", {"sft": 1, "train@r1": 1, "train@r2": 1})
-        for module in ("objectives", "training", "loading")
+        for module in ("objectives.compiled", "training", "loading")
     },
     "VERSION of drift": raised("pipeline.drift", {"drift": ALL}),
     "VERSION of grading": raised("pipeline.grading", GRADES),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import demo, grading, loading, models, params, shards
+from pipeline import demo, facts, grading, loading, models, params, shards
 from pipeline.errors import ModelError, PromptError, SettingsError
 from pipeline.store import Store
 from stages import models as stage
@@ -162,7 +162,7 @@ def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
     rows = loading.Rows([loading.Shard(path, {})])
     assert rows.count == 100
     question = next(demo.sums(7, 1))["question"]
-    table = shards.read_group(path, shards._parquet(path), 0, loading.ROLLOUT_COLUMNS)
+    table = shards.read_group(path, shards._parquet(path), 0, facts.ROLLOUT_COLUMNS)
     assert tokenizer.decode(table["prompt_ids"][0].as_py()) == f"<|user|>{question}<|assistant|>"
     assert tokenizer.decode(table["response_ids"][0].as_py()) == f"{demo.solution(question)}<|end|>"
     packs = rows.batch(rows.sequential()[:4], 1000)

@@ -12,19 +12,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import head, objectives, recipes
-from pipeline.objectives import Outcomes
-from pipeline.recipes import Columns, Objective, Target
+from pipeline import head, recipes
+from pipeline.columns import Columns, Target
+from pipeline.objectives import divergences, estimators
+from pipeline.objectives.compiled import Objective
+from pipeline.objectives.outcomes import Outcomes
 from tests import reference
 
 VOCABULARY, TOKENS = 7, 4
 seeds = st.integers(0, 10_000)
 ks = st.integers(1, VOCABULARY)
 DIVERGENCES = {
-    "reverse_kl": (objectives.reverse_kl, reference.reverse_kl, reference.reverse_kl_gradient),
-    "forward_kl": (objectives.forward_kl, reference.forward_kl, reference.forward_kl_gradient),
+    "reverse_kl": (divergences.reverse_kl, reference.reverse_kl, reference.reverse_kl_gradient),
+    "forward_kl": (divergences.forward_kl, reference.forward_kl, reference.forward_kl_gradient),
 }
-divergences = pytest.mark.parametrize("name", DIVERGENCES)
+by_name = pytest.mark.parametrize("name", DIVERGENCES)
 
 HAS_NO_TARGET = {"sft"}
 """Recipes whose gradient is not zero where student and teacher agree; all others must be at rest there."""
@@ -79,7 +81,7 @@ class Case:
         return gradient
 
 
-@divergences
+@by_name
 @given(seed=seeds, k=ks, padding=st.integers(0, 2))
 def test_value_equals_the_definition(name, seed, k, padding):
     case = Case(seed, k, padding)
@@ -89,7 +91,7 @@ def test_value_equals_the_definition(name, seed, k, padding):
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-@divergences
+@by_name
 @given(seed=seeds, k=ks, padding=st.integers(0, 2))
 def test_gradient_equals_the_closed_form(name, seed, k, padding):
     case = Case(seed, k, padding)
@@ -99,7 +101,7 @@ def test_gradient_equals_the_closed_form(name, seed, k, padding):
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-@divergences
+@by_name
 @given(seed=seeds, k=ks)
 def test_it_lies_between_zero_and_the_full_kl(name, seed, k):
     case = Case(seed, k)
@@ -110,7 +112,7 @@ def test_it_lies_between_zero_and_the_full_kl(name, seed, k):
     assert (found <= torch.tensor(full, dtype=torch.float64) + 1e-12).all()
 
 
-@divergences
+@by_name
 @given(seed=seeds)
 def test_it_is_the_full_kl_when_the_ids_are_the_whole_vocabulary(name, seed):
     case = Case(seed, VOCABULARY)
@@ -126,7 +128,7 @@ def test_it_is_the_full_kl_when_the_ids_are_the_whole_vocabulary(name, seed):
     torch.testing.assert_close(gradient, expected)
 
 
-@divergences
+@by_name
 @given(seed=seeds, k=ks)
 def test_student_at_the_target_is_at_rest(name, seed, k):
     case = Case(seed, k)
@@ -136,7 +138,7 @@ def test_student_at_the_target_is_at_rest(name, seed, k):
     assert gradient.abs().max() < 1e-12
 
 
-@divergences
+@by_name
 @given(seed=seeds, k=st.integers(1, VOCABULARY), padding=st.integers(1, 3))
 def test_padding_changes_nothing(name, seed, k, padding):
     plain, padded = Case(seed, k), Case(seed, k, padding)
@@ -149,7 +151,7 @@ def test_padding_changes_nothing(name, seed, k, padding):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-15)
 
 
-@divergences
+@by_name
 def test_gradient_is_the_derivative(name):
     case = Case(1, 3, padding=1)
     divergence, target = DIVERGENCES[name][0], case.of(case.target)
@@ -157,7 +159,7 @@ def test_gradient_is_the_derivative(name):
     assert torch.autograd.gradcheck(lambda logits: divergence(case.outcomes(logits), target), logits)
 
 
-@divergences
+@by_name
 def test_no_gradient_reaches_the_target(name):
     case = Case(2, 3)
     target = case.outcomes(case.logits.clone().requires_grad_())
@@ -169,8 +171,10 @@ def test_both_directions_are_what_a_pencil_says():
     """Student (1/2, 1/2), target (9/10, 1/10), over one id and the tail."""
     half, high, low = (torch.tensor([[value]]).log() for value in (0.5, 0.9, 0.1))
     student, target = Outcomes(half, half.squeeze(-1)), Outcomes(high, low.squeeze(-1))
-    assert objectives.reverse_kl(student, target).item() == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5))
-    assert objectives.forward_kl(student, target).item() == pytest.approx(0.9 * math.log(1.8) + 0.1 * math.log(0.2))
+    assert divergences.reverse_kl(student, target).item() == pytest.approx(
+        0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(5)
+    )
+    assert divergences.forward_kl(student, target).item() == pytest.approx(0.9 * math.log(1.8) + 0.1 * math.log(0.2))
 
 
 @given(seed=seeds, k=ks)
@@ -188,7 +192,7 @@ def test_policy_gradient_equals_the_definition(seed):
 
     def loss(logits):
         student = case.answer(logits).sampled
-        return objectives.policy_gradient(student, objectives.log_ratio_advantage(student, target, 1.0))
+        return estimators.policy_gradient(student, estimators.log_ratio_advantage(student, target, 1.0))
 
     expected = [
         reference.policy_gradient_gradient(student, target, y, 1.0)
@@ -202,8 +206,8 @@ def test_lightnings_gradient_is_that_of_the_huber_loss(student, target):
     """With respect to the student's log-probability; the threshold is the clip."""
     clip, step = 10.0, 1e-6
     x = torch.tensor([student], dtype=torch.float64, requires_grad=True)
-    advantage = objectives.log_ratio_advantage(x, torch.tensor([target], dtype=torch.float64), clip)
-    (found,) = torch.autograd.grad(objectives.policy_gradient(x, advantage).sum(), x)
+    advantage = estimators.log_ratio_advantage(x, torch.tensor([target], dtype=torch.float64), clip)
+    (found,) = torch.autograd.grad(estimators.policy_gradient(x, advantage).sum(), x)
     above, below = (reference.huber(student + sign * step - target, clip) for sign in (1, -1))
     assert found.item() == pytest.approx((above - below) / (2 * step), abs=1e-5)
 
@@ -217,7 +221,7 @@ def test_expected_policy_gradient_is_that_of_the_full_reverse_kl():
 
         def loss(logits, target=target):
             student = case.answer(logits).sampled
-            return objectives.policy_gradient(student, objectives.log_ratio_advantage(student, target, None))
+            return estimators.policy_gradient(student, estimators.log_ratio_advantage(student, target, None))
 
         total += case.gradient(loss) * torch.tensor([row[y] for row in case.student]).exp()[:, None]
     expected = [
@@ -229,7 +233,7 @@ def test_expected_policy_gradient_is_that_of_the_full_reverse_kl():
 @pytest.mark.parametrize(("clip", "expected"), [(None, [12.0, -0.5, -15.0]), (10.0, [10.0, -0.5, -10.0])])
 def test_advantage_is_the_clipped_log_ratio_of_teacher_and_student(clip, expected):
     student = torch.tensor([-13.0, -1.0, -1.0], requires_grad=True)
-    advantage = objectives.log_ratio_advantage(student, torch.tensor([-1.0, -1.5, -16.0]), clip)
+    advantage = estimators.log_ratio_advantage(student, torch.tensor([-1.0, -1.5, -16.0]), clip)
     assert not advantage.requires_grad
     torch.testing.assert_close(advantage, torch.tensor(expected))
 
@@ -238,10 +242,10 @@ def test_advantage_is_the_clipped_log_ratio_of_teacher_and_student(clip, expecte
 def test_nll_equals_the_definition(seed):
     case = Case(seed, 1)
     expected = [-row[y] for row, y in zip(case.student, case.sampled.tolist(), strict=True)]
-    found = objectives.nll(case.answer(case.logits).sampled)
+    found = estimators.nll(case.answer(case.logits).sampled)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
     gradients = [reference.nll_gradient(row, y) for row, y in zip(case.student, case.sampled.tolist(), strict=True)]
-    gradient = case.gradient(lambda logits: objectives.nll(case.answer(logits).sampled))
+    gradient = case.gradient(lambda logits: estimators.nll(case.answer(logits).sampled))
     torch.testing.assert_close(gradient, torch.tensor(gradients, dtype=torch.float64))
 
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import head, models, objectives, packing
+from pipeline import head, models, packing
+from pipeline.objectives.estimators import nll
 from pipeline.student import open_student
 from tests import tiny_models
 
@@ -106,7 +107,7 @@ def _loss(student, pack):
     """Something that depends on every response token differently, whatever pack it is in."""
     ids = (pack.sampled_ids[:, None] + torch.tensor([1, 2])) % 30
     answer = student(pack, head.Ask(pack.sampled_ids, ids))
-    return (objectives.nll(answer.sampled) + 0.5 * answer.logprobs[:, 0] * answer.tail).sum()
+    return (nll(answer.sampled) + 0.5 * answer.logprobs[:, 0] * answer.tail).sum()
 
 
 def _gradient(student, packs):

@@ -15,7 +15,7 @@ import torch
 from pipeline import models, params, recipes, training
 from pipeline.engines.fake import BigramEngine
 from pipeline.loading import Loader, Rows
-from pipeline.recipes import Objective
+from pipeline.objectives.compiled import Objective
 from pipeline.student import Student, open_student
 from pipeline.training import Run
 from tests import reference, tiny_models, tiny_shards

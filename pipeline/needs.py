@@ -1,0 +1,117 @@
+"""What a recipe needs of shards, checked from headers and short columns before a model loads.
+
+Every refusal names the file, the setting that would make what is missing, and the stage to run again.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import axes, grades, params, shards
+from pipeline.errors import SettingsError, ShardError
+from pipeline.facts import Shard
+from pipeline.recipes import Recipe
+
+
+def check(recipe: Recipe, sources: Sequence[Shard], settings: params.Training) -> None:
+    """Refuse shards that lack what the recipe reads.
+
+    Args:
+        recipe: the objective.
+        sources: the shards to train on; every view of the recipe is there.
+        settings: of training, for the passes over the rows.
+
+    Raises:
+        ShardError: a shard lacks a column, or has one that cannot be used so.
+        SettingsError: the steps go over the rows more often than an objective bears.
+    """
+    for source in sources:
+        for view, path in source.scores.items():
+            _check_scores(recipe, view, path)
+        _check_rollouts(recipe, source)
+        _check_domains(recipe, source)
+    _check_grades(recipe, sources)
+    _check_passes(recipe, sources, settings)
+
+
+def _check_scores(recipe: Recipe, view: str, path: Path) -> None:
+    identity = shards.about(path)["identity"]
+    support = identity["support"]
+    if view in recipe.exact_views and identity["tail"] != "exact":
+        raise ShardError(
+            f"{path} has {identity['tail']} tails, good to 2e-5 in probability but not in nats; train.objective "
+            f"`{recipe.name}` reads them as numbers. Set `score.hidden_states: true` (or `score.engine: hf`) and run "
+            "`dvc repro score`."
+        )
+    if view in recipe.entropy_views and not identity["entropies"]:
+        raise _lacks(recipe, path, "has no entropies", "score.entropies: true", "score")
+    if view in recipe.own_views and not support["top_k"]:
+        raise _lacks(recipe, path, "keeps no ids of its own", f"score.views.{view}.support.top_k", "score")
+    if view in recipe.fixed_k_views and support["mass"] is not None:
+        told = f"is cut to a mass of {support['mass']}, so its tokens keep different numbers of ids"
+        raise _lacks(recipe, path, told, f"score.views.{view}.support.mass: null", "score")
+    renormalises = any(term.tail == "renormalise" and view in term.views for term in recipe.terms)
+    if renormalises and support["top_k"] == 1 and not identity["asked"]:
+        told = "keeps one id, whose renormalised probability is 1 whatever the student says"
+        raise _lacks(recipe, path, told, f"score.views.{view}.support.top_k: 2 (or more)", "score")
+
+
+def _check_rollouts(recipe: Recipe, source: Shard) -> None:
+    identity: dict[str, Any] = shards.about(source.rollouts)["identity"]
+    if "sampling_logprobs" in recipe.reads and not params.Sampling.model_validate(identity["sampling"]).is_whole:
+        column = shards.read(source.rollouts, shards.ROLLOUTS, ["sampling_logprobs"]).column("sampling_logprobs")
+        if column.null_count:
+            told = "was not sampled from the whole distribution and has rows without sampling_logprobs, for the ratio"
+            raise _lacks(recipe, source.rollouts, told, "refresh.sampling: {temperature: 1.0, top_p: 1.0}", "refresh")
+    needs_groups = any(
+        isinstance(spec, axes.GroupAdvantage | axes.Perplexity | axes.Margin | axes.Balance)
+        for spec in recipe.derived.values()
+    )
+    if needs_groups and identity["samples"] < 2:
+        raise _lacks(recipe, source.rollouts, "has one response to each prompt", "refresh.samples: 4", "refresh")
+
+
+def _check_domains(recipe: Recipe, source: Shard) -> None:
+    routes = [term.target for term in recipe.terms if isinstance(term.target, axes.Route)]
+    if not routes or source.prompts is None:
+        return
+    found = set(shards.read(source.prompts, shards.PROMPTS, ["domain"]).column("domain").to_pylist())
+    for route in routes:
+        if unknown := sorted(found - set(route.views)):
+            raise ShardError(
+                f"{source.prompts} has prompts of {', '.join(unknown)}, for which train.objective `{recipe.name}` "
+                f"routes to no view: it knows {', '.join(route.views)}. Write the recipe out with a view for each."
+            )
+
+
+def _check_grades(recipe: Recipe, sources: Sequence[Shard]) -> None:
+    """A grade that no row has would leave nothing to learn from; single ones may be missing."""
+    for name in sorted(recipe.reads & {"correct", "reward"}):
+        graded = [grades.read(source.grades, source.rollouts) for source in sources if source.grades is not None]
+        if all(getattr(grade, name) is None for rows in graded for grade in rows):
+            where = sources[0].grades
+            raise ShardError(
+                f"{where.parent if where else 'grades'}: no response has `{name}`, which train.objective "
+                f"`{recipe.name}` reads. Set a `grade.grader` that gives it, and answers to the prompts; then run "
+                "`dvc repro refresh`."
+            )
+
+
+def _check_passes(recipe: Recipe, sources: Sequence[Shard], settings: params.Training) -> None:
+    if not any(term.is_stored_advantage_unclipped for term in recipe.terms):
+        return
+    count = sum(sum(shards.rows(source.rollouts)) for source in sources)
+    if settings.steps * settings.batch > count:
+        raise SettingsError(
+            f"train.steps × train.batch is {settings.steps * settings.batch} sequences, more than one pass over "
+            f"{count} rollouts. With `advantage: stored` and no clipped ratio, repeated steps follow a fixed linear "
+            "reward past the target (KL rises from 0.52 to 1.04 on a table). Lower train.steps, take "
+            "`advantage: live`, or a `proximal` or `two_sided` ratio."
+        )
+
+
+def _lacks(recipe: Recipe, path: Path, what: str, setting: str, stage: str) -> ShardError:
+    return ShardError(
+        f"{path} {what}; train.objective `{recipe.name}` cannot be trained on it. Set `{setting}` and run "
+        f"`dvc repro {stage}`."
+    )

@@ -1,0 +1,150 @@
+"""The weights of a term, from their settings: those that stored columns decide, and those of the student as it is."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pipeline import axes
+from pipeline.columns import Columns, Target
+from pipeline.objectives import weights
+from pipeline.objectives.schedules import scheduled
+
+
+def number(value: float | axes.Schedule, step: int) -> float:
+    """A setting that may change with the optimiser step, as it is now."""
+    if isinstance(value, axes.Schedule):
+        return scheduled(value.start, value.end, value.steps, value.shape, step)
+    return value
+
+
+def stored(weight: axes.AnyWeight, target: Target | None, columns: Columns) -> Float[Tensor, " token"]:
+    """A weight that does not depend on the student as it is; 1 for those that do."""
+    facts, lengths = columns.facts, lengths_of(columns)
+    match weight:
+        case axes.Where():
+            wanted = 0.0 if weight.fact == "wrong" else 1.0
+            return (facts["finished" if weight.fact == "finished" else "correct"] == wanted).float()
+        case axes.InDomain():
+            return torch.stack([facts[f"domain={name}"] for name in weight.names]).amax(dim=0)
+        case axes.HasView():
+            return facts[f"has={weight.view}"]
+        case axes.NotSpecial():
+            return 1 - facts["special"]
+        case axes.Derived():
+            return _of_column(weight, facts[weight.name], columns.step)
+        case axes.SigmoidPosition():
+            length = lengths.repeat_interleave(lengths)
+            return weights.sigmoid_position(position(columns), length, weight.lowest, weight.turn, weight.width)
+        case axes.Earliness():
+            return weights.earliness(_discrepancy(target, columns), lengths, weight.highest)
+        case axes.StepRatio():
+            return weights.step_ratio(_discrepancy(target, columns), facts["segments"], lengths, weight.cap)
+        case axes.FirstSegments():
+            shown = min(1 + columns.step // weight.every, weight.most)
+            return weights.first_segments(facts["segments"], shown)
+        case axes.Prefix():
+            return weights.prefix(position(columns), number(weight.tokens, columns.step))
+        case axes.Confidence():
+            return weights.confidence(entropy_of(target), weight.rate)
+        case axes.EntropyGate():
+            return (entropy_of(target) > weight.above).float()
+    return torch.ones(int(lengths.sum()), device=lengths.device)
+
+
+def expected(weight: axes.AnyWeight, columns: Columns) -> Float[Tensor, " token"]:
+    """Of a live weight whose sum over each rollout is known beforehand, its mean over that rollout; 1 for others."""
+    lengths = lengths_of(columns)
+    match weight:
+        case axes.TopFraction():
+            count = weights.kept(lengths, weight.share)
+        case axes.Zone():
+            of_target = weights.kept(lengths, weight.target_share)
+            of_student = weights.kept(lengths, weight.student_share).minimum(lengths - of_target)
+            count = of_target if weight.which == "target" else of_student
+        case _:
+            count = lengths
+    return (count / lengths).repeat_interleave(lengths)
+
+
+def live(
+    weight: axes.AnyWeight,
+    student: Float[Tensor, " token"],
+    entropy: Float[Tensor, " token"] | None,
+    divergences: dict[str, Float[Tensor, " token"]],
+    target: Target | None,
+    columns: Columns,
+) -> Float[Tensor, " token"]:
+    """A weight that depends on the student as it is, as a constant.
+
+    Args:
+        weight: its settings; `is_live`.
+        student: log-probability of the response tokens.
+        entropy: the student's, nats.
+        divergences: `reverse_kl` and `forward_kl` to the term's target, nats; empty where the term reads no ids.
+        target: the term's.
+        columns: of the pack.
+    """
+    lengths = lengths_of(columns)
+    match weight:
+        case axes.TopFraction():
+            assert entropy is not None
+            match weight.by:
+                case "entropy":
+                    score = entropy
+                case "soft_or":
+                    score = weights.soft_or(entropy, divergences["reverse_kl"], lengths)
+                case "confident_disagreement":
+                    score = weights.confident_disagreement(entropy, divergences["forward_kl"], lengths)
+            return weights.top_fraction(score, lengths, weight.share)
+        case axes.Zone():
+            assert entropy is not None
+            shares = weight.target_share, weight.student_share
+            of_target, of_student = weights.zone(entropy_of(target), entropy, lengths, *shares)
+            return of_target if weight.which == "target" else of_student
+        case axes.LogRatioWithin():
+            assert target is not None
+            log_ratio = (target.sampled - student).detach()
+            low = -torch.inf if weight.low is None else weight.low
+            high = torch.inf if weight.high is None else weight.high
+            return ((log_ratio >= low) & (log_ratio <= high)).to(student.dtype)
+        case axes.Freshness():
+            sampling = columns.facts["sampling_logprobs"]
+            return weights.freshness(student, sampling, lengths, weight.rate, weight.threshold)
+    raise AssertionError(f"{weight.kind} is no live weight")
+
+
+def position(columns: Columns) -> Float[Tensor, " token"]:
+    """Of each token in its response, from 0."""
+    lengths = lengths_of(columns)
+    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    return (torch.arange(len(starts), device=lengths.device) - starts).float()
+
+
+def lengths_of(columns: Columns) -> Int[Tensor, " rollout"]:
+    """Tokens of each rollout of the pack."""
+    assert columns.lengths is not None, "the loader gives a pack's lengths"
+    return columns.lengths
+
+
+def entropy_of(target: Target | None) -> Float[Tensor, " token"]:
+    """Of the term's view."""
+    assert target is not None
+    assert target.entropy is not None, "the loader reads the entropies that a recipe names"
+    return target.entropy
+
+
+def _of_column(weight: axes.Derived, values: Tensor, step: int) -> Tensor:
+    if weight.at_least is None and weight.at_most is None:
+        return values
+    is_in = torch.ones_like(values, dtype=torch.bool)
+    if weight.at_least is not None:
+        is_in &= values >= weight.at_least
+    if weight.at_most is not None:
+        is_in &= values <= number(weight.at_most, step)
+    return is_in.float()
+
+
+def _discrepancy(target: Target | None, columns: Columns) -> Float[Tensor, " token"]:
+    """|log target − log behaviour| of each token, nats."""
+    assert target is not None
+    return (target.sampled - columns.facts["sampling_logprobs"]).abs()

@@ -57,9 +57,9 @@ class InDomain(Weight):
 
 
 class HasView(Weight):
-    """1 for rows that a view has a score of, else 0: there may then be others."""
+    """1 for rows that a view has a score of (`lacks_view`: has none of), else 0: there may then be others."""
 
-    kind: Literal["has_view"]
+    kind: Literal["has_view", "lacks_view"]
     view: Name
 
 
@@ -68,7 +68,7 @@ class Derived(Weight):
 
     kind: Literal["column"]
     name: Name
-    at_least: float | None = None
+    at_least: float | Schedule | None = None
     at_most: float | Schedule | None = None
 
 

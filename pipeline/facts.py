@@ -156,8 +156,11 @@ def _rows(source: Shard, recipe: Recipe) -> dict[str, np.ndarray]:
         of_row = np.array([by_prompt[prompt] for prompt in table.column("prompt_id").to_pylist()])
         found |= {f"domain={domain}": (of_row == domain).astype(float) for domain in domains}
     for view in recipe.optional_views:
-        skipped = shards.read(source.scores[view], shards.SCORES, ["skipped"]).column("skipped")
-        found[f"has={view}"] = skipped.is_null().to_numpy().astype(float)
+        has = np.zeros(table.num_rows)
+        if view in source.scores:
+            skipped = shards.read(source.scores[view], shards.SCORES, ["skipped"]).column("skipped")
+            has = skipped.is_null().to_numpy().astype(float)
+        found[f"has={view}"] = has
     if len(recipe.sources) > 1:
         found |= {f"source={name}": np.full(table.num_rows, float(source.source == name)) for name in recipe.sources}
     return found

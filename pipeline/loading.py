@@ -51,8 +51,8 @@ class _ViewGroup:
     logprobs: np.ndarray
     tails: np.ndarray
     sampled: np.ndarray
-    own: np.ndarray | None
-    entropies: np.ndarray | None
+    own: np.ndarray
+    entropies: np.ndarray
 
 
 class Rows:
@@ -67,6 +67,7 @@ class Rows:
     def __init__(self, sources: Sequence[Shard], recipe: Recipe | None = None, special_ids: Sequence[int] = ()):
         self.sources, self.recipe = sources, recipe
         self.facts = Facts.read(sources, recipe, special_ids)
+        self.views = sorted({view for source in sources for view in source.scores})
         self.files = [shards.rows(source.rollouts) for source in sources]
         self.groups = [(number, group) for number, counts in enumerate(self.files) for group in range(len(counts))]
         self._decoded = functools.lru_cache(maxsize=2 * WINDOW)(self._decode)
@@ -105,7 +106,7 @@ class Rows:
                 "token_mean": np.full(taken.sum(), 1 / step_tokens),
                 "sequence_mean": np.repeat(1 / (taken * step_sequences), taken),
             }
-            views = {name: _target(name, groups, places) for name in self.sources[0].scores}
+            views = {name: _target(name, groups, places) for name in self.views}
             as_tensors = {name: torch.from_numpy(values.astype(np.float32)) for name, values in weights.items()}
             columns = Columns(
                 views,
@@ -222,13 +223,21 @@ def _view_group(scores: Any, responses: Ragged, where: str, may_lack: bool) -> _
         everywhere[has_score] = known
         return everywhere
 
-    def column(name: str) -> np.ndarray | None:
-        return spread(shards.ragged(scored.column(name)).values) if name in scores.column_names else None
+    def column(name: str) -> np.ndarray:
+        """Zeros where the recipe does not read it."""
+        if name not in scores.column_names:
+            return np.zeros(len(has_score), np.float32)
+        return spread(shards.ragged(scored.column(name)).values)
 
-    sampled = column("sampled_logprobs")
-    assert sampled is not None
     entries = ids if is_scored.all() else Ragged.cut(ids.values, spread(ids.lengths))
-    return _ViewGroup(entries, values, spread(tails), sampled, column("own"), column("entropies"))
+    return _ViewGroup(entries, values, spread(tails), *(column(n) for n in ("sampled_logprobs", "own", "entropies")))
+
+
+def _unscored(responses: Ragged) -> _ViewGroup:
+    """A view of responses that it was never asked about: those of another source."""
+    nothing = np.zeros(len(responses.values), np.float32)
+    no_ids = Ragged(np.empty(0, np.int32), np.zeros(len(responses.values) + 1, np.int64))
+    return _ViewGroup(no_ids, np.empty(0, np.float32), nothing, nothing, nothing, nothing)
 
 
 def _target(name: str, groups: Mapping[int, _Group], places: Sequence[tuple[int, int]]) -> Target:
@@ -236,7 +245,8 @@ def _target(name: str, groups: Mapping[int, _Group], places: Sequence[tuple[int,
     ids, logprobs, counts, tails, sampled = [], [], [], [], []
     own, entropies = [], []
     for group, row in places:
-        view, offsets = groups[group].views[name], groups[group].responses.offsets
+        offsets = groups[group].responses.offsets
+        view = groups[group].views.get(name) or _unscored(groups[group].responses)
         tokens = slice(offsets[row], offsets[row + 1])
         entries = slice(view.ids.offsets[offsets[row]], view.ids.offsets[offsets[row + 1]])
         counts.append(view.ids.lengths[tokens])
@@ -244,8 +254,8 @@ def _target(name: str, groups: Mapping[int, _Group], places: Sequence[tuple[int,
         logprobs.append(view.logprobs[entries])
         tails.append(view.tails[tokens])
         sampled.append(view.sampled[tokens])
-        own.append(None if view.own is None else view.own[tokens])
-        entropies.append(None if view.entropies is None else view.entropies[tokens])
+        own.append(view.own[tokens])
+        entropies.append(view.entropies[tokens])
     count = np.concatenate(counts)
     is_entry = np.arange(count.max(initial=0)) < count[:, None]
     padded_ids = np.full(is_entry.shape, -1, np.int64)
@@ -254,6 +264,7 @@ def _target(name: str, groups: Mapping[int, _Group], places: Sequence[tuple[int,
     padded[is_entry] = np.concatenate(logprobs)
     outcomes = Outcomes(torch.from_numpy(padded), torch.from_numpy(np.concatenate(tails)))
     chosen = torch.from_numpy(np.concatenate(sampled))
-    counts_own = None if own[0] is None else torch.from_numpy(np.concatenate(own).astype(np.int64))
-    entropy = None if entropies[0] is None else torch.from_numpy(np.concatenate(entropies))
-    return Target(torch.from_numpy(padded_ids), outcomes, chosen, counts_own, entropy)
+    counts_own = torch.from_numpy(np.concatenate(own).astype(np.int64))
+    return Target(
+        torch.from_numpy(padded_ids), outcomes, chosen, counts_own, torch.from_numpy(np.concatenate(entropies))
+    )

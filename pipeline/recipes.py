@@ -80,10 +80,11 @@ class Recipe(Settings):
     @property
     def optional_views(self) -> tuple[str, ...]:
         """The views that may have skipped rows: every term on them leaves those out."""
-        gates = [{weight.view for weight in term.weights if isinstance(weight, axes.HasView)} for term in self.terms]
-        pairs = list(zip(self.terms, gates, strict=True))
-        gated = {view for gate in gates for view in gate}
-        return tuple(sorted(v for v in gated if all(v in gate for term, gate in pairs if v in term.views)))
+        gates = [
+            (term, {weight.view for weight in term.weights if isinstance(weight, axes.HasView)}) for term in self.terms
+        ]
+        gated = {view for _, gate in gates for view in gate}
+        return tuple(sorted(v for v in gated if all(v in gate for term, gate in gates if v in term.views)))
 
     @property
     def sources(self) -> tuple[str, ...]:

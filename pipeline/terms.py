@@ -5,7 +5,7 @@ A value that other software offers and that is known to fail is read here only t
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.axes import (
     AnyTarget,
@@ -27,19 +27,28 @@ from pipeline.axes import (
 )
 from pipeline.params import Name, Positive, PositiveFloat, Settings
 
-_REFUSED: dict[tuple[str, str], str] = {
-    ("tail", "truncate"): "the un-normalised sum over some ids has a gradient at the target itself and drives "
-    "probability out of them (student mass 0.36 where the teacher has 0.96). Take `bucket`, or `stop_gradient`",
-    ("estimator", "log_ratio"): "the mean log-ratio as a plain loss pushes every sampled token down: its gradient is "
-    "that of log student alone. Take `policy_gradient`",
-}  # fmt: skip
+_REFUSED = {
+    "truncate": "the un-normalised sum over some ids has a gradient at the target itself and drives probability out of "
+    "them (student mass 0.36 where the teacher has 0.96). Take `bucket`, or `stop_gradient`",
+    "log_ratio": "the mean log-ratio as a plain loss pushes every sampled token down: its gradient is that of log "
+    "student alone. Take `policy_gradient`",
+}
 """What is refused by name, and why: measured with other software, and published (arXiv:2605.11182)."""
+
+
+def _known_to_fail(value: Any) -> Any:
+    if isinstance(value, str) and value in _REFUSED:
+        raise ValueError(f"`{value}` is refused: {_REFUSED[value]}")
+    return value
+
+
+_Refusing = BeforeValidator(_known_to_fail)
 
 
 class Term(Settings):
     """One summand of the loss."""
 
-    estimator: Literal["analytic", "policy_gradient", "residual", "nll"]
+    estimator: Annotated[Literal["analytic", "policy_gradient", "residual", "nll"], _Refusing]
     """`analytic`: the divergence itself. `policy_gradient`: the sampled token's advantage. `residual`: the reverse KL
     over the ids, and the sampled token for what is outside. `nll`: SFT."""
     divergence: Literal["reverse_kl", "forward_kl", "jsd", "mixture"] | None = None
@@ -56,7 +65,9 @@ class Term(Settings):
     `intersection`: those that are also among the student's likeliest."""
     top_k: Positive | None = None
     """`own`: so many of them; null for all. `intersection`: so many of the student's."""
-    tail: Literal["bucket", "renormalise", "renormalise_target", "stop_gradient", "student_weighted"] = "bucket"
+    tail: Annotated[
+        Literal["bucket", "renormalise", "renormalise_target", "stop_gradient", "student_weighted"], _Refusing
+    ] = "bucket"
     """What becomes of the probability outside the ids; `bucket`: one outcome more."""
     entry_clip: PositiveFloat | None = None
     """Most that one id may add to a divergence, nats."""
@@ -79,14 +90,6 @@ class Term(Settings):
     `selected_mean`: over what the weights leave."""
     fixed_point: Annotated[str, Field(pattern=r"^(target$|stated\(.+\)$|none: .+)")] = "target"
     """Where the gradient is zero: at the view, at a target of its own, or nowhere (and why)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_to_fail(cls, data: Any) -> Any:
-        for (key, value), reason in _REFUSED.items():
-            if isinstance(data, dict) and data.get(key) == value:
-                raise ValueError(f"`{key}: {value}` is refused: {reason}")
-        return data
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

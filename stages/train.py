@@ -29,6 +29,8 @@ def run(
     store: Store,
     student: Path,
     prompts: Path,
+    teacher_rollouts: Path,
+    teacher_grades: Path,
     rollouts: Path,
     graded: Path,
     teacher_scores: Path,
@@ -64,9 +66,14 @@ def run(
         for source in trained
     ]
     needs.check(recipe, learned, settings)
+    if "teacher" in recipe.sources:
+        learned += [
+            Shard(path, {}, grades=teacher_grades / path.name if reads_grades else None, source="teacher")
+            for path in shards.in_order(teacher_rollouts, "teacher_rollouts")
+        ]
     identity = checkpoints.identity(
         "train", VERSION, start, recipe, settings,
-        data={source.rollouts.name: checkpoints.content(source, recipe) for source in learned},
+        data={_name(source): checkpoints.content(source, recipe) for source in learned},
         held_out={source.rollouts.name: checkpoints.content(source) for source in held_out},
         validate_every=settings.validate_every,
     )  # fmt: skip
@@ -88,13 +95,27 @@ def run(
     return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
 
 
+def _name(source: "Shard") -> str:
+    """Of its entry in the identity; a bucket has one shard of each source."""
+    return source.rollouts.name if source.source == "student" else f"{source.source}/{source.rollouts.name}"
+
+
 def _check(recipe: "Recipe") -> None:
-    others = [source for source in recipe.sources if source != "student"]
-    if others:
+    if "student" not in recipe.sources:
         raise SettingsError(
-            f"train.objective `{recipe.name}` trains on responses of {', '.join(others)}; the train stage reads the "
-            "student's. Use it in `sft`."
+            f"train.objective `{recipe.name}` has no term on the student's own responses. Use it in `sft`."
         )
+    if "gold" in recipe.sources:
+        raise SettingsError(
+            f"train.objective `{recipe.name}` has a term with `source: gold`; the pipeline has no gold responses. Take "
+            "`source: teacher`, its correct ones with `{kind: where, fact: correct}`."
+        )
+    for number, term in enumerate(recipe.terms):
+        if term.source == "teacher" and term.has_target:
+            raise SettingsError(
+                f"train.objective `{recipe.name}`, terms.{number}: nothing scores the teacher's own responses, so a "
+                "term on them has no view. Take `estimator: nll`, which is a sample of the forward KL there."
+            )
 
 
 def _scores(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
@@ -129,6 +150,8 @@ def _split(sources: "list[Shard]", prompts: Path) -> "tuple[list[Shard], list[Sh
 def main(
     student: Annotated[Path, typer.Option(help="The checkpoint to train: that of the round before.")],
     prompts: Annotated[Path, typer.Option(help="Prompts of the opd split: they name the held-out bucket.")],
+    teacher_rollouts: Annotated[Path, typer.Option(help="The teacher's own responses, for recipes that read them.")],
+    teacher_grades: Annotated[Path, typer.Option(help="Their grades.")],
     rollouts: Annotated[Path, typer.Option(help="The round's rollouts.")],
     graded: Annotated[Path, typer.Option("--grades", help="Their grades.")],
     teacher_scores: Annotated[Path, typer.Option("--teacher-scores", help="The teacher's scores of them.")],
@@ -142,7 +165,8 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.settings(params_file, machine_file)
-    folders = student, prompts, rollouts, graded, teacher_scores, view_scores, out
+    others = prompts, teacher_rollouts, teacher_grades
+    folders = student, *others, rollouts, graded, teacher_scores, view_scores, out
     made = run(settings.train, machine, Store(store), *folders)
     made.note(timing, "train", round_)
 

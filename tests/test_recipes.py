@@ -15,6 +15,7 @@ from pipeline.objectives.outcomes import Outcomes
 
 ANALYTIC = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}
 SAMPLED = {"estimator": "policy_gradient", "divergence": "reverse_kl", "support": "sampled"}
+MEAN = {"kind": "geometric", "views": {"a": 0.5, "b": 0.5}}
 NLL = {"estimator": "nll", "support": "sampled", "view": None}
 
 
@@ -25,19 +26,46 @@ def test_every_shipped_recipe_says_what_it_is(name):
     assert recipe.paper
     assert len(recipe.description) > 40
     assert recipe.fidelity.note
+    assert recipe.equation
+    assert set(recipe.needs) == set(recipe.views) - {"teacher"}
 
 
-def test_the_shipped_recipes_need_what_their_papers_need():
-    needs = {name: (recipes.load(name).views, recipes.load(name).exact_views) for name in recipes.names()}
-    assert needs == {
-        "lightning": (("teacher",), ()),
-        "sft": ((), ()),
-        "topk_forward_kl": (("teacher",), ("teacher",)),
-        "topk_reverse_kl": (("teacher",), ("teacher",)),
+def test_recipes_need_what_their_terms_read():
+    def needs(name: str):
+        recipe = recipes.load(name)
+        return recipe.views, recipe.exact_views, recipe.sources, recipe.reads
+
+    ratio = {"sampling_logprobs"}
+    assert needs("topk_reverse_kl") == (("teacher",), ("teacher",), ("student",), set())
+    assert needs("lightning") == (("teacher",), (), ("student",), set())
+    assert needs("sft") == ((), (), ("teacher",), set())
+    assert needs("exopd") == (("reference", "teacher"), (), ("student",), ratio)
+    assert needs("vopd") == (("teacher",), ("teacher",), ("student",), ratio)
+    assert needs("mopd") == (("teacher", "teacher_b"), (), ("student",), {"domain=code", "domain=math", *ratio})
+    assert needs("srpo") == (("hinted",), ("hinted",), ("student",), {"correct", "has=hinted", *ratio})
+    assert needs("stable_opd") == (
+        ("reference", "teacher"),
+        ("reference",),
+        ("student", "teacher"),
+        {"correct", *ratio},
+    )
+    assert recipes.load("srpo").optional_views == ("hinted",)
+    assert recipes.load("opsd").optional_views == ()
+    assert recipes.load("eopd").entropy_views == recipes.load("eopd").fixed_k_views == ("teacher",)
+    assert recipes.load("topk_reverse_kl").fixed_k_views == recipes.load("many_faces").fixed_k_views == ()
+
+
+def test_the_identity_of_a_recipe_is_what_decides_numbers():
+    """Prose and axes at rest do not enter: what was trained before an axis existed keeps its name."""
+    assert recipes.load("sft").identity == {
+        "terms": [{"estimator": "nll", "support": "sampled", "view": None, "source": "teacher"}]
     }
-    sources = {name: recipes.load(name).sources for name in recipes.names()}
-    assert {name for name in sources if sources[name] == ("student",)} == {*sources} - {"sft"}
-    assert sources["sft"] == ("teacher",)
+    assert recipes.load("topk_reverse_kl").identity == {
+        "terms": [{"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}]
+    }
+    told = recipes.load({"terms": [ANALYTIC], "description": "other words"})
+    assert told.identity == recipes.load({"terms": [ANALYTIC]}).identity
+    assert recipes.load("kat").identity["derived"]["before_agreement"]["window"] == 64
 
 
 def test_lightning_is_as_published():
@@ -46,7 +74,9 @@ def test_lightning_is_as_published():
 
 
 def test_an_unknown_recipe_lists_those_there_are():
-    with pytest.raises(SettingsError, match="no recipe `topk`; there are lightning, sft, topk_forward_kl, topk_rev"):
+    with pytest.raises(
+        SettingsError, match=r"no recipe `topk`; there are align_distil, .*, topk_reverse_kl, uni_opd, vopd"
+    ):
         recipes.load("topk")
 
 
@@ -62,6 +92,36 @@ def test_an_unknown_recipe_lists_those_there_are():
         ({**NLL, "view": "teacher"}, "`nll` has no target"),
         ({**ANALYTIC, "advantage_clip": 1.0}, "`advantage_clip` goes with `policy_gradient`, found `analytic`"),
         ({**ANALYTIC, "coefficient": -1.0}, "greater than 0"),
+        ({**ANALYTIC, "tail": "truncate"}, "drives probability out of them (student mass 0.36"),
+        ({**SAMPLED, "estimator": "log_ratio"}, "pushes every sampled token down"),
+        (
+            {**ANALYTIC, "support": "own", "top_k": 1, "tail": "renormalise"},
+            "has probability 1 whatever the student says",
+        ),
+        ({**ANALYTIC, "tail": "renormalise_target"}, "`tail: renormalise_target` goes with `forward_kl`"),
+        (
+            {**ANALYTIC, "divergence": "forward_kl", "tail": "renormalise_target"},
+            "has no fixed point at the view: say `fixed_point",
+        ),
+        ({**SAMPLED, "tail": "renormalise"}, "`tail` goes with `analytic`, found `policy_gradient`"),
+        ({**ANALYTIC, "divergence": "forward_kl", "tail": "stop_gradient"}, "goes with `analytic` and `reverse_kl`"),
+        ({**ANALYTIC, "beta": 0.5}, "`beta` goes with `jsd` and `mixture`"),
+        ({**ANALYTIC, "divergence": "jsd"}, "`beta` goes with `jsd` and `mixture`, and is needed there"),
+        ({**ANALYTIC, "top_k": 4}, "`top_k` goes with `own` and `intersection`"),
+        ({**ANALYTIC, "support": "intersection"}, "`intersection` needs `top_k`"),
+        ({**ANALYTIC, "baseline": "kl"}, "`advantage` and `baseline` go with `policy_gradient`"),
+        ({**ANALYTIC, "ratio": {"kind": "proximal", "low": 0.2, "high": 0.2}}, "a `proximal` ratio goes with"),
+        ({**SAMPLED, "ratio": {"kind": "two_sided", "high": 2.0}}, "a `two_sided` ratio needs `low` and `high`"),
+        ({**SAMPLED, "ratio": {"kind": "importance", "low": 0.5}}, "an `importance` ratio has no `low`"),
+        ({**ANALYTIC, "reduction": "selected_mean"}, "it needs `weights`"),
+        (
+            {**SAMPLED, "reduction": "selected_mean", "weights": [{"kind": "log_ratio_within", "low": 0.0}]},
+            "must be known before the forward pass",
+        ),
+        ({**ANALYTIC, "view": None, "target": MEAN | {"views": {"a": 0.5, "b": 0.6}}}, "sum to 1, found 1.1"),
+        ({**ANALYTIC, "target": MEAN}, "`target` composes views: leave `view` null"),
+        ({**ANALYTIC, "fixed_point": "somewhere"}, "should match pattern"),
+        ({**SAMPLED, "bonus": "reward"}, "its terms read ['reward'], it defines []"),
         ({**ANALYTIC, "divergense": "reverse_kl"}, "terms.0.divergense: Extra inputs are not permitted"),
     ],
 )

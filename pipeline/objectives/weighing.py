@@ -27,7 +27,8 @@ def stored(weight: axes.AnyWeight, target: Target | None, columns: Columns) -> F
         case axes.InDomain():
             return torch.stack([facts[f"domain={name}"] for name in weight.names]).amax(dim=0)
         case axes.HasView():
-            return facts[f"has={weight.view}"]
+            has = facts[f"has={weight.view}"]
+            return has if weight.kind == "has_view" else 1 - has
         case axes.NotSpecial():
             return 1 - facts["special"]
         case axes.Derived():
@@ -138,7 +139,7 @@ def _of_column(weight: axes.Derived, values: Tensor, step: int) -> Tensor:
         return values
     is_in = torch.ones_like(values, dtype=torch.bool)
     if weight.at_least is not None:
-        is_in &= values >= weight.at_least
+        is_in &= values >= number(weight.at_least, step)
     if weight.at_most is not None:
         is_in &= values <= number(weight.at_most, step)
     return is_in.float()

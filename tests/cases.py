@@ -1,0 +1,199 @@
+"""A step of three rollouts over a vocabulary of seven, as tensors for the library and as numbers for slow loops.
+
+Every view of a recipe, every fact and every derived column is random; the student's outcomes come from the head on an
+identity matrix, so its hidden states are its logits.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline import head
+from pipeline.axes import HasView
+from pipeline.columns import Columns, Target
+from pipeline.objectives.compiled import Objective
+from pipeline.objectives.outcomes import Outcomes
+from pipeline.recipes import Recipe
+from tests import reference
+
+VOCABULARY = 7
+LENGTHS = (4, 3, 1)
+CORRECT = (1.0, 0.0, 1.0)
+DOMAINS = ("math", "code", "math")
+SEGMENTS = ((0, 0, 1, 2), (0, 1, 1), (0,))
+STEP = 30
+"""The optimiser step: half way through every schedule, or at its end."""
+
+
+@dataclass
+class Token:
+    """What a slow loop may read of one token; log-probabilities are lists over the whole vocabulary."""
+
+    row: int
+    place: int
+    length: int
+    y: int
+    p: list[float]
+    """Of the student, live: what gradients flow through."""
+    s: list[float]
+    """Of the student, still: the same numbers where a gradient is stopped."""
+    q: dict[str, list[float]]
+    ids: dict[str, list[int]]
+    own: int
+    mu: float
+    facts: dict[str, float]
+
+    @property
+    def entropy(self) -> float:
+        return reference.entropy(self.s)
+
+
+class Case:
+    """Random numbers of one seed for one recipe."""
+
+    def __init__(self, recipe: Recipe, seed: int, k: int = 4, padding: int = 0, lengths: Sequence[int] = LENGTHS):
+        self.recipe, self.k, self.padding, self.lengths = small(recipe), k, padding, tuple(lengths)
+        random = np.random.default_rng([seed, k])
+        count = sum(lengths)
+        self.row_of = [row for row, length in enumerate(lengths) for _ in range(length)]
+        self.logits = torch.tensor(2.5 * random.normal(size=(count, VOCABULARY)))
+        drawn = {view: 2.5 * random.normal(size=(count, VOCABULARY)) for view in ("teacher", *self.recipe.views)}
+        self.q = {view: [reference.log_softmax(row) for row in logits.tolist()] for view, logits in drawn.items()}
+        shared = [[int(id_) for id_ in random.permutation(VOCABULARY)[:k]] for _ in range(count)]
+        composed = any(term.target is not None for term in self.recipe.terms)
+        orders = {view: [random.permutation(ids).tolist() for ids in shared] for view in self.q}
+        alone = {
+            view: [[int(id_) for id_ in random.permutation(VOCABULARY)[:k]] for _ in range(count)] for view in self.q
+        }
+        self.ids: dict[str, list[list[int]]] = orders if composed else alone
+        self.own = [int(number) for number in random.integers(2, k + 1, count)] if k > 1 else [1] * count
+        self.y = [int(id_) for id_ in random.integers(0, VOCABULARY, count)]
+        self.mu = [float(number) for number in random.normal(size=count) * 0.3]
+        """Log student − log sampling distribution of the sampled tokens."""
+        self.column = {name: random.uniform(0.4, 1.6, count).tolist() for name in self.recipe.derived}
+        self.special = random.integers(0, 2, count).tolist()
+        self.has = [1.0, 0.0, 1.0][: len(lengths)]
+        self.skips = any(isinstance(weight, HasView) for term in self.recipe.terms for weight in term.weights)
+
+    def facts(self, token: int, student: Sequence[float]) -> dict[str, float]:
+        row = self.row_of[token]
+        place = token - self.row_of.index(row)
+        found = {
+            "correct": CORRECT[row % 3], "finished": 1.0, "special": float(self.special[token]),
+            "segments": float(SEGMENTS[row % 3][place % 4 if row % 3 == 0 else place % len(SEGMENTS[row % 3])]),
+            "sampling_logprobs": student[self.y[token]] - self.mu[token],
+        }  # fmt: skip
+        found |= {f"domain={name}": float(DOMAINS[row % 3] == name) for name in ("math", "code")}
+        found |= {f"source={name}": float((row == 2) == (name == "teacher")) for name in ("student", "teacher", "gold")}
+        found |= {f"has={view}": self.has[row] for view in self.q}
+        return found | {name: values[token] for name, values in self.column.items()}
+
+    def is_scored(self, view: str, token: int) -> bool:
+        return not (self.skips and view != "teacher") or self.has[self.row_of[token]] == 1.0
+
+    def columns(self, rows: Sequence[int] | None = None, step: int = STEP) -> Columns:
+        """Of these rows, or of all; weights are those of the whole step."""
+        chosen = list(range(len(self.lengths))) if rows is None else list(rows)
+        tokens = [token for row in chosen for token, mine in enumerate(self.row_of) if mine == row]
+        still = [reference.log_softmax(row) for row in self.logits.tolist()]
+        listed = [self.facts(token, still[token]) for token in tokens]
+        facts = {name: torch.tensor([each[name] for each in listed], dtype=torch.float64) for name in listed[0]}
+        lengths = [self.lengths[row] for row in chosen]
+        count = len(self.row_of)
+        by_row = [1 / (self.lengths[self.row_of[token]] * len(self.lengths)) for token in tokens]
+        weights = {
+            "token_mean": torch.full((len(tokens),), 1 / count, dtype=torch.float64),
+            "sequence_mean": torch.tensor(by_row, dtype=torch.float64),
+        }
+        targets = {view: self.target(view, tokens) for view in self.q}
+        ids = torch.tensor([self.y[token] for token in tokens])
+        return Columns(targets, weights, {}, facts, torch.tensor(lengths), ids, step)
+
+    def target(self, view: str, tokens: Sequence[int]) -> Target:
+        width = self.k + self.padding
+        ids, logprobs, tails, sampled, entropy = [], [], [], [], []
+        for token in tokens:
+            q, mine = self.q[view][token], self.ids[view][token]
+            if not self.is_scored(view, token):
+                ids.append([-1] * width)
+                logprobs.append([-math.inf] * width)
+                tails.append(0.0)
+                sampled.append(0.0)
+                entropy.append(0.0)
+                continue
+            *kept, tail = reference.outcomes(q, mine)
+            ids.append(mine + [-1] * self.padding)
+            logprobs.append(kept + [-math.inf] * self.padding)
+            tails.append(tail)
+            sampled.append(q[self.y[token]])
+            entropy.append(reference.entropy(q))
+        own = torch.tensor([self.own[token] for token in tokens])
+
+        def as_tensor(values: list) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float64)
+
+        outcomes = Outcomes(as_tensor(logprobs), as_tensor(tails))
+        return Target(torch.tensor(ids), outcomes, as_tensor(sampled), own, as_tensor(entropy))
+
+    def tokens(self, live: Sequence[Sequence[float]] | None = None) -> list[Token]:
+        """For slow loops: the student as it is, and live logits where given."""
+        still = [reference.log_softmax(row) for row in self.logits.tolist()]
+        moving = still if live is None else [reference.log_softmax(row) for row in live]
+        return [
+            Token(
+                row=row,
+                place=number - self.row_of.index(row),
+                length=self.lengths[row],
+                y=self.y[number],
+                p=moving[number],
+                s=still[number],
+                q={view: rows[number] for view, rows in self.q.items() if self.is_scored(view, number)},
+                ids={view: rows[number] for view, rows in self.ids.items()},
+                own=self.own[number],
+                mu=still[number][self.y[number]] - self.mu[number],
+                facts=self.facts(number, still[number]),
+            )
+            for number, row in enumerate(self.row_of)
+        ]
+
+    def loss(self, logits: torch.Tensor, packs: Sequence[Sequence[int]] = ((0, 1, 2),), step: int = STEP):
+        """The recipe's loss of the step, cut into packs of these rows."""
+        objective = Objective(self.recipe)
+        weighed = objective.weigh([(None, self.columns(rows, step)) for rows in packs], step)  # pyright: ignore[reportArgumentType]
+        total = logits.new_zeros(())
+        for rows, (_, columns) in zip(packs, weighed, strict=True):
+            tokens = [token for row in rows for token, mine in enumerate(self.row_of) if mine == row]
+            assert columns.sampled_ids is not None
+            asked = objective.ask(columns.sampled_ids, columns)
+            answer = head.answer(logits[tokens], head.Output(torch.eye(VOCABULARY, dtype=torch.float64)), asked)
+            total = total + objective.loss(answer, columns)[0]
+        return total
+
+    def gradient(self, **how) -> torch.Tensor:
+        """Of the loss, with respect to the student's logits."""
+        logits = self.logits.clone().requires_grad_()
+        (found,) = torch.autograd.grad(self.loss(logits, **how), logits, allow_unused=True)
+        return torch.zeros_like(logits) if found is None else found
+
+    def slow_gradient(self, formula: Callable[[list[Token]], float], step: float = 1e-5) -> torch.Tensor:
+        """Central differences of a slow formula in its live student."""
+        found = torch.zeros_like(self.logits)
+        rows = self.logits.tolist()
+        for token in range(len(rows)):
+            for id_ in range(VOCABULARY):
+                ends = []
+                for sign in (1, -1):
+                    moved = [list(row) for row in rows]
+                    moved[token][id_] += sign * step
+                    ends.append(formula(self.tokens(moved)))
+                found[token, id_] = (ends[0] - ends[1]) / (2 * step)
+        return found
+
+
+def small(recipe: Recipe, top_k: int = 3) -> Recipe:
+    """The recipe with every number of ids cut to what a vocabulary of seven can tell apart."""
+    terms = [term.model_copy(update={"top_k": top_k}) if term.top_k else term for term in recipe.terms]
+    return recipe.model_copy(update={"terms": tuple(terms)})

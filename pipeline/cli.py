@@ -3,7 +3,7 @@
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -205,22 +205,45 @@ def gc(
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="A recipe to explain; without it, all are listed.")] = None,
+    data: DataFolder = DATA,
 ) -> None:
-    """List the objectives that `train.objective` can name, or explain one: its paper, its terms, what it needs."""
+    """List the objectives that `train.objective` can name, or explain one: its paper, its loss, what it needs."""
     from pipeline import recipes as known
 
     if name is None:
         for each in map(known.load, known.names()):
-            print(f"{each.name:20} {each.paper}")
+            print(f"{each.name:26} {each.fidelity.level:8} {each.paper}")
         return
     recipe = known.load(name)
-    print(f"{recipe.name}: {recipe.paper}\n\n{recipe.description.strip()}\n")
+    print(f"{recipe.name}: {recipe.paper}\n\n{recipe.description.strip()}\n\nloss: {recipe.equation}")
     print(f"fidelity: {recipe.fidelity.level}. {recipe.fidelity.note}")
-    exact = f" with exact tails: {', '.join(recipe.exact_views)}" if recipe.exact_views else ""
-    print(f"needs: responses of {', '.join(recipe.sources)}; views: {', '.join(recipe.views) or 'none'}{exact}")
+    print(f"responses of: {', '.join(recipe.sources)}")
+    for view in recipe.views:
+        reads = "ids and tails" if view in recipe.exact_views else "the sampled token"
+        told = f"; {recipe.needs[view]}" if view in recipe.needs else ""
+        print(f"view {view}: {reads}, {_bytes_per_token(data, view)}{told}")
+    if recipe.reads:
+        print(f"reads: {', '.join(sorted(recipe.reads))}")
+    for column, spec in recipe.derived.items():
+        print(f"derived column {column}: {_pairs(spec.model_dump())}")
     for number, term in enumerate(recipe.terms, 1):
-        facts = term.model_dump(exclude_none=True)
-        print(f"term {number}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+        print(f"term {number}: {_pairs(term.model_dump(mode='json', exclude_defaults=True))}")
+
+
+def _pairs(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+
+
+def _bytes_per_token(data: Path, view: str) -> str:
+    """What its scores of the latest round take on this disk."""
+    from pipeline import store
+
+    for scores in sorted((data / "scores").glob("*"), reverse=True):
+        folder = scores / "teacher" if view == "teacher" else scores / "views" / view
+        entries = store.read_manifest(folder).values() if (folder / store.MANIFEST).exists() else ()
+        if tokens := sum(entry.tokens for entry in entries):
+            return f"{sum(entry.bytes for entry in entries) / tokens:.0f} bytes per token in {folder}"
+    return f"not in {data / 'scores'} yet"
 
 
 if __name__ == "__main__":

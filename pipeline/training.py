@@ -26,6 +26,7 @@ from torch import Tensor
 from pipeline import models, params
 from pipeline.columns import Columns
 from pipeline.loading import Loader, Rows
+from pipeline.objectives import diagnostics
 from pipeline.objectives.compiled import Objective
 from pipeline.objectives.divergences import reverse_kl
 from pipeline.objectives.outcomes import Outcomes
@@ -36,6 +37,8 @@ from pipeline.student import Student
 VERSION = 1  # raise it when equal settings would give other weights; checkpoints are then trained anew
 
 KEPT_STATES = 2
+
+log = logging.getLogger("train")
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it announces which devices there are not
 
@@ -88,6 +91,7 @@ class Distillation(lightning.LightningModule):
         self.objective = Objective(run.recipe)
         self.history: list[dict[str, float]] = []
         self.validation: list[dict[str, float]] = []
+        self.alarmed: set[str] = set()
 
     def configure_optimizers(self) -> Any:
         """AdamW, with the schedule of the settings."""
@@ -117,7 +121,16 @@ class Distillation(lightning.LightningModule):
         rate = scheduler.get_last_lr()[0]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         scheduler.step()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue, reportOptionalMemberAccess]
         row = {"step": len(self.history) + 1, "learning_rate": rate, "gradient_norm": float(norm)}
-        self.history.append(row | {name: float(value) for name, value in means.items()})
+        row |= {name: float(value) for name, value in means.items()}
+        self.history.append(row | diagnostics.of_step(row))
+        self._warn(self.history[-1])
+
+    def _warn(self, row: dict[str, float]) -> None:
+        """Say once of each sign of a collapse that it shows."""
+        for alarm in diagnostics.alarms(self.run.recipe, row):
+            if alarm.name not in self.alarmed:
+                self.alarmed.add(alarm.name)
+                log.warning("step %d: %s", row["step"], alarm.text)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         """Lightning would take apart what it does not know."""

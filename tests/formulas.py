@@ -7,6 +7,7 @@ gives the loss of a whole optimiser step; `BY_NAME` says whose it is.
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from tests import reference
 from tests.cases import STEP, Token
@@ -429,7 +430,7 @@ def residual_reverse_kl(tokens: list[Token]) -> float:
 
 
 BY_NAME: dict[str, Formula] = {
-    name: value
+    name: cast("Formula", value)
     for name, value in globals().items()
     if callable(value) and getattr(value, "__annotations__", {}).get("tokens") == list[Token] and name != "Formula"
 }

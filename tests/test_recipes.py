@@ -153,7 +153,11 @@ def step():
     tail = target[:, [1, 2, 4, 5]].logsumexp(-1)
     view = Target(ids, Outcomes(target[:, [0, 3]], tail), target[torch.arange(5), sampled_ids])
     weights = {"token_mean": np.full(5, 0.2), "sequence_mean": np.array([0.25, 0.25, 0.5 / 3, 0.5 / 3, 0.5 / 3])}
-    columns = Columns({"teacher": view}, {name: torch.from_numpy(values) for name, values in weights.items()})
+    columns = Columns(
+        {"teacher": view},
+        {name: torch.from_numpy(values) for name, values in weights.items()},
+        lengths=torch.tensor([2, 3]),
+    )
     output = head.Output(torch.eye(6, dtype=torch.float64))
     return lambda objective: head.answer(logits, output, objective.ask(sampled_ids, columns)), columns
 

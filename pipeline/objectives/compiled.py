@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline import head
 from pipeline.columns import Columns, Target
-from pipeline.objectives import divergences, estimators, ratios, reductions, weighing
+from pipeline.objectives import diagnostics, divergences, estimators, ratios, reductions, weighing
 from pipeline.objectives.composed import Composed, check, compose
 from pipeline.objectives.outcomes import Outcomes, contains, gathered, places, renormalised, restricted, union
 from pipeline.packing import Pack
@@ -62,7 +62,7 @@ class Objective:
             coefficient = weighing.number(term.coefficient, columns.step)
             factors = columns.factors[place] if place in columns.factors else columns.weights[term.reduction]
             total = total + coefficient * (per_token(term, student, ids, columns) * factors).sum()
-        return total, _diagnostics(student, ids, columns)
+        return total, diagnostics.of_tokens(self.recipe, student, ids, columns)
 
     def _ids(self, columns: Columns) -> Int[Tensor, "token k"] | None:
         """The ids at which the student is asked."""
@@ -211,18 +211,3 @@ def _factors(term: Term, columns: Sequence[Columns], has_sources: bool) -> list[
         own.append(each.facts[f"source={term.source}"].double() if has_sources else torch.ones_like(weight))
         lengths.append(rollouts.repeat_interleave(rollouts))
     return reductions.factors(term.reduction, weights, counted, own, lengths)
-
-
-@torch.no_grad()
-def _diagnostics(student: head.Answer, ids: Int[Tensor, "token k"] | None, columns: Columns) -> dict[str, Tensor]:
-    """What the step already knows: how far student and target are apart, and how much of each the support holds."""
-    found = {"nll": -student.sampled}
-    for view, target in columns.targets.items():
-        name = "" if view == "teacher" else f"{view}_"
-        found[f"{name}log_ratio"] = student.sampled - target.sampled
-        if ids is not None and target.ids is ids:
-            outcomes = Outcomes(student.logprobs, student.tail)
-            found[f"{name}kl"] = divergences.reverse_kl(outcomes, target.outcomes)
-            found[f"{name}support_mass"] = outcomes.mass
-            found[f"{name}target_mass"] = target.outcomes.mass
-    return found

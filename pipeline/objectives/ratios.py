@@ -28,8 +28,3 @@ def two_sided(
     """
     ratio = importance(student, sampling, None)
     return torch.where((ratio >= low) & (ratio <= high), ratio, torch.zeros_like(ratio))
-
-
-def effective_share(ratio: Float[Tensor, " token"], weight: Float[Tensor, " token"]) -> Float[Tensor, ""]:
-    """Effective sample size as a share of the tokens: (Σ w r)² / (Σ w · Σ w r²)."""
-    return (weight * ratio).sum() ** 2 / (weight.sum() * (weight * ratio**2).sum())

@@ -34,8 +34,7 @@ def stored(weight: axes.AnyWeight, target: Target | None, columns: Columns) -> F
         case axes.Derived():
             return _of_column(weight, facts[weight.name], columns.step)
         case axes.SigmoidPosition():
-            length = lengths.repeat_interleave(lengths)
-            return weights.sigmoid_position(position(columns), length, weight.lowest, weight.turn, weight.width)
+            return weights.sigmoid_position(share_of_response(columns), weight.lowest, weight.turn, weight.width)
         case axes.Earliness():
             return weights.earliness(_discrepancy(target, columns), lengths, weight.highest)
         case axes.StepRatio():
@@ -119,6 +118,12 @@ def position(columns: Columns) -> Float[Tensor, " token"]:
     lengths = lengths_of(columns)
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     return (torch.arange(len(starts), device=lengths.device) - starts).float()
+
+
+def share_of_response(columns: Columns) -> Float[Tensor, " token"]:
+    """Where the middle of each token is in its response, from 0 to 1."""
+    lengths = lengths_of(columns)
+    return (position(columns) + 0.5) / lengths.repeat_interleave(lengths)
 
 
 def lengths_of(columns: Columns) -> Int[Tensor, " rollout"]:

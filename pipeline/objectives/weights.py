@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def sigmoid_position(
-    position: Float[Tensor, " token"], length: Float[Tensor, " token"], lowest: float, turn: float, width: float
+    share: Float[Tensor, " token"], lowest: float, turn: float, width: float
 ) -> Float[Tensor, " token"]:
     """From `lowest` early in the response to 1 late in it: lowest + (1 − lowest) · σ((f − turn) / width).
 
-    Here f is the middle of the token as a share of its response. Source: PW-OPSD (arXiv:2605.21606).
+    Here f, the `share`, is where the middle of the token is in its response. Source: PW-OPSD (arXiv:2605.21606).
     """
-    return lowest + (1 - lowest) * torch.sigmoid(((position + 0.5) / length - turn) / width)
+    return lowest + (1 - lowest) * torch.sigmoid((share - turn) / width)
 
 
 def earliness(

@@ -1,0 +1,246 @@
+"""The facts of a pack against the files: each token has those of its own row and position, whatever the packing."""
+
+import itertools
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline import checkpoints, grading, models, needs, params, prompts, recipes, shards
+from pipeline.engines.fake import BigramEngine
+from pipeline.errors import SettingsError, ShardError
+from pipeline.grading import Grade
+from pipeline.loading import Loader, Rows, Shard
+from tests import tiny_models, tiny_shards
+
+ROWS = [9, 5]
+SAMPLED = {"estimator": "policy_gradient", "divergence": "reverse_kl", "support": "sampled"}
+REWARD = {"estimator": "policy_gradient", "view": None, "support": "sampled", "bonus": "advantage",
+          "fixed_point": "none: reward"}  # fmt: skip
+ROUTE = {"kind": "route", "views": {"sums": "teacher", "words": "teacher_b"}}
+OBJECTIVE = {
+    "terms": [
+        {**SAMPLED, "view": None, "target": ROUTE, "ratio": {"kind": "importance", "high": 2.0},
+         "weights": [{"kind": "not_special"}, {"kind": "where", "fact": "correct"},
+                     {"kind": "where", "fact": "finished"}, {"kind": "first_segments", "every": 1, "most": 9}]},
+        REWARD,
+        {**SAMPLED, "view": "hinted", "weights": [{"kind": "has_view", "view": "hinted"}]},
+        {"estimator": "nll", "view": None, "support": "sampled", "source": "teacher", "fixed_point": "none: nll"},
+    ],
+    "derived": {"advantage": {"kind": "group_advantage", "of": "reward"}},
+}  # fmt: skip
+"""Reads every kind of fact."""
+
+
+def rewritten(path, schema, identity, **columns):
+    """A shard again, with other values in some columns."""
+    rows = shards.read(path, schema).to_pylist()
+    rows = [row | {name: values[number] for name, values in columns.items()} for number, row in enumerate(rows)]
+    with shards.Writer(path, schema, identity, {}) as writer:
+        writer.write(pa.Table.from_pylist(rows, schema))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two shards of the student's responses and one of the teacher's, with all that belongs to them, and their rows."""
+    root = tmp_path_factory.mktemp("facts")
+    engine = BigramEngine(models.record(str(tiny_models.bigram(root / "bigram"))), params.Engine(engine="fake"))
+    plain = tiny_shards.write(root / "shards", engine, engine, [*ROWS, 4])
+    random, sources, stored = np.random.default_rng(0), [], []
+    for number, shard in enumerate(plain):
+        rows = shards.read(shard.rollouts, shards.ROLLOUTS).to_pylist()
+        lengths = [len(row["response_ids"]) for row in rows]
+        count = len(rows)
+        columns = {
+            "prompt_id": [f"p{number}-{row // 3}" for row in range(count)],
+            "behaviour_logprobs": [(-random.exponential(1, length)).tolist() for length in lengths],
+            "sampling_logprobs": [
+                None if row % 2 else (-random.exponential(1, n)).tolist() for row, n in enumerate(lengths)
+            ],
+            "segments": [None if row % 3 else list(range(n)) for row, n in enumerate(lengths)],
+            "finish_reason": ["length" if row % 4 == 1 else "stop" for row in range(count)],
+        }
+        sampling = params.Sampling(max_tokens=16).model_dump()
+        rows = rewritten(shard.rollouts, shards.ROLLOUTS, {"sampling": sampling, "samples": 3}, **columns)
+        graded = [Grade([True, False, None][row % 3], float(random.normal()), None) for row in range(count)]
+        grades, asked = root / f"grades-{number}.parquet", root / f"prompts-{number}.parquet"
+        grading.write_shard(grades, {}, {}, [row["rollout_id"] for row in rows], graded)
+        known = sorted({row["prompt_id"] for row in rows})
+        told = [{"role": "user", "content": "?"}]
+        of_domain = {prompt: "words" if prompt.endswith("1") else "sums" for prompt in known}
+        prompts.write(asked, {}, {}, [prompts.Prompt(p, of_domain[p], tuple(told), "1", None, 0, "opd") for p in known])
+        scores = {}
+        for view in ("teacher", "teacher_b", "hinted"):
+            scores[view] = root / f"{view}-{number}.parquet"
+            table = shards.read(shard.scores["teacher"], shards.SCORES)
+            if view == "hinted":
+                skipped = shards.skipped_table(table.column("rollout_id").to_pylist(), ["no hint"] * count)
+                rows_of = [(table if row % 2 else skipped).slice(row, 1) for row in range(count)]
+                table = pa.concat_tables(rows_of)
+            support = {"top_k": 4, "mass": None, "min_k": 1}
+            identity = {"tail": "exact", "entropies": True, "support": support, "asked": []}
+            with shards.Writer(scores[view], shards.SCORES, identity, {}) as writer:
+                writer.write(table)
+        of_teacher = number == 2
+        sources.append(
+            Shard(shard.rollouts, {} if of_teacher else scores, grades=grades, prompts=asked,
+                  source="teacher" if of_teacher else "student")
+        )  # fmt: skip
+        mean = {
+            prompt: np.mean([graded[row].reward for row in range(count) if rows[row]["prompt_id"] == prompt])
+            for prompt in known
+        }
+        spread = {
+            prompt: np.std([graded[row].reward for row in range(count) if rows[row]["prompt_id"] == prompt])
+            for prompt in known
+        }
+        for row, (rollout, grade) in enumerate(zip(rows, graded, strict=True)):
+            drawn = rollout["sampling_logprobs"] or rollout["behaviour_logprobs"]
+            prompt = rollout["prompt_id"]
+            stored.append(
+                rollout
+                | {
+                    "drawn": drawn,
+                    "steps": rollout["segments"] or [0] * lengths[row],
+                    "row": {
+                        "correct": math.nan if grade.correct is None else float(grade.correct),
+                        "domain=sums": float(of_domain[prompt] == "sums"),
+                        "domain=words": float(of_domain[prompt] == "words"),
+                        "finished": float(rollout["finish_reason"] == "stop"),
+                        "has=hinted": 0.0 if of_teacher else float(row % 2),
+                        "source=teacher": float(of_teacher),
+                        "source=student": float(not of_teacher),
+                        "advantage": (grade.reward - mean[prompt]) / (spread[prompt] + 1e-4),
+                    },
+                }
+            )
+    return sources, stored
+
+
+def responses(pack) -> list[tuple[int, ...]]:
+    starts = [0, *(np.flatnonzero(np.diff(pack.predicts.numpy()) != 1) + 1), len(pack.predicts)]
+    return [tuple(pack.sampled_ids[a:b].tolist()) for a, b in itertools.pairwise(starts)]
+
+
+SPECIAL = (0, 5)
+
+
+@pytest.mark.parametrize("tokens", [60, 10_000])
+def test_each_token_has_the_facts_of_its_own_row_and_position(made, tokens):
+    sources, stored = made
+    rows = Rows(sources, recipes.load(OBJECTIVE), SPECIAL)
+    by_ids = {(tuple(row["prompt_ids"]), tuple(row["response_ids"])): row for row in stored}
+    assert len(by_ids) == len(stored)
+    seen = 0
+    for pack, columns in rows.batch(rows.order(0, 0), tokens):
+        assert torch.equal(columns.sampled_ids, pack.sampled_ids)
+        start = 0
+        for number, response in enumerate(responses(pack)):
+            length = len(response)
+            assert columns.lengths is not None
+            assert columns.lengths[number] == length
+            row = next(r for (_, ids), r in by_ids.items() if ids == response and matches(r, columns, start))
+            mine = {name: values[start : start + length].tolist() for name, values in columns.facts.items()}
+            assert mine["sampling_logprobs"] == pytest.approx(row["drawn"])
+            assert mine["segments"] == row["steps"]
+            assert mine["special"] == [float(id_ in SPECIAL) for id_ in response]
+            for name, value in row["row"].items():
+                assert mine[name] == pytest.approx([value] * length, nan_ok=True, rel=1e-5), name
+            if row["row"]["has=hinted"] == 0:
+                target = columns.targets["hinted"]
+                assert (target.ids[start : start + length] == -1).all()
+                assert not target.outcomes.tail[start : start + length].any()
+            start, seen = start + length, seen + 1
+    assert seen == len(stored)
+
+
+def matches(row, columns, start: int) -> bool:
+    """Short responses may be alike: the log-probability of the first token tells them apart."""
+    return columns.facts["sampling_logprobs"][start].item() == pytest.approx(row["drawn"][0])
+
+
+def test_a_term_divides_by_the_tokens_of_its_own_source(made):
+    sources, stored = made
+    recipe = recipes.load(OBJECTIVE)
+    rows = Rows(sources, recipe, SPECIAL)
+    packs = Loader(rows, 1, len(stored), 60, seed=0).step(0)
+    assert len(packs) > 1
+    for place, term in enumerate(recipe.terms):
+        factors = torch.cat([columns.factors[place] for _, columns in packs])
+        source = torch.cat([columns.facts[f"source={term.source}"] for _, columns in packs])
+        assert not factors[source == 0].any()
+        if not term.weights:
+            assert factors.sum().item() == pytest.approx(1, abs=1e-6)
+            assert len(set(factors[source == 1].tolist())) == 1
+
+
+def test_what_a_recipe_reads_enters_the_content_and_nothing_else(made, tmp_path):
+    sources, _ = made
+    shard = sources[0]
+    plain, reading = recipes.load("lightning"), recipes.load(OBJECTIVE)
+    alone = Shard(shard.rollouts, {"teacher": shard.scores["teacher"]})
+    assert checkpoints.content(alone, plain) == checkpoints.content(alone)
+    assert set(checkpoints.content(shard, reading)) == {"rollouts", "views", "grades", "prompts"}
+    assert checkpoints.content(shard, reading)["rollouts"] != checkpoints.content(shard)["rollouts"]
+
+
+HOW = params.Training(steps=1, batch=4, learning_rate=1.0)
+SCORE = {"tail": "exact", "entropies": True, "support": {"top_k": 4, "mass": None, "min_k": 1}, "asked": []}
+
+
+def with_identity(made, tmp_path, scores=SCORE, sampling=None, samples=3, **rollouts):
+    """The first shard, its footers changed."""
+    shard = made[0][0]
+    changed = tmp_path / "rollouts.parquet"
+    identity = {"sampling": params.Sampling(max_tokens=16, **(sampling or {})).model_dump(), "samples": samples}
+    with shards.Writer(changed, shards.ROLLOUTS, identity, {}) as writer:
+        writer.write(shards.read(shard.rollouts, shards.ROLLOUTS))
+    view = tmp_path / "teacher.parquet"
+    with shards.Writer(view, shards.SCORES, scores, {}) as writer:
+        writer.write(shards.read(shard.scores["teacher"], shards.SCORES))
+    return [Shard(changed, {"teacher": view}, grades=shard.grades, prompts=shard.prompts)]
+
+
+def support(**more):
+    return SCORE | {"support": SCORE["support"] | more}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "change", "told"),
+    [
+        ("topk_reverse_kl", {"scores": SCORE | {"tail": "derived"}}, "derived tails.*score.hidden_states: true"),
+        ("eopd", {"scores": SCORE | {"entropies": False}}, "no entropies.*score.entropies: true.*dvc repro score"),
+        ("revisiting", {"scores": support(mass=0.99)}, "cut to a mass of 0.99.*support.mass: null"),
+        ("revisiting", {"scores": support(top_k=1)}, "probability is 1 whatever.*support.top_k: 2"),
+        ("revisiting", {"scores": support(top_k=None)}, "keeps no ids of its own"),
+        ("iw_opd", {"sampling": {"top_p": 0.9}}, "rows without sampling_logprobs.*dvc repro refresh"),
+        ("dgrpo", {"samples": 1}, "has one response to each prompt.*refresh.samples: 4"),
+    ],
+)
+def test_shards_that_lack_what_a_recipe_reads_are_refused(made, tmp_path, recipe, change, told):
+    needs.check(recipes.load(recipe), with_identity(made, tmp_path), HOW)
+    with pytest.raises(ShardError, match=f"(?s)train.objective `{recipe}`|{told}") as refused:
+        needs.check(recipes.load(recipe), with_identity(made, tmp_path, **change), HOW)
+    assert all(part in str(refused.value) for part in told.split(".*"))
+
+
+def test_domains_without_a_view_are_refused(made):
+    shard = made[0][0]
+    with pytest.raises(
+        ShardError, match=r"prompts of sums, words, for which train\.objective `mopd` routes to no view"
+    ):
+        needs.check(recipes.load("mopd"), [Shard(shard.rollouts, {}, prompts=shard.prompts)], HOW)
+
+
+def test_a_stored_advantage_bears_one_pass_unless_its_ratio_is_clipped(made, tmp_path):
+    shards_ = with_identity(made, tmp_path)
+    more = HOW.model_copy(update={"steps": 4})
+    plain = {**SAMPLED, "advantage": "stored", "ratio": {"kind": "importance"}, "fixed_point": "none: a linear reward"}
+    needs.check(recipes.load({"terms": [plain]}), shards_, HOW)
+    with pytest.raises(SettingsError, match="16 sequences, more than one pass over 9 rollouts"):
+        needs.check(recipes.load({"terms": [plain]}), shards_, more)
+    clipped = plain | {"ratio": {"kind": "proximal", "low": 0.2, "high": 0.2}}
+    needs.check(recipes.load({"terms": [clipped]}), shards_, more)

@@ -65,7 +65,8 @@ def made(tmp_path_factory):
         }
         sampling = params.Sampling(max_tokens=16).model_dump()
         rows = rewritten(shard.rollouts, shards.ROLLOUTS, {"sampling": sampling, "samples": 3}, **columns)
-        graded = [Grade([True, False, None][row % 3], float(random.normal()), None) for row in range(count)]
+        rewards = random.normal(size=count).tolist()
+        graded = [Grade([True, False, None][row % 3], rewards[row], None) for row in range(count)]
         grades, asked = root / f"grades-{number}.parquet", root / f"prompts-{number}.parquet"
         grading.write_shard(grades, {}, {}, [row["rollout_id"] for row in rows], graded)
         known = sorted({row["prompt_id"] for row in rows})
@@ -89,14 +90,7 @@ def made(tmp_path_factory):
             Shard(shard.rollouts, {} if of_teacher else scores, grades=grades, prompts=asked,
                   source="teacher" if of_teacher else "student")
         )  # fmt: skip
-        mean = {
-            prompt: np.mean([graded[row].reward for row in range(count) if rows[row]["prompt_id"] == prompt])
-            for prompt in known
-        }
-        spread = {
-            prompt: np.std([graded[row].reward for row in range(count) if rows[row]["prompt_id"] == prompt])
-            for prompt in known
-        }
+        in_group = {p: [rewards[row] for row in range(count) if rows[row]["prompt_id"] == p] for p in known}
         for row, (rollout, grade) in enumerate(zip(rows, graded, strict=True)):
             drawn = rollout["sampling_logprobs"] or rollout["behaviour_logprobs"]
             prompt = rollout["prompt_id"]
@@ -113,7 +107,7 @@ def made(tmp_path_factory):
                         "has=hinted": 0.0 if of_teacher else float(row % 2),
                         "source=teacher": float(of_teacher),
                         "source=student": float(not of_teacher),
-                        "advantage": (grade.reward - mean[prompt]) / (spread[prompt] + 1e-4),
+                        "advantage": (rewards[row] - np.mean(in_group[prompt])) / (np.std(in_group[prompt]) + 1e-4),
                     },
                 }
             )
@@ -136,6 +130,7 @@ def test_each_token_has_the_facts_of_its_own_row_and_position(made, tokens):
     assert len(by_ids) == len(stored)
     seen = 0
     for pack, columns in rows.batch(rows.order(0, 0), tokens):
+        assert columns.sampled_ids is not None
         assert torch.equal(columns.sampled_ids, pack.sampled_ids)
         start = 0
         for number, response in enumerate(responses(pack)):

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline import head
+from pipeline import axes, head
 from pipeline.columns import Columns, Target
 from pipeline.objectives import divergences, ratios, weighing
 from pipeline.objectives.outcomes import Outcomes, contains, gathered, places
+from pipeline.objectives.targets import extrapolation_bound
 from pipeline.recipes import Recipe
 
 FAR = 5.0
@@ -41,6 +42,9 @@ def of_tokens(
         if view in recipe.entropy_views and student.entropy is not None and target.entropy is not None:
             seen["entropy_gap"] = (target.entropy - student.entropy).abs()
         found |= {f"{name}{key}": value for key, value in seen.items()}
+    for term in recipe.terms:
+        if isinstance(term.target, axes.Extrapolation):
+            found["past_cliff"] = _past_cliff(term.target, columns)
     if "sampling_logprobs" in columns.facts:
         ratio = ratios.importance(student.sampled, columns.facts["sampling_logprobs"], None)
         found |= {"ratio": ratio, "ratio_squared": ratio**2}
@@ -64,6 +68,15 @@ def _of_view(student: head.Answer, target: Target, ids: Tensor | None, columns: 
         found["overlap"] = is_shared.to(kl.dtype).mean(dim=-1)
         found["overlap_mass"] = (student.top_logprobs.exp() * is_shared).sum(dim=-1)
     return found
+
+
+def _past_cliff(extrapolation: axes.Extrapolation, columns: Columns) -> Float[Tensor, " token"]:
+    """1 where the factor is over the bound of the view's likeliest id, where the reference keeps that id, else 0."""
+    view, reference = columns.targets[extrapolation.view], columns.targets[extrapolation.reference]
+    at_reference = (reference.ids == view.ids[:, :1]) & (reference.ids >= 0)
+    surest = reference.outcomes.logprobs.masked_fill(~at_reference, -torch.inf).amax(dim=-1)
+    bound = extrapolation_bound(view.outcomes.logprobs[:, 0], surest)
+    return (at_reference.any(dim=-1) & (extrapolation.factor > bound)).to(view.sampled.dtype)
 
 
 def of_step(means: Mapping[str, float]) -> dict[str, float]:
@@ -102,6 +115,9 @@ def alarms(recipe: Recipe, row: Mapping[str, float]) -> list[Alarm]:
     if last > 4 * first > 0:
         text = f"KL is {last:.3f} in the last quarter of responses, {first:.3f} in the first"
         found.append(Alarm("suffix", f"{text}: collapse begins at the end (alarm above four times)."))
+    if row.get("past_cliff", 0.0) > 0.01:
+        text = f"the factor is past the extrapolation cliff at {row['past_cliff']:.1%} of the tokens"
+        found.append(Alarm("cliff", f"{text}: formats may break (arXiv:2605.08737; alarm above 1 %)."))
     plain = [term for term in recipe.terms if term.estimator == "policy_gradient" and term.ratio is None]
     if any(term.has_target for term in plain) and row.get("far_share", 0.0) > 0.9:
         text = f"{row['far_share']:.0%} of the squared log-ratios are of tokens over {FAR:g} nats apart"

@@ -42,6 +42,28 @@ def contrast(positive: Outcomes, negative: Outcomes, scale: float) -> tuple[Outc
     return _normalised(_sum([positive, negative], [1 + alpha, -alpha]))[0], alpha
 
 
+def extrapolation_bound(
+    target: Float[Tensor, " token"], reference: Float[Tensor, " token"], clip: float = 5.0
+) -> Float[Tensor, " token"]:
+    """The largest factor λ at which q^λ r^(1−λ) keeps its other ids within what a ratio clip can hold.
+
+    Of two outcomes, the target's likeliest id and all others: at the bound the others have 1/clip of what the target
+    gives them. Infinite where the reference is as sure as the target, so that extrapolation does not sharpen.
+
+    Args:
+        target: log-probability of its likeliest id, p.
+        reference: log-probability that the reference gives that id, b.
+        clip: c, bound of the importance ratio.
+
+    Source: the extrapolation cliff (arXiv:2605.08737): λ* = [log((1−p)/(c−1+p)) − log((1−b)/b)] / [log((1−p)/p) −
+    log((1−b)/b)]. Stored rollouts without a ratio have no clip, so read its trend: the surer the teacher, the lower.
+    """
+    p, b = (logprob.double().exp().clamp(1e-12, 1 - 1e-12) for logprob in (target, reference))
+    from_reference = ((1 - b) / b).log()
+    bound = (((1 - p) / (clip - 1 + p)).log() - from_reference) / (((1 - p) / p).log() - from_reference)
+    return torch.where(p > b, bound, torch.full_like(bound, torch.inf)).to(target.dtype)
+
+
 def aligned(view: Outcomes, ids: Int[Tensor, "token k"], like: Int[Tensor, "token k"]) -> Outcomes:
     """A view in the order of other ids, which are the same at every token."""
     place_of_rank = like.argsort(dim=-1).argsort(dim=-1)

@@ -7,10 +7,21 @@ used. Where and how fast is machine.yaml's, which nothing tracks. Values live in
 import difflib
 import json
 from pathlib import Path
+from string import Formatter
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -272,11 +283,15 @@ class SupportSettings(Settings):
     """Also the ids that these views keep: all are then known under both models."""
     behaviour: bool = False
     """Also the ids that the behaviour student found likeliest (refresh.behaviour_top_k)."""
+    ids: tuple[NonNegative, ...] = ()
+    """Also these token ids, at every position."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.top_k is None and not self.same_as and not self.behaviour:
-            raise ValueError("`top_k`, `same_as` or `behaviour` is needed: a view keeps some ids")
+        if self.top_k is None and not self.same_as and not self.behaviour and not self.ids:
+            raise ValueError("`top_k`, `same_as`, `behaviour` or `ids` is needed: a view keeps some ids")
+        if len(set(self.ids)) < len(self.ids):
+            raise ValueError(f"`ids` names {next(id_ for id_ in self.ids if self.ids.count(id_) > 1)} more than once")
         if self.mass is not None and self.top_k is None:
             raise ValueError("`mass` cuts the top k: it needs `top_k`")
         if self.top_k is not None and self.min_k > self.top_k:
@@ -284,24 +299,100 @@ class SupportSettings(Settings):
         return self
 
 
+def _showing(*names: str) -> AfterValidator:
+    """Refuse a template that does not show exactly these, each as `{name}`."""
+
+    def check(template: str) -> str:
+        expected = " and ".join(f"{{{name}}}" for name in names)
+        try:
+            shown = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"the template is malformed ({error}): write {{{{ and }}}} for braces") from None
+        if missing := [f"{{{name}}}" for name in names if name not in shown]:
+            raise ValueError(f"the template lacks {' and '.join(missing)}")
+        if unknown := sorted(shown - set(names)):
+            raise ValueError(
+                f"the template has {{{unknown[0]}}}, where {expected} is expected: write {{{{ and }}}} for braces"
+            )
+        return template
+
+    return AfterValidator(check)
+
+
+class Plain(Settings):
+    """The prompt as the student saw it."""
+
+    kind: Literal["plain"] = "plain"
+
+
+class Hint(Settings):
+    """The last user message with the prompt's hint."""
+
+    kind: Literal["hint"] = "hint"
+    template: Annotated[str, _showing("prompt", "hint")] = "{prompt}\n\nHint: {hint}"
+
+
+class Prefix(Settings):
+    """The last user message with the beginning of the prompt's hint or answer."""
+
+    kind: Literal["prefix"] = "prefix"
+    of: Literal["hint", "answer"] = "hint"
+    share: Share
+    """Of its characters, rounded up."""
+    template: Annotated[str, _showing("prompt", "prefix")] = "{prompt}\n\nThe solution begins: {prefix}"
+
+
+class Sibling(Settings):
+    """The last user message with another response to the prompt, one that was graded correct."""
+
+    kind: Literal["sibling"] = "sibling"
+    template: Annotated[str, _showing("prompt", "sibling")] = "{prompt}\n\nA correct solution:\n{sibling}"
+
+
+class Feedback(Settings):
+    """The last user message with the grader's words about the response itself."""
+
+    kind: Literal["feedback"] = "feedback"
+    template: Annotated[str, _showing("prompt", "feedback")] = "{prompt}\n\nFeedback on your solution: {feedback}"
+
+
+class Instruction(Settings):
+    """The last user message in a frame that is the same for every prompt."""
+
+    kind: Literal["instruction"] = "instruction"
+    template: Annotated[str, _showing("prompt")]
+
+
+Context = Plain | Hint | Prefix | Sibling | Feedback | Instruction
+
+
 class View(Settings):
     """One scoring pass: a model, a context, a support."""
 
     model: str = "teacher"
     """`teacher`, `student` (the one of the round before), or a model's name as in `models`."""
-    context: Literal["plain", "hint"] = "plain"
-    """What the model sees before the response: the prompt alone, or with its hint."""
-    hint_template: str = "{prompt}\n\nHint: {hint}"
-    """`hint`: the last user message, with {prompt} and {hint} put in."""
+    hint_template: str | None = None
+    """With `context: hint`: short for `context: {kind: hint, template: …}`."""
+    context: Annotated[Context, Field(discriminator="kind")] = Plain()
+    """What the model sees before the response; `hint` is short for `{kind: hint}`, and so on."""
+    domains: tuple[str, ...] = ()
+    """Score only responses to prompts of these domains; none named: all."""
     support: SupportSettings
     target: bool = True
     """Whether a student learns from it; only then must its model be the teacher of the SFT data."""
 
+    @field_validator("context", mode="before")
+    @classmethod
+    def _written_out(cls, context: Any, info: ValidationInfo) -> Any:
+        template = info.data.get("hint_template")  # known here, being declared before
+        if context == "hint" and template is not None:
+            return {"kind": "hint", "template": template}
+        return {"kind": context} if isinstance(context, str) else context
+
     @model_validator(mode="after")
-    def _template_has_both(self) -> Self:
-        missing = [field for field in ("{prompt}", "{hint}") if field not in self.hint_template]
-        if missing:
-            raise ValueError(f"hint_template lacks {' and '.join(missing)}")
+    def _template_is_used(self) -> Self:
+        if self.hint_template is not None and self.hint_template != getattr(self.context, "template", None):
+            raise ValueError(f"`hint_template` goes with `context: hint`, found `context: {self.context!r}`")
         return self
 
 
@@ -337,11 +428,12 @@ class Score(Engine):
             return self
         if self.engine != "vllm":
             raise ValueError(f"`hidden_states: false` needs `engine: vllm`, found `engine: {self.engine}`")
-        asking = [name for name, view in self.views.items() if view.support.same_as or view.support.behaviour]
+        supports = {name: view.support for name, view in self.views.items()}
+        asking = [name for name, its in supports.items() if its.same_as or its.behaviour or its.ids]
         if asking:
             raise ValueError(
-                f"view `{asking[0]}` takes ids from elsewhere (`same_as`, `behaviour`), and vLLM's prompt "
-                "log-probabilities are of its own top k alone: set `hidden_states: true`"
+                f"view `{asking[0]}` takes ids from elsewhere (`same_as`, `behaviour`, `ids`), and vLLM's "
+                "prompt log-probabilities are of its own top k alone: set `hidden_states: true`"
             )
         return self
 
@@ -412,6 +504,13 @@ class Params(Settings):
             if this.prev not in before:
                 raise ValueError(f"rounds.{name}.prev: `r0` or a round above it is expected, found `{this.prev}`")
             before.add(name)
+        if self.refresh.samples == 1:
+            alone = [name for name, view in self.score.views.items() if isinstance(view.context, Sibling)]
+            if alone:
+                raise ValueError(
+                    f"score.views.{alone[0]}.context shows another response to the same prompt, and refresh.samples "
+                    "is 1: set it to 2 at least"
+                )
         asks = [name for name, view in self.score.views.items() if view.support.behaviour]
         if asks and not self.refresh.behaviour_top_k:
             raise ValueError(
@@ -504,6 +603,10 @@ def _told(kind: type[Settings], mistake: Any) -> str:
             return f"{place}: is missing"
         case "value_error":
             return f"{place}: {mistake['ctx']['error']}"
+        case "union_tag_not_found":
+            return f"{place}.kind: is missing"
+        case "union_tag_invalid":
+            return f"{place}: expected one of {mistake['ctx']['expected_tags']}, found '{mistake['ctx']['tag']}'"
     expected = mistake["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"{place}: expected {expected}, found {mistake['input']!r}"
 
@@ -514,7 +617,9 @@ def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
         if hasattr(kind, "model_fields"):
             kind = kind.model_fields[part].annotation
             options = [option for option in get_args(kind) if option is not type(None)]
-            kind = options[0] if isinstance(kind, UnionType) else kind
+            kind = options[0] if isinstance(kind, UnionType) and len(options) == 1 else kind
+        elif isinstance(kind, UnionType):  # of classes that `kind` tells apart
+            kind = next(option for option in get_args(kind) if option.model_fields["kind"].default == part)
         else:  # the values of a mapping, the places of a list
             kind = next(option for option in reversed(get_args(kind)) if option is not Ellipsis)
     return list(getattr(kind, "model_fields", {}))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import models, params, rollouts, shards
+from pipeline import contexts, models, params, rollouts, shards
+from pipeline.contexts import Bucket, Contexts
 from pipeline.engines import Engine, Progress, Scored, Support
 from pipeline.made_with import versions
-from pipeline.prompts import Prompt, load
 
 VERSION = 1  # raise it when a score would change; older shards are then scored again
 
@@ -24,40 +24,26 @@ class Job:
     """One view of one shard of rollouts.
 
     Attributes:
-        rollouts: the shard.
-        prompts: of the same bucket; read for the `hint` context alone.
+        bucket: the shard, and what its contexts are made from.
         view: its settings.
         model: that scores.
         asked: score shards of other views whose ids are scored too.
     """
 
-    rollouts: Path
-    prompts: Path
+    bucket: Bucket
     view: params.View
     model: models.Model
     asked: tuple[Path, ...] = ()
-
-    @property
-    def needs_prompts(self) -> bool:
-        """Whether the context is made from the prompt, not taken from the rollout."""
-        return self.view.context != "plain"
 
 
 def identity(job: Job, settings: params.Score, tail: str) -> dict[str, Any]:
     """Everything that decides what a shard of scores holds."""
     from pipeline import head  # brings torch, for which `--help` need not wait
 
-    view = job.view
-    behaviour = ("behaviour_topk_ids",) if view.support.behaviour else ()
-    context: dict[str, Any] = {"kind": view.context}
-    if job.needs_prompts:
-        context |= {
-            "template": view.hint_template,
-            "tokenizer": job.model.identity["tokenizer"],
-            "chat_template": job.model.identity["chat_template"],
-            "prompts": shards.content(job.prompts, shards.PROMPTS, ("prompt_id", "messages", "hint")),
-        }
-    support = view.support.model_dump(include={"top_k", "mass", "min_k"})
+    behaviour = ("behaviour_topk_ids",) if job.view.support.behaviour else ()
+    support = job.view.support.model_dump(include={"top_k", "mass", "min_k"})
+    if job.view.support.ids:
+        support["ids"] = sorted(job.view.support.ids)
     return {
         "stage": "score",
         "version": [VERSION, head.VERSION],
@@ -66,10 +52,10 @@ def identity(job: Job, settings: params.Score, tail: str) -> dict[str, Any]:
         "engine": rollouts.engine_identity(settings),
         "tail": tail,
         "entropies": settings.entropies and tail == "exact",
-        "context": context,
+        "context": contexts.identity(job.bucket, job.view, job.model),
         "support": support,
         "asked": [shards.content(path, shards.SCORES, ("support_ids", "own")) for path in job.asked],
-        "rollouts": shards.content(job.rollouts, shards.ROLLOUTS, READ + behaviour),
+        "rollouts": shards.content(job.bucket.rollouts, shards.ROLLOUTS, READ + behaviour),
     }
 
 
@@ -86,39 +72,22 @@ def write(path: Path, identity: Mapping[str, Any], job: Job, engine: Engine, pro
     support = Support(
         job.view.support.top_k or 0, job.view.support.mass, job.view.support.min_k, bool(identity["entropies"])
     )
-    prompts = {prompt.prompt_id: prompt for prompt in load(job.prompts)} if job.needs_prompts else {}
-    tokenizer = job.model.load_tokenizer() if job.needs_prompts else None
-    columns = [*READ, "prompt_id", *(["behaviour_topk_ids"] if job.view.support.behaviour else [])]
+    columns = [*READ, *(["behaviour_topk_ids"] if job.view.support.behaviour else [])]
     asked = [
         shards.groups(other, shards.SCORES, ("rollout_id", "support_ids", "own", "skipped")) for other in job.asked
     ]
     made_with = {**versions(*rollouts.LIBRARIES[identity["engine"]["engine"]]), "model": job.model.name}
     with shards.Writer(path, shards.SCORES, dict(identity), made_with) as writer:
-        for group in shards.groups(job.rollouts, shards.ROLLOUTS, columns):
-            contexts = [_context(job, tokenizer, prompts.get(row), ids) for row, ids in _rows(group)]
-            writer.write(_score(group, contexts, [next(other) for other in asked], engine, support, progress))
-
-
-def _rows(group: pa.Table) -> list[tuple[str, np.ndarray]]:
-    return list(zip(group.column("prompt_id").to_pylist(), shards.ragged(group.column("prompt_ids")), strict=True))
-
-
-def _context(job: Job, tokenizer: Any, prompt: Prompt | None, prompt_ids: np.ndarray) -> np.ndarray | str:
-    """The ids that the model sees before the response, or why there are none."""
-    if job.view.context == "plain":
-        return prompt_ids
-    assert prompt is not None, "rollouts and prompts of one bucket go together"
-    if prompt.hint is None:
-        return "no hint"
-    *before, last = prompt.messages
-    told = {**last, "content": job.view.hint_template.format(prompt=last["content"], hint=prompt.hint)}
-    return np.array(models.render(tokenizer, [*before, told]), np.int32)
+        told = Contexts(job.bucket, job.view, job.model)
+        for group in shards.groups(job.bucket.rollouts, shards.ROLLOUTS, columns):
+            wanted = _asked(group, [next(other) for other in asked], job.view.support.ids)
+            writer.write(_score(group, told.of(group), wanted, engine, support, progress))
 
 
 def _score(
     group: pa.Table,
-    contexts: Sequence[np.ndarray | str],
-    asked: Sequence[pa.Table],
+    before: Sequence[np.ndarray | str],
+    wanted: Sequence[np.ndarray] | None,
     engine: Engine,
     support: Support,
     progress: Progress | None,
@@ -126,27 +95,27 @@ def _score(
     """The scores of one row group; rows without a context keep their place."""
     ids = group.column("rollout_id").to_pylist()
     responses = shards.ragged(group.column("response_ids"))
-    wanted = _asked(group, asked)
-    here = [row for row, context in enumerate(contexts) if not isinstance(context, str)]
+    here = [row for row, context in enumerate(before) if not isinstance(context, str)]
     tables = []
     if here:
-        sequences = [Scored(contexts[row], responses[row], None if wanted is None else wanted[row]) for row in here]  # pyright: ignore[reportArgumentType]
+        sequences = [Scored(before[row], responses[row], None if wanted is None else wanted[row]) for row in here]  # pyright: ignore[reportArgumentType]
         scores = engine.score(sequences, support, progress)
-        hashes = [shards.digest(np.asarray(contexts[row], "<i4").tobytes()) for row in here]
+        hashes = [shards.digest(np.asarray(before[row], "<i4").tobytes()) for row in here]
         tables.append(shards.score_table([ids[row] for row in here], responses.lengths[here], scores, hashes))
-    skipped = [row for row in range(len(ids)) if isinstance(contexts[row], str)]
+    skipped = [row for row in range(len(ids)) if isinstance(before[row], str)]
     if skipped:
-        tables.append(shards.skipped_table([ids[row] for row in skipped], [str(contexts[row]) for row in skipped]))
+        tables.append(shards.skipped_table([ids[row] for row in skipped], [str(before[row]) for row in skipped]))
         if progress is not None:
             progress(len(skipped), 0)
     order = np.argsort([*here, *skipped], kind="stable")
     return pa.concat_tables(tables).take(pa.array(order))
 
 
-def _asked(group: pa.Table, others: Sequence[pa.Table]) -> list[np.ndarray] | None:
+def _asked(group: pa.Table, others: Sequence[pa.Table], ids_everywhere: Sequence[int]) -> list[np.ndarray] | None:
     """For each row the ids [T, k] to score besides the model's own, padded with −1; None where nothing is asked."""
     lengths = shards.ragged(group.column("response_ids")).lengths
-    parts: list[list[np.ndarray]] = [[np.empty((length, 0), np.int64)] for length in lengths]
+    everywhere = np.array(ids_everywhere, np.int64)
+    parts: list[list[np.ndarray]] = [[np.tile(everywhere, (length, 1))] for length in lengths]
     has_behaviour = "behaviour_topk_ids" in group.column_names
     if has_behaviour:
         for row, ids in enumerate(_padded(group.column("behaviour_topk_ids"))):
@@ -156,7 +125,7 @@ def _asked(group: pa.Table, others: Sequence[pa.Table]) -> list[np.ndarray] | No
         scored = np.flatnonzero(other.column("skipped").is_null().to_numpy())
         for row, ids in zip(scored, _padded(other.column("support_ids").take(pa.array(scored))), strict=True):
             parts[row].append(ids)
-    if not others and not has_behaviour:
+    if not others and not has_behaviour and not ids_everywhere:
         return None
     return [np.concatenate(part, axis=1) for part in parts]
 

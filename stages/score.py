@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import command, lineage, models, params, scoring, shards
+from pipeline import command, contexts, models, params, scoring, shards, view_checks
 from pipeline.command import Bar, Made
+from pipeline.contexts import Bucket
 from pipeline.engines import OnDemand
 from pipeline.errors import SettingsError
 from pipeline.scoring import VERSION as SCORING_VERSION
@@ -30,8 +31,7 @@ def run(
     settings: params.Score,
     machine: params.Machine,
     store: Store,
-    rollouts: Path,
-    prompts: Path,
+    buckets: list[Bucket],
     teacher: Path,
     student: Path,
     previous: Path,
@@ -39,21 +39,21 @@ def run(
     views_out: Path,
 ) -> Made:
     """Score what is missing, view by view, and link everything into the outputs."""
-    sources = shards.in_order(rollouts, "refresh")
     by_view = {name: _model(name, view, teacher, student) for name, view in settings.views.items()}
-    _check(settings, by_view, sources)
-    for path in [*rollouts.glob("*.parquet"), *previous.rglob("*.parquet")]:
+    _check(settings, store, by_view, buckets)
+    for path in [*(bucket.rollouts for bucket in buckets), *previous.rglob("*.parquet")]:
         store.adopt(path)
-    folders = {}
+    folders: dict[str, Folder] = {}
     for name, view in settings.views.items():
         asked = [
-            _first_pass(settings, machine, store, _jobs(sources, prompts, settings.views[other], by_view[other]))
+            _first_pass(settings, machine, store, _jobs(buckets, settings.views[other], by_view[other]))
             for other in view.support.same_as
         ]
-        jobs = _jobs(sources, prompts, view, by_view[name], asked)
-        folders[name] = Folder(store, teacher_out if name == "teacher" else views_out / name)
-        _obtain(settings, machine, folders[name], jobs, name)
-        folders[name].close()
+        jobs = _jobs(buckets, view, by_view[name], asked)
+        folder = Folder(store, teacher_out if name == "teacher" else views_out / name)
+        _obtain(settings, machine, folder, jobs, name)
+        folder.close()
+        folders[name] = folder
     _remove_others(views_out, set(folders))
     made = Made.of(folders["teacher"], *(folder for name, folder in folders.items() if name != "teacher"))
     per_token = made.bytes / max(1, made.tokens)
@@ -76,28 +76,26 @@ def _model(name: str, view: params.View, teacher: Path, student: Path) -> models
     return model
 
 
-def _check(settings: params.Score, by_view: dict[str, models.Model], sources: list[Path]) -> None:
-    """What headers and settings tell, before a model loads."""
+def _check(settings: params.Score, store: Store, by_view: dict[str, models.Model], buckets: list[Bucket]) -> None:
+    """What settings, headers and contexts tell, before a model loads."""
+    view_checks.check_models(settings, by_view, [bucket.rollouts for bucket in buckets])
+    for name, view in settings.views.items():
+        view_checks.check_rows(name, view, buckets)
     for name, view in settings.views.items():
         model = by_view[name]
-        if (view.support.top_k or 0) > model.vocabulary:
-            raise SettingsError(
-                f"score.views.{name}.support.top_k is {view.support.top_k}, {model.name} has {model.vocabulary} token "
-                "ids. Lower it."
-            )
-        if view.target and view.model != "student":
-            scorer = lineage.sft_teacher(model.name, model.weights)
-            for source in sources:
-                lineage.check(lineage.of_rollouts(source), scorer, str(source), settings.allow_sft_teacher, "score")
+        for job in _jobs(buckets, view, model):
+            # What another view's ids add to the identity is not known yet.
+            if view.support.same_as or not store.has(scoring.identity(job, settings, _tail(settings))):
+                view_checks.check_lengths(name, view, model, job.bucket, settings.max_model_len or model.context)
 
 
 def _obtain(settings: params.Score, machine: params.Machine, folder: Folder, jobs: list[Job], name: str) -> None:
     wanted = [(job, scoring.identity(job, settings, _tail(settings))) for job in jobs]
-    missing = [shards.size(job.rollouts)[0] for job, identity in wanted if not folder.store.has(identity)]
+    missing = [shards.size(job.bucket.rollouts)[0] for job, identity in wanted if not folder.store.has(identity)]
     log.info("view %s: %d of %d shards to score with %s", name, len(missing), len(jobs), jobs[0].model.name)
     with OnDemand(jobs[0].model, settings, machine) as model, Bar(sum(missing), f"score {name}") as bar:
         for job, identity in wanted:
-            folder.obtain(job.rollouts.name, identity, partial(_write, identity, job, model, bar))
+            folder.obtain(job.bucket.rollouts.name, identity, partial(_write, identity, job, model, bar))
 
 
 def _write(identity: dict[str, Any], job: Job, model: OnDemand, bar: Bar | None, path: Path) -> None:
@@ -117,14 +115,9 @@ def _first_pass(settings: params.Score, machine: params.Machine, store: Store, j
     return paths
 
 
-def _jobs(
-    sources: list[Path], prompts: Path, view: params.View, model: models.Model, asked: Sequence[list[Path]] = ()
-) -> list[Job]:
+def _jobs(buckets: list[Bucket], view: params.View, model: models.Model, asked: Sequence[list[Path]] = ()) -> list[Job]:
     """One view of every shard; `asked` are other views' scores of the same shards."""
-    return [
-        Job(source, prompts / source.name, view, model, tuple(paths))
-        for source, *paths in zip(sources, *asked, strict=True)
-    ]
+    return [Job(bucket, view, model, tuple(paths)) for bucket, *paths in zip(buckets, *asked, strict=True)]
 
 
 def _tail(settings: params.Score) -> str:
@@ -143,6 +136,7 @@ def _remove_others(views_out: Path, names: set[str]) -> None:
 def main(
     rollouts: Annotated[Path, typer.Option(help="The round's rollouts.")],
     prompts: Annotated[Path, typer.Option(help="Prompts of the opd split, for contexts.")],
+    grades: Annotated[Path, typer.Option(help="Grades of the rollouts, for contexts.")],
     teacher: Annotated[Path, typer.Option(help="The teacher's record.")],
     student: Annotated[Path, typer.Option(help="The student of the round before, for views of itself.")],
     previous: Annotated[Path, typer.Option(help="Scores of the round before.")],
@@ -156,9 +150,8 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.settings(params_file, machine_file)
-    made = run(
-        settings.score, machine, Store(store), rollouts, prompts, teacher, student, previous, teacher_out, views_out
-    )
+    buckets = contexts.buckets(rollouts, prompts, grades)
+    made = run(settings.score, machine, Store(store), buckets, teacher, student, previous, teacher_out, views_out)
     made.note(timing, "score", round_)
 
 

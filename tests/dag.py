@@ -139,7 +139,7 @@ def new_project(folder: Path, rows: Mapping[str, int] | None = None, **sections:
         (folder / "models" / name / "chat_template.jinja").write_text(TEMPLATE)
     for split, count in (rows or {"opd": 24, "sft": 8, "evaluation": 6}).items():
         prompts = [
-            {"prompt": f"{split[0]}:{number // 10}+{number % 10}", "answer": str(number), "hint": f"add {number}"}
+            {"prompt": f"{split[0]}:{number // 10}+{number % 10}", "answer": str(number), "hint": f"add {number}?"}
             for number in range(count)
         ]
         write_prompts(folder, split, prompts)

@@ -15,6 +15,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards
+from pipeline.contexts import Bucket
 from pipeline.loading import Shard
 from pipeline.scoring import Job
 from stages import models as models_stage
@@ -47,8 +48,8 @@ HOMES = {
     },
     "pyarrow": {
         "pipeline/shards.py",  # owns the format; the others build tables, read a source or hold a file open
-        "pipeline/demo.py", "pipeline/grading.py", "pipeline/loading.py", "pipeline/prompts.py", "pipeline/rollouts.py",
-        "pipeline/scoring.py", "pipeline/sources.py",
+        "pipeline/contexts.py", "pipeline/demo.py", "pipeline/grading.py", "pipeline/loading.py", "pipeline/prompts.py",
+        "pipeline/rollouts.py", "pipeline/scoring.py", "pipeline/sources.py",
     },
 }  # fmt: skip
 """Who may import what."""
@@ -149,7 +150,7 @@ def identities(tmp_path):
 
     def scored(engine: str):
         settings = params.Score(engine=engine, views={"teacher": view})  # pyright: ignore[reportArgumentType]
-        return scoring.identity(Job(rollout_shard, shard, view, model), settings, "exact")
+        return scoring.identity(Job(Bucket(rollout_shard, shard, shard), view, model), settings, "exact")
 
     def trained(recipe: str):
         data = checkpoints.content(Shard(rollout_shard, {}))

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards
+from pipeline.contexts import Bucket
 from pipeline.loading import Shard
 from pipeline.scoring import Job
 from stages import models as models_stage
@@ -67,11 +68,12 @@ def test_the_fingerprint_of_grades(shard, rollout_shard):
 def test_the_fingerprint_of_scores(shard, rollout_shard):
     view = params.View(support=params.SupportSettings(top_k=4))
     settings = params.Score(views={"teacher": view})
-    plain = scoring.identity(Job(rollout_shard, shard, view, MODEL), settings, "exact")
+    bucket = Bucket(rollout_shard, shard, shard.with_name("grades.parquet"))
+    plain = scoring.identity(Job(bucket, view, MODEL), settings, "exact")
     assert shards.fingerprint(plain) == "5d62a969968ca08d5c1775d32a31837e"
-    hinted = view.model_copy(update={"context": "hint"})
+    hinted = view.model_copy(update={"context": params.Hint()})
     assert (
-        shards.fingerprint(scoring.identity(Job(rollout_shard, shard, hinted, MODEL), settings, "exact"))
+        shards.fingerprint(scoring.identity(Job(bucket, hinted, MODEL), settings, "exact"))
         == "12be610bd21a7c6a038e52db4e9fcb05"
     )
 

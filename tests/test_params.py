@@ -125,6 +125,11 @@ VIEWS = f"views: {{{TEACHER_VIEW}"
 BY_PROMPT_LOGPROBS, ALSO = f"engine: vllm, hidden_states: false, {VIEWS}", "same: {support: {same_as: [teacher]}}"
 
 
+def context(written: str, *more: str) -> str:
+    """The view with a context, and further settings."""
+    return f"teacher: {{{', '.join([f'context: {written}', *more, 'support: {top_k: 8}'])}}}"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
@@ -142,7 +147,7 @@ BY_PROMPT_LOGPROBS, ALSO = f"engine: vllm, hidden_states: false, {VIEWS}", "same
         ("held_out: 0", "held_out: 16", "held_out is bucket 16, there are 16 (0 to 15)"),
         ("grader: exact", "grader: exacct", "`exact`, `math` or `module:function` is expected, found `exacct`"),
         (TEACHER_VIEW, "other: {support: {top_k: 8}}", "a view named `teacher` is expected, found ['other']"),
-        (TEACHER_VIEW, "teacher: {support: {}}", "`top_k`, `same_as` or `behaviour` is needed"),
+        (TEACHER_VIEW, "teacher: {support: {}}", "`top_k`, `same_as`, `behaviour` or `ids` is needed"),
         (TEACHER_VIEW, "teacher: {support: {top_k: 2, min_k: 3}}", "min_k is 3, over top_k (2)"),
         (TEACHER_VIEW, "teacher: {support: {mass: 0.9, behaviour: true}}", "`mass` cuts the top k: it needs `top_k`"),
         (TEACHER_VIEW, "teacher: {support: {top_k: 2, behaviour: true}}", "set refresh.behaviour_top_k"),
@@ -150,7 +155,25 @@ BY_PROMPT_LOGPROBS, ALSO = f"engine: vllm, hidden_states: false, {VIEWS}", "same
         (TEACHER_VIEW, "teacher: {support: {same_as: [you]}}", "view `teacher` takes ids from `you`"),
         (VIEWS, f"hidden_states: false, {VIEWS}", "`hidden_states: false` needs `engine: vllm`, found `engine: hf`"),
         (f"{VIEWS}}}", f"{BY_PROMPT_LOGPROBS}, {ALSO}}}", "view `same` takes ids from elsewhere"),
-        (TEACHER_VIEW, "teacher: {hint_template: '{prompt}', support: {top_k: 1}}", "hint_template lacks {hint}"),
+        (VIEWS, f"{BY_PROMPT_LOGPROBS}, few: {{support: {{ids: [1]}}}}", "view `few` takes ids from elsewhere"),
+        (TEACHER_VIEW, "teacher: {support: {ids: [3, 5, 3]}}", "`ids` names 3 more than once"),
+        (TEACHER_VIEW, "teacher: {support: {ids: [-1]}}", "support.ids.0: expected greater than or equal to 0"),
+        (TEACHER_VIEW, context("hint", "hint_template: '{prompt}'"), "template: the template lacks {hint}"),
+        (
+            TEACHER_VIEW,
+            context("plain", "hint_template: '{prompt} {hint}'"),
+            "`hint_template` goes with `context: hint`",
+        ),
+        (TEACHER_VIEW, context("hints"), "teacher.context: expected one of 'plain', 'hint', 'prefix', 'sibling'"),
+        (TEACHER_VIEW, context("{template: '{prompt}'}"), "score.views.teacher.context.kind: is missing"),
+        (TEACHER_VIEW, context("{kind: prefix, share: 0.0}"), "share: expected greater than 0, found 0.0"),
+        (TEACHER_VIEW, context("{kind: prefix, shar: 0.5}"), "prefix.shar: no such setting; did you mean `share`?"),
+        (TEACHER_VIEW, context("instruction"), "instruction.template: is missing"),
+        (TEACHER_VIEW, context("{kind: feedback, template: '{prompt} {hint}'}"), "the template lacks {feedback}"),
+        (TEACHER_VIEW, context("{kind: instruction, template: '{prompt} {hint}'}"), "the template has {hint}, where"),
+        (TEACHER_VIEW, context(r"{kind: instruction, template: '{prompt} \boxed{}'}"), "write {{ and }} for braces"),
+        (TEACHER_VIEW, context("{kind: instruction, template: '{prompt} {'}"), "the template is malformed"),
+        (TEACHER_VIEW, context("sibling"), "score.views.teacher.context shows another response to the same prompt"),
         ("{prev: r0}", "{prev: r2}", "rounds.r1.prev: `r0` or a round above it is expected, found `r2`"),
         ("{prev: r0}", "{prev: r1}", "rounds.r1.prev: `r0` or a round above it is expected, found `r1`"),
         ("  r1: {prev: r0}", "  r0: {prev: r0}", "rounds.r0: `r0` is the SFT student"),
@@ -170,6 +193,24 @@ def test_what_cannot_go_together_is_refused(edited, old, new, told):
 )
 def test_settings_of_a_source_that_do_something_are_welcome(edited, source):
     assert edited((SUMS, source)).prompts.sources[0].split == "sft"
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (context("hint"), context(r'{kind: hint, template: "{prompt}\n\nHint: {hint}"}')),
+        (context("hint", "hint_template: '{hint} {prompt}'"), context("{kind: hint, template: '{hint} {prompt}'}")),
+        (context("feedback"), context("{kind: feedback}")),
+    ],
+)
+def test_a_context_has_a_short_form(edited, short, long):
+    one, other = (edited((TEACHER_VIEW, written)).score.views["teacher"].context for written in (short, long))
+    assert one == other
+
+
+def test_a_template_may_have_braces(edited):
+    view = edited((TEACHER_VIEW, context("{kind: instruction, template: '{prompt} in {{}}'}"))).score.views["teacher"]
+    assert view.context.template.format(prompt="one") == "one in {}"
 
 
 def test_settings_do_not_change_after_loading(edited):

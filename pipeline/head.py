@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import register_dataclass
 
 from pipeline.head_gradient import Chunks
 
@@ -112,6 +113,10 @@ class Answer:
     top_ids: Int[Tensor, "token top"]
     top_logprobs: Float[Tensor, "token top"]
     entropy: Float[Tensor, " token"] | None
+
+
+# FSDP2 finds the tensors that a forward gives by way of pytrees, to gather the parameters again before their backward.
+register_dataclass(Answer)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,15 @@ class Rows:
         self.rows_in = kept
         self.count = sum(len(rows) for rows in kept)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: all but the row groups in memory."""
+        return {name: value for name, value in self.__dict__.items() if name != "_decoded"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In the other process."""
+        self.__dict__.update(state)
+        self._decoded = functools.lru_cache(maxsize=2 * WINDOW)(self._decode)
+
     def order(self, epoch: int, seed: int) -> list[tuple[int, int]]:
         """Every row once, as (row group, row): row groups shuffled, then the rows of each window of them."""
         random = np.random.default_rng([seed, epoch])
@@ -90,15 +99,16 @@ class Rows:
         """Every row once, as the shards have them."""
         return [(group, int(row)) for group, rows in enumerate(self.rows_in) for row in rows]
 
-    def batch(self, rows: Sequence[tuple[int, int]], tokens: int) -> list[tuple[Pack, Columns]]:
-        """The packs of one optimiser step; the weights of a step sum to 1 over all its packs."""
+    def batch(self, rows: Sequence[tuple[int, int]], tokens: int, devices: int = 1) -> list[tuple[Pack, Columns]]:
+        """The packs of one optimiser step, as many for each device; the weights of a step sum to 1 over all of them."""
         groups = {group: self._decoded(group) for group, _ in rows}
         prompts = [groups[group].prompts[row].astype(np.int64) for group, row in rows]
         responses = [groups[group].responses[row].astype(np.int64) for group, row in rows]
         lengths = np.array([len(response) for response in responses])
         step_tokens, step_sequences = int(lengths.sum()), len(rows)
         packs = []
-        for plan in packing.plan([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], tokens):
+        plans = packing.plan([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], tokens)
+        for plan in packing.even(plans, devices):
             pack = packing.build(plan, prompts, responses)
             taken = lengths[pack.sequences]
             places = [rows[int(index)] for index in pack.sequences]
@@ -154,9 +164,10 @@ class Rows:
 class Loader:
     """The steps of a run, from any of them on; an iterable that Lightning can save and restore exactly."""
 
-    def __init__(self, rows: Rows, steps: int, batch: int, tokens: int, seed: int):
+    def __init__(self, rows: Rows, steps: int, batch: int, tokens: int, seed: int, devices: int = 1):
         self.rows, self.steps, self.batch, self.tokens, self.seed = rows, steps, batch, tokens, seed
         self._objective = None if rows.recipe is None else Objective(rows.recipe)
+        self.devices = devices
         self.next_step = 0
         self._order = functools.lru_cache(maxsize=2)(lambda epoch: rows.order(epoch, seed))
 
@@ -172,7 +183,7 @@ class Loader:
         """The packs of optimiser step `number` (from 0); epochs follow each other without a gap."""
         places = range(number * self.batch, (number + 1) * self.batch)
         taken = [self._order(place // self.rows.count)[place % self.rows.count] for place in places]
-        packs = self.rows.batch(taken, self.tokens)
+        packs = self.rows.batch(taken, self.tokens, self.devices)
         return packs if self._objective is None else self._objective.weigh(packs, number)
 
     def state_dict(self) -> dict[str, Any]:

@@ -88,6 +88,23 @@ def plan(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[list[list[int
     return packs
 
 
+def even(packs: list[list[list[int]]], parts: int) -> list[list[list[int]]]:
+    """Halve the fullest packs until their number is a multiple of `parts`: each device gets as many of them.
+
+    Args:
+        packs: as `plan` gives them, of a multiple of `parts` sequences.
+        parts: devices that share them.
+    """
+    packs = list(packs)
+    while len(packs) % parts:
+        fullest = max(range(len(packs)), key=lambda pack: (sum(map(len, packs[pack])), -pack))
+        rows = packs.pop(fullest)
+        if len(rows) == 1:
+            rows = [[index] for index in rows[0]]
+        packs += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return packs
+
+
 def build(rows: list[list[int]], prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> Pack:
     """Lay out one pack.
 

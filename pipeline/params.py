@@ -542,6 +542,10 @@ class Machine(Settings):
     """.potstill/machine.yaml: where and how fast, never what. Every key has a default."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: Positive = 1
+    """GPUs, or processes on a CPU, that train together."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Of more than one device. `ddp`: each holds the whole student. `fsdp`: each holds a share (FSDP2)."""
     generate_rows: Positive = 512
     """`hf`: responses written at once."""
     score_tokens: Positive = 16384

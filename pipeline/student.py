@@ -27,6 +27,11 @@ class Student(nn.Module):
         """Answer for every response token of the pack, in its order."""
         return head.answer(self.hidden(pack), self.output(), ask)
 
+    def layers(self) -> list[nn.Module]:
+        """The transformer's blocks, in their order: each is computed, and may be held, by itself."""
+        kinds = set(self.transformer._no_split_modules)
+        return [module for module in self.transformer.modules() if type(module).__name__ in kinds]
+
     def hidden(self, pack: Pack) -> Tensor:
         """Last hidden states, [T, hidden], of the positions that predict response tokens; only they reach the head."""
         states = self.transformer.base_model(

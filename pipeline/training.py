@@ -9,7 +9,6 @@ import csv
 import json
 import logging
 import math
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +19,16 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
-from pipeline import models, params
+from pipeline import models, params, ranks
 from pipeline.columns import Columns
+from pipeline.errors import ModelError, SettingsError
 from pipeline.loading import Loader, Rows
 from pipeline.objectives import diagnostics
 from pipeline.objectives.compiled import Objective
@@ -109,14 +113,18 @@ class Distillation(lightning.LightningModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
         means: dict[str, Tensor] = {}
+        devices = self.trainer.world_size
         for pack, columns in packs:
             answer = self.student(pack, self.objective.ask(pack.sampled_ids, columns))
             loss, seen = self.objective.loss(answer, columns)
-            self.manual_backward(loss)
+            self.manual_backward(loss * devices)  # DDP and FSDP2 take the mean over devices
             for name, value in {"loss": loss.detach().unsqueeze(0), **seen}.items():
                 weight = 1.0 if name == "loss" else columns.weights["token_mean"]
                 means[name] = means.get(name, value.new_zeros(())) + (value * weight).sum()
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.run.settings.clip)
+        if devices > 1:
+            means = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in means.items()}
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
         rate = scheduler.get_last_lr()[0]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         scheduler.step()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue, reportOptionalMemberAccess]
@@ -133,8 +141,9 @@ class Distillation(lightning.LightningModule):
                 log.warning("step %d: %s", row["step"], alarm.text)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
-        """Lightning would take apart what it does not know."""
-        return [(pack.to(device), columns.to(device)) for pack, columns in batch]
+        """Take this device's share; Lightning would take apart what it does not know."""
+        share = batch[self.global_rank :: self.trainer.world_size]
+        return [(pack.to(device), columns.to(device)) for pack, columns in share]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Validate at the steps that the settings name."""
@@ -167,22 +176,65 @@ class Distillation(lightning.LightningModule):
         self.history, self.validation = list(checkpoint["history"]), list(checkpoint["validation"])
 
 
+class ShardedDistillation(Distillation):
+    """The same with the student's parameters spread over the devices."""
+
+    def configure_model(self) -> None:
+        """Shard the student: every layer is gathered when its turn comes, the rest, with the head, as a whole."""
+        rounded = torch.bfloat16 if self.run.settings.precision == "bf16-mixed" else None
+        how = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32)
+        assert self.device_mesh is not None
+        for part in [*self.student.layers(), self.student]:
+            fully_shard(part, mesh=self.device_mesh["data_parallel"], mp_policy=how)
+
+
 def fit(student: Student, run: Run) -> Fitted:
-    """Train a student; where an earlier run of the same identity was stopped, go on from its last state."""
+    """Train a student; where an earlier run of the same identity was stopped, go on from its last state.
+
+    Raises:
+        ModelError: a trainable parameter is rounded to 16 bits.
+        SettingsError: the batch cannot be shared evenly by the devices.
+    """
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ModelError(
+                f"{name} is to be trained and is {parameter.dtype}: usual learning rates hardly move what is rounded "
+                "to 16 bits. Open the student with `dtype=torch.float32`; `bf16-mixed` still computes in bf16."
+            )
     if run.settings.steps == 0:
         return Fitted(student.eval(), [], [])
-    module = Distillation(student, run)
+    devices = run.machine.devices
+    if devices == 1:
+        _, history, validation = fit_share(student, run)
+    else:
+        if run.settings.batch % devices:
+            raise SettingsError(
+                f"batch: {run.settings.batch} sequences cannot be shared by {devices} devices. Set `batch` to a "
+                "multiple of it in params.yaml, or `devices` to a divisor in .potstill/machine.yaml."
+            )
+        weights, history, validation = ranks.spread(fit_share, devices, student, run)
+        student.load_state_dict(weights)
+    return Fitted(student.cpu().eval(), history, validation)
+
+
+def fit_share(student: Student, run: Run) -> tuple[dict[str, Any], list[dict[str, float]], list[dict[str, float]]]:
+    """One device's part in training: the student's weights, on the CPU, the history and the validation."""
+    machine, settings = run.machine, run.settings
+    is_sharded = machine.devices > 1 and machine.strategy == "fsdp"
+    module = (ShardedDistillation if is_sharded else Distillation)(student, run)
     trainer = lightning.Trainer(
         max_epochs=1,
-        accelerator="cpu" if run.machine.device == "cpu" else "auto",
-        devices=1,
-        precision=run.settings.precision,
+        accelerator="cpu" if machine.device == "cpu" else "auto",
+        devices=machine.devices,
+        strategy=_strategy(machine),
+        # FSDP2 rounds what it gathers by itself.
+        precision="32-true" if is_sharded else settings.precision,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[_State(run.state, run.settings.save_every), _Bar(refresh_rate=10)],
+        callbacks=[_State(run.state, settings.save_every), _Bar(refresh_rate=10)],
     )
-    loader = Loader(run.rows, run.settings.steps, run.settings.batch, run.machine.train_tokens, run.settings.seed)
+    loader = Loader(run.rows, settings.steps, settings.batch, machine.train_tokens, settings.seed, machine.devices)
     saved = sorted(run.state.glob("step-*.ckpt"))
     with warnings.catch_warnings():
         # Lightning advises on data loaders, which these are not, and uses what torch has deprecated.
@@ -192,8 +244,20 @@ def fit(student: Student, run: Run) -> Fitted:
         try:
             trainer.fit(module, train_dataloaders=loader, ckpt_path=saved[-1] if saved else None, weights_only=False)
         except SIGTERMException:  # it would end the process with 0, as if the stage had finished
-            sys.exit(128 + signal.SIGTERM)
-    return Fitted(student.cpu().eval(), module.history, module.validation)
+            sys.exit(ranks.STOPPED)
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(student, options=whole) if machine.devices > 1 else {}
+    return weights, module.history, module.validation
+
+
+def _strategy(machine: params.Machine) -> Any:
+    if machine.devices == 1:
+        return "auto"
+    if machine.strategy == "ddp":
+        return "ddp"
+    return ModelParallelStrategy(
+        data_parallel_size=machine.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
 
 
 @torch.no_grad()
@@ -292,9 +356,10 @@ class _State(Callback):
         final = self.folder / f"step-{step:08d}.ckpt"
         temporary = final.with_suffix(".making")
         trainer.save_checkpoint(temporary)
-        temporary.replace(final)
-        for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT_STATES]:
-            old.unlink()
+        if trainer.is_global_zero:
+            temporary.replace(final)
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT_STATES]:
+                old.unlink()
 
 
 class _Bar(TQDMProgressBar):

@@ -1,0 +1,223 @@
+"""What a score shard costs, in bytes per token, and what it loses, in nats: over K, mass and rounding.
+
+    python -m benchmarks.shards --check
+
+The teacher is synthetic, with Qwen3's vocabulary: at each token the probability of rank r falls as (r + 1)^−s, where
+s = 1.5 + Gamma(0.8, 5), so that most tokens are nearly certain and some are wide open; the table gives its mass curve.
+Students are the teacher with Gaussian noise on every logit. What a view loses is the KL over the whole vocabulary less
+the KL over the ids that it keeps and the tail, which is never negative. Bytes are those of the whole score file, as
+`shards.Writer` writes it, without entropies. Where the demo was run, its teacher's shards are measured as well.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+from benchmarks import measure, qwen3
+from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
+from pipeline import loading, shards
+from pipeline.ragged import Ragged
+
+NOISES = (0.1, 0.5)
+"""Standard deviation of the noise on a student's logits: how far it is from the teacher."""
+PER_ROW = 256
+"""Response tokens of each row."""
+DEMO = Path("data/scores/r1/teacher")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a view keeps, as `params.SupportSettings` says it."""
+
+    top_k: int
+    mass: float | None = None
+    min_k: int = 4
+
+    def __str__(self) -> str:
+        return f"K = {self.top_k}" + ("" if self.mass is None else f" cut at {self.mass}")
+
+    def counts(self, probabilities: np.ndarray) -> np.ndarray:
+        """How many ids are kept of each row of falling probabilities."""
+        if self.mass is None:
+            return np.full(len(probabilities), self.top_k)
+        before = probabilities[:, : self.top_k].cumsum(axis=1) - probabilities[:, : self.top_k]
+        return np.maximum((before < self.mass).sum(axis=1), self.min_k)
+
+
+GRID = [Kept(k, mass) for k in (16, 32, 64, 128) for mass in (None, 0.99, 0.999)]
+
+
+def main(
+    rows: Annotated[int, typer.Option(help=f"Rows of {PER_ROW} tokens in the written shard.")] = 256,
+    sample: Annotated[int, typer.Option(help="Tokens whose whole distribution is compared.")] = 400,
+    results: JsonFile = None,
+    check: Check = False,
+) -> None:
+    """Measure bytes and losses, then speeds."""
+    logprobs = teacher(sample, np.random.default_rng(0))
+    curve = np.exp(logprobs).cumsum(axis=1).mean(axis=0)
+    print("mean mass of the top " + ", ".join(f"{k}: {curve[k - 1]:.4f}" for k in (1, 2, 4, 8, 16, 32, 64, 128, 1024)))
+    found: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {str(kept): write(Path(folder) / f"{number}.parquet", kept, rows) for number, kept in enumerate(GRID)}
+        tokens = rows * PER_ROW
+        for kept in GRID:
+            bar = Bar("≤", 95) if kept == Kept(64, 0.999) else None
+            found.append(Row(f"{kept}: size", "bytes/token", paths[str(kept)].stat().st_size / tokens, bar=bar))
+        exact = write(Path(folder) / "exact.parquet", Kept(64), rows, rounded=False)
+        found.append(Row("K = 64, fp32 not rounded: size", "bytes/token", exact.stat().st_size / tokens))
+        found += losses(logprobs)
+        for kept in (Kept(64), Kept(64, 0.999)):
+            found += speeds(paths[str(kept)], kept, tokens)
+    if DEMO.exists():
+        found += demo(sorted(DEMO.glob("*.parquet")))
+    conclude(found, results, check)
+
+
+def teacher(tokens: int, random: np.random.Generator, ranks: int = qwen3.VOCABULARY) -> np.ndarray:
+    """Log-probabilities by rank, float64 [tokens, ranks], normalised over the whole vocabulary."""
+    exponents = 1.5 + random.gamma(0.8, 5.0, tokens)
+    steps = np.log(np.arange(1, qwen3.VOCABULARY + 1))
+    found = np.empty((tokens, ranks))
+    for row, exponent in enumerate(exponents):
+        logits = -exponent * steps
+        found[row] = logits[:ranks] - np.log(np.exp(logits).sum())
+    return found
+
+
+def losses(teacher_logprobs: np.ndarray) -> list[Row]:
+    """For each student and direction: the whole KL, what K = 64 loses of it, and what the cut and the rounding add."""
+    found = []
+    for noise in NOISES:
+        random = np.random.default_rng(1)
+        student = teacher_logprobs + noise * random.standard_normal(teacher_logprobs.shape)
+        student -= np.log(np.exp(student).sum(axis=1, keepdims=True))
+        for direction in ("reverse", "forward"):
+            pair = (student, teacher_logprobs) if direction == "reverse" else (teacher_logprobs, student)
+            whole = (np.exp(pair[0]) * (pair[0] - pair[1])).sum(axis=1).mean()
+            name = f"{direction} KL, noise {noise}"
+            kept = {view: _kept_kl(*pair, view.counts(np.exp(teacher_logprobs))) for view in GRID}
+            uncut = Kept(64)
+            found += [
+                Row(f"{name}: whole vocabulary", "nats/token", whole),
+                *(Row(f"{name}: {view} loses", "nats/token", whole - kept[view]) for view in GRID if not view.mass),
+                *(
+                    Row(
+                        f"{name}: {view} adds to {uncut}", "nats/token", kept[uncut] - kept[view],
+                        bar=Bar("≤", 1e-4) if view.mass == 0.999 else None,
+                    )
+                    for view in GRID
+                    if view.mass and view.top_k == uncut.top_k
+                ),
+            ]  # fmt: skip
+            rounded = _rounded(teacher_logprobs, uncut.top_k)
+            other = (student, rounded) if direction == "reverse" else (rounded, student)
+            moved = abs(_kept_kl(*other, uncut.counts(np.exp(teacher_logprobs))) - kept[uncut])
+            found.append(Row(f"{name}: fp16 precision moves {uncut} by", "nats/token", moved))
+    return found
+
+
+def _kept_kl(own: np.ndarray, other: np.ndarray, counts: np.ndarray) -> float:
+    """Mean KL over each row's first `counts` ids and the tail outside them."""
+    total = 0.0
+    for left, right, count in zip(own, other, counts, strict=True):
+        first, second = (np.append(one[:count], np.log(np.exp(one[count:]).sum())) for one in (left, right))
+        total += float((np.exp(first) * (first - second)).sum())
+    return total / len(counts)
+
+
+def _rounded(logprobs: np.ndarray, top_k: int) -> np.ndarray:
+    """The top K as a shard stores and a reader normalises them, ahead of the rest."""
+    kept = shards.to_half(logprobs[:, :top_k].astype(np.float32)).astype(np.float64)
+    both = np.concatenate([kept, logprobs[:, top_k:]], axis=1)
+    return both - np.log(np.exp(both).sum(axis=1, keepdims=True))
+
+
+def scores(kept: Kept, rows: int) -> shards.Scores:
+    """Synthetic columns of so many rows, ids drawn log-uniformly, as frequent tokens have small ids."""
+    random = np.random.default_rng(2)
+    parts = []
+    for _ in range(rows):
+        logprobs = teacher(PER_ROW, random, kept.top_k)
+        counts = kept.counts(np.exp(logprobs))
+        taken = np.arange(kept.top_k) < counts[:, None]
+        drawn = np.exp(random.random((PER_ROW, 4 * kept.top_k)) * np.log(qwen3.VOCABULARY)).astype(np.int32)
+        ids = np.stack([list(dict.fromkeys(row.tolist()))[: kept.top_k] for row in drawn])
+        tails = np.log(np.maximum(1 - np.where(taken, np.exp(logprobs), 0).sum(axis=1), 1e-12))
+        parts.append((ids[taken], logprobs[taken], counts, tails, logprobs[:, 0]))
+    ids, logprobs, counts, tails, sampled = (np.concatenate(column) for column in zip(*parts, strict=True))
+    single = np.float32
+    return shards.Scores(
+        sampled.astype(single), Ragged.cut(ids, counts), Ragged.cut(logprobs.astype(single), counts),
+        counts.astype(np.uint16), tails.astype(single), None,
+    )  # fmt: skip
+
+
+def write(path: Path, kept: Kept, rows: int, rounded: bool = True) -> Path:
+    """A score shard as a stage writes it; or with the log-probabilities as they came, which no stage does."""
+    made = scores(kept, rows)
+    names = [str(row) for row in range(rows)]
+    table = shards.score_table(names, np.full(rows, PER_ROW), made, ["context"] * rows)
+    if not rounded:
+        place = table.schema.get_field_index("support_logprobs")
+        of_rows = table.column(place).chunk(0)
+        of_tokens = pa.ListArray.from_arrays(of_rows.values.offsets, pa.array(made.logprobs.values))
+        table = table.set_column(place, table.schema.field(place), pa.ListArray.from_arrays(of_rows.offsets, of_tokens))
+    _copy(path, table)
+    return path
+
+
+def _copy(path: Path, table: pa.Table) -> None:
+    with shards.Writer(path, shards.SCORES, {"stage": "benchmark"}, {}) as writer:
+        writer.write(table)
+
+
+def speeds(path: Path, kept: Kept, tokens: int) -> list[Row]:
+    """Tokens per second, written and read; reading ends in a training target's arrays, decoding in Arrow."""
+    columns = list(loading.SCORE_COLUMNS)
+
+    def groups() -> Iterator[pa.Table]:
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                yield shards.read_group(path, file, number, columns)
+
+    def read() -> None:
+        for table in groups():
+            shards.ragged2(table.column("support_ids"))
+            _, logprobs = shards.ragged2(table.column("support_logprobs"))
+            shards.normalised(logprobs, shards.ragged(table.column("tail_logprobs")).values, str(path))
+            shards.ragged(table.column("sampled_logprobs"))
+
+    table = shards.read(path, shards.SCORES)
+    with tempfile.TemporaryDirectory() as folder:
+        ways = {"read": read, "decode": lambda: list(groups()), "write": lambda: _copy(Path(folder) / "w", table)}
+        seconds = measure.seconds(ways, rounds=5)
+    speed = {name: tokens / taken for name, taken in seconds.items()}
+    return [
+        Row(f"{kept}: reading, pyarrow's decoding", "tokens/s", speed["read"], speed["decode"], Bar("≥", 0.8)),
+        Row(f"{kept}: writing", "tokens/s", speed["write"]),
+    ]
+
+
+def demo(paths: list[Path]) -> list[Row]:
+    """The demo's teacher: bytes per token of its shards, and the mass that they keep."""
+    tokens = sum(shards.size(path)[1] for path in paths)
+    size = sum(path.stat().st_size for path in paths)
+    columns = [shards.read(path, shards.SCORES, ["own", "tail_logprobs"]) for path in paths]
+    kept = np.concatenate([shards.ragged(table.column("own")).values for table in columns])
+    tails = np.concatenate([shards.ragged(table.column("tail_logprobs")).values for table in columns])
+    return [
+        Row(f"demo teacher, {kept.mean():.1f} ids per token on average: size", "bytes/token", size / tokens),
+        Row("demo teacher: mass outside its support", "probability", float(np.exp(tails).mean())),
+    ]
+
+
+if __name__ == "__main__":
+    typer.run(main)

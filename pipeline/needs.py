@@ -28,9 +28,11 @@ def check(recipe: Recipe, sources: Sequence[Shard], settings: params.Training) -
     for source in sources:
         for view, path in source.scores.items():
             _check_scores(recipe, view, path)
-        _check_rollouts(recipe, source)
-        _check_domains(recipe, source)
-    _check_grades(recipe, sources)
+        if source.source == "student":
+            _check_rollouts(recipe, source)
+            _check_domains(recipe, source)
+    for name in sorted({source.source for source in sources}):
+        _check_grades(recipe, [source for source in sources if source.source == name])
     _check_passes(recipe, sources, settings)
 
 
@@ -89,11 +91,11 @@ def _check_grades(recipe: Recipe, sources: Sequence[Shard]) -> None:
     for name in sorted(recipe.reads & {"correct", "reward"}):
         graded = [grades.read(source.grades, source.rollouts) for source in sources if source.grades is not None]
         if all(getattr(grade, name) is None for rows in graded for grade in rows):
-            where = sources[0].grades
+            stage = "refresh" if sources[0].source == "student" else "teacher_rollouts"
             raise ShardError(
-                f"{where.parent if where else 'grades'}: no response has `{name}`, which train.objective "
+                f"{sources[0].rollouts.parent}: no response has a grade `{name}`, which train.objective "
                 f"`{recipe.name}` reads. Set a `grade.grader` that gives it, and answers to the prompts; then run "
-                "`dvc repro refresh`."
+                f"`dvc repro {stage}`."
             )
 
 

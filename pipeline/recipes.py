@@ -46,6 +46,9 @@ class Recipe(Settings):
         asked |= {term.target.column for term in self.terms if isinstance(term.target, axes.Corrected)}
         if asked != set(self.derived):
             raise ValueError(f"derived columns: its terms read {sorted(asked)}, it defines {sorted(self.derived)}")
+        reads_views = [spec for spec in self.derived.values() if hasattr(spec, "view") or hasattr(spec, "favour")]
+        if reads_views and len(self.sources) > 1:
+            raise ValueError("derived columns that read a view are of the student's responses: use one source")
         return self
 
     @property

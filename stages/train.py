@@ -65,12 +65,12 @@ def run(
         )
         for source in trained
     ]
-    needs.check(recipe, learned, settings)
     if "teacher" in recipe.sources:
         learned += [
             Shard(path, {}, grades=teacher_grades / path.name if reads_grades else None, source="teacher")
             for path in shards.in_order(teacher_rollouts, "teacher_rollouts")
         ]
+    needs.check(recipe, learned, settings)
     identity = checkpoints.identity(
         "train", VERSION, start, recipe, settings,
         data={_name(source): checkpoints.content(source, recipe) for source in learned},
@@ -89,8 +89,8 @@ def run(
             settings.validate_every,
         )
 
-    facts = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(student)}}
-    obtained = checkpoints.obtain(store, out, identity, start, plan, facts, start.eos_ids)
+    about = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(student)}}
+    obtained = checkpoints.obtain(store, out, identity, start, plan, about, start.eos_ids)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, student)
     return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
 

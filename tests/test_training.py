@@ -134,6 +134,26 @@ def test_three_steps_are_those_of_a_plain_adamw_loop(folders, sources, tmp_path)
     torch.testing.assert_close(weights(fitted.student), weights(student), rtol=1e-4, atol=1e-5)
 
 
+ON_THE_TEACHERS_VIEW_ALONE = [
+    name
+    for name in recipes.names()
+    if recipes.load(name).views == ("teacher",)
+    and recipes.load(name).sources == ("student",)
+    and not recipes.load(name).reads & {"correct", "reward"}
+]
+
+
+@pytest.mark.parametrize("name", ON_THE_TEACHERS_VIEW_ALONE)
+def test_a_recipe_trains_from_files(folders, sources, tmp_path, name):
+    """From the shards through the loader to the weights, for every recipe that these shards have all columns for."""
+    recipe = recipes.load(name)
+    run = Run(recipe, Rows(sources, recipe, [0]), settings(2, batch=8), MACHINE, tmp_path)
+    fitted = training.fit(opened(folders), run)
+    assert len(fitted.history) == 2
+    assert all(math.isfinite(value) for row in fitted.history for value in row.values())
+    assert not torch.equal(weights(fitted.student), weights(opened(folders)))
+
+
 def test_equal_settings_give_equal_weights_and_another_seed_gives_others(folders, sources, tmp_path):
     first, second, other = (
         fit(folders, tmp_path / str(number), Rows(sources), settings(seed=seed))

@@ -4,12 +4,18 @@ Gradients are central differences of the slow formula in its live student, so a 
 in the paper is noticed.
 """
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from pipeline import recipes
-from tests import formulas
-from tests.cases import Case
+from tests import formulas, reference
+from tests.cases import Case, Token
+
+README = Path(__file__).parent.parent / "README.md"
 
 SEEDS = (0, 1)
 
@@ -31,3 +37,24 @@ def test_a_recipe_has_the_gradient_of_its_formula(name):
     expected = case.slow_gradient(formulas.BY_NAME[name])
     assert expected.abs().max() > 1e-4
     torch.testing.assert_close(case.gradient(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_the_readmes_own_combination_needs_no_python():
+    """Three axes that no recipe puts together, against a slow loop."""
+    block = next(part for part in README.read_text().split("```yaml\n") if part.startswith("train:\n  objective:"))
+    objective = YAML(typ="safe", pure=True).load(block.split("```")[0])["train"]["objective"]
+    shape = {(t["divergence"], t["support"], len(t["weights"])) for t in objective["terms"]}
+    for name in recipes.names():
+        assert not shape & {(t.divergence, t.support, len(t.weights)) for t in recipes.load(name).terms}
+
+    def value(k: Token) -> float:
+        ids = [id_ for id_ in k.ids["teacher"] if id_ in formulas.likeliest(k, 3)]
+        return formulas.jsd(reference.outcomes(k.p, ids), reference.outcomes(k.q["teacher"], ids), 0.3)
+
+    def formula(tokens: list[Token]) -> float:
+        sure = {id(k): math.exp(-reference.entropy(k.q["teacher"])) * (k.facts["correct"] == 0) for k in tokens}
+        return formulas.selected_mean(tokens, value, lambda k: sure[id(k)])
+
+    case = Case(recipes.load(objective), seed=0)
+    assert case.loss(case.logits).item() == pytest.approx(formula(case.tokens()), rel=1e-6)
+    torch.testing.assert_close(case.gradient(), case.slow_gradient(formula), rtol=1e-5, atol=1e-7)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import command, contexts, models, params, scoring, shards, view_checks
+from pipeline import command, contexts, models, params, scoring, shards, view_checks, view_pairs
 from pipeline.command import Bar, Made
 from pipeline.contexts import Bucket
 from pipeline.engines import OnDemand
@@ -53,6 +53,9 @@ def run(
         folder = Folder(store, teacher_out if name == "teacher" else views_out / name)
         _obtain(settings, machine, folder, jobs, name)
         folder.close()
+        for other in view_pairs.to_compare(name, settings.views, by_view):
+            if other in folders:
+                view_pairs.check({other: folders[other].path, name: folder.path})
         folders[name] = folder
     _remove_others(views_out, set(folders))
     made = Made.of(folders["teacher"], *(folder for name, folder in folders.items() if name != "teacher"))

@@ -150,6 +150,13 @@ def own_grader(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dag.change(project, grade__grader="lenient:grade")
 
 
+def correct_siblings(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two responses to each prompt, both correct unless the answer is b, and a view that shows each the other."""
+    monkeypatch.setattr("pipeline.grading.VERSION", grading.VERSION + 1)
+    monkeypatch.setattr("pipeline.grading.exact", lambda _, answer: answer != "b")
+    dag.change(project, refresh__samples=2, score__views__sibling={"context": "sibling", "support": {"top_k": 4}})
+
+
 def corrected_grader(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = grading.exact
     monkeypatch.setattr("pipeline.grading.VERSION", grading.VERSION + 1)
@@ -207,6 +214,11 @@ ROWS = {
         before=setting(train__objective=learn_from("hinted")),
     ),
     "answer of a prompt": Row(prompt_field("answer", "b", kept=True), {"prompts": 1, "grade": 1}),
+    "answer of a prompt, and a view shows correct siblings": Row(
+        prompt_field("answer", "b", kept=True),
+        {"prompts": 1, "grade": 1, "score@r1 sibling": 1},
+        before=correct_siblings,
+    ),
     "answer of an SFT prompt, and SFT learns from correct responses": Row(
         one_answer_wrong, added({"prompts": 1, "grade": 1}, FROM_SFT), before=some_answers_right
     ),
@@ -216,6 +228,14 @@ ROWS = {
     "library versions": Row(other_libraries, {}),
     "models in another folder": Row(models_elsewhere, {}),
     "a view added": Row(setting(score__views__wide=WIDE), {"score@r1 wide": ALL, "score@r2 wide": STALE}),
+    "a view added at given ids": Row(
+        setting(score__views__wide={"support": {"ids": [1, 2]}}), {"score@r1 wide": ALL, "score@r2 wide": STALE}
+    ),
+    "a view's given ids": Row(
+        setting(score__views__wide={"support": {"ids": [2, 3]}}),
+        {"score@r1 wide": ALL, "score@r2 wide": STALE},
+        before=setting(score__views__wide={"support": {"ids": [1, 2]}}),
+    ),
     "a view added at the ids of another": Row(
         setting(score__views__wide={"support": {"same_as": ["hinted"]}}), {"score@r1 wide": ALL, "score@r2 wide": STALE}
     ),

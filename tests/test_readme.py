@@ -4,6 +4,7 @@ Commands are parsed by the programs' own parsers and not run, but for SQL, which
 """
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -98,9 +99,16 @@ def test_every_copied_file_is_there():
 
 
 def test_every_machine_setting_is_one(tmp_path: Path):
-    (block,) = _blocks(README, "yaml")
+    (block,) = (block for block in _blocks(README, "yaml") if not block.startswith("score:"))
     (tmp_path / "machine.yaml").write_text(block)
     params.load_machine(tmp_path / "machine.yaml")
+
+
+def test_the_views_are_settings_that_load():
+    (block,) = (block for block in _blocks(README, "yaml") if block.startswith("score:"))
+    written = YAML(typ="safe", pure=True).load(block)["score"]
+    contexts = {view.context.kind for view in params.Score.model_validate_json(json.dumps(written)).views.values()}
+    assert contexts == {"plain", "hint", "sibling", "prefix", "instruction"}
 
 
 def test_every_setting_that_is_named_exists():

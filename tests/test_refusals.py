@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 
 from pipeline import engines
-from pipeline.errors import ConsistencyError, ModelError, PotstillError, PromptError, SettingsError, ShardError
+from pipeline.errors import (
+    ConsistencyError,
+    EngineError,
+    ModelError,
+    PotstillError,
+    PromptError,
+    SettingsError,
+    ShardError,
+)
 from pipeline.store import Store
 from tests import dag, tiny_models
 from tests.dag import Stage
@@ -79,6 +87,11 @@ def scored_by_another(project: Path) -> None:
     dag.run(project, ["models", "score@r1"])
 
 
+def view(context: object = "plain", **more: object) -> Callable[[Path], None]:
+    """One more view, `more`."""
+    return lambda project: dag.change(project, score__views__more={"context": context, "support": {"top_k": 4}} | more)
+
+
 @dataclass(frozen=True)
 class Mistake:
     """What is wrong with a project, which stage meets it, and what its error must say."""
@@ -122,6 +135,30 @@ MISTAKES = {
         lambda project: dag.change(project, score__views__teacher={"support": {"top_k": 99}}),
         "score@r1", SettingsError, ("score.views.teacher.support.top_k is 99", "models/teacher", "37"),
     ),
+    "given ids over the vocabulary": Mistake(
+        view(support={"ids": [3, 37]}),
+        "score@r1", SettingsError, ("score.views.more.support.ids has 37", "models/teacher", "0 to 36"),
+    ),
+    "the student as its own teacher": Mistake(
+        view(model="student"),
+        "score@r1", SettingsError, ("score.views.more: data/models/r0 is the student itself", "`target: false`"),
+    ),
+    "the teacher as its own reference": Mistake(
+        view(model="models/teacher", target=False),
+        "score@r1", SettingsError, ("score.views.more (`target: false`) and score.views.teacher are one model",),
+    ),
+    "a domain that does not occur": Mistake(
+        view(domains=["math"]),
+        "score@r1", SettingsError, ("score.views.more.domains names math", "domains are all"),
+    ),
+    "a context that no row has": Mistake(
+        view("feedback"),
+        "score@r1", ShardError, ("score.views.more: none of the 24 responses", "24 no feedback", "grade.grader"),
+    ),
+    "a context that does not fit the model": Mistake(
+        view({"kind": "instruction", "template": 130 * "a" + "{prompt}"}),
+        "score@r1", EngineError, ("score.views.more: response ", "data/rollouts/r1/00000.parquet", "takes 128"),
+    ),
     "teacher and student with different vocabularies": Mistake(
         other_vocabulary, "models", ModelError, ("models/teacher", "models/student", "different tokenizers"),
     ),
@@ -163,6 +200,20 @@ def test_another_teacher_is_accepted_where_the_settings_allow_it_by_name(project
     dag.change(project, train__allow_sft_teacher="models/teacher")
     made = dag.total(dag.run(project, ["train@r1"]))
     assert made == {"train@r1": 1}
+
+
+def test_a_context_that_changes_nothing_is_told_by_every_run_and_scored_once(project, finished):
+    """The first letters of the template differ, and a bigram model sees the last one alone."""
+    view({"kind": "hint", "template": "!{prompt}\n\nHint: {hint}"})(project)
+    stage = finished[1]["score@r1"]
+    for scored in ({"score@r1 more": dag.BUCKETS}, {}):
+        stage.delete_outs(project)
+        with (
+            dag.counting(stage.name) as made,
+            pytest.raises(ShardError, match=r"score\.views\.hinted and .*\.more are one"),
+        ):
+            stage.run()
+        assert made == scored
 
 
 def test_another_teacher_is_not_accepted_by_another_name(project, finished):

@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself. `make` alone says what there is.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean clean-data
+.PHONY: help setup demo test bench check clean clean-data
 .DELETE_ON_ERROR:
 
 # The stages of dvc.yaml call `python`: it has to be the one of .venv.
@@ -30,6 +30,11 @@ export METRICS
 
 test: $(READY) ## Run every test that this machine can run
 	@pytest -q $(if $(shell nvidia-smi 2>/dev/null),,-m "not gpu")
+
+bench: $(READY) ## Measure what the README claims, each against a baseline of the same run, on two cores
+	@failed=; for claim in head train_step scoring shards packing; do echo; echo "benchmarks.$$claim"; \
+		python -m benchmarks.$$claim --check || failed="$$failed $$claim"; done; \
+		[ -z "$$failed" ] || { echo "make bench: missed a bar:$$failed"; exit 1; }
 
 check: $(READY) ## Run the linters and the type checker
 	@ruff check .

@@ -1,0 +1,133 @@
+"""A training step of ours, from shards, against plain fine-tuning and against a trainer that keeps its teacher live.
+
+    python -m benchmarks.train_step --check
+
+All train the same Qwen3 (8 layers × 512, vocabulary 151,936, random weights) on the same sequences, forward, backward,
+clipping and AdamW included. Tokens are response tokens.
+
+- `our NLL step`: our own `sft` recipe on the same packs;
+- `transformers' loss`: the model's own `labels`, padded, which holds [tokens × vocabulary];
+- `live teacher`: what a live trainer adds at each step, without generation: the teacher's forward pass and its full
+  logits, and a reverse KL over the whole vocabulary.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import typer
+from torch import Tensor
+
+from benchmarks import measure, qwen3
+from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
+from pipeline import params, recipes, shards
+from pipeline.loading import Loader, Rows, Shard
+from pipeline.objectives.compiled import Objective
+from pipeline.ragged import Ragged
+from pipeline.student import Student
+
+PROMPT = 16
+K = 32
+
+
+def main(
+    sequences: Annotated[int, typer.Option(help="In one step.")] = 8,
+    response: Annotated[int, typer.Option(help="Tokens of each response.")] = 128,
+    vocabulary: Annotated[int, typer.Option(help="Of both models.")] = qwen3.VOCABULARY,
+    rounds: Annotated[int, typer.Option(help="Timed turns, behind one that is not timed.")] = 2,
+    results: JsonFile = None,
+    check: Check = False,
+) -> None:
+    """Time the steps in turns."""
+    torch.manual_seed(0)
+    student, teacher = Student(qwen3.model(vocabulary=vocabulary).train()), qwen3.model(vocabulary=vocabulary).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        source = _shards(Path(folder), sequences, response, vocabulary)
+        opd, sft = recipes.load("topk_reverse_kl"), recipes.load("sft")
+        loader = Loader(Rows([source], opd), 1, sequences, params.Machine().train_tokens, seed=0)
+        plain = Loader(Rows([Shard(source.rollouts, {})], sft), 1, sequences, params.Machine().train_tokens, seed=0)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
+        ids = torch.cat([pack.input_ids.reshape(sequences, -1) for pack, _ in plain.step(0)])
+        is_response = torch.arange(ids.shape[1]) >= PROMPT
+
+        def step(losses: Callable[[], list[Tensor]]) -> Callable[[], None]:
+            def take() -> None:
+                optimizer.zero_grad()
+                for loss in losses():
+                    loss.backward()
+                torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+                optimizer.step()
+
+            return take
+
+        def ours(objective: Objective, packs: list[Any]) -> list[Tensor]:
+            asked = [(pack, columns, objective.ask(pack.sampled_ids, columns)) for pack, columns in packs]
+            return [objective.loss(student(pack, ask), columns)[0] for pack, columns, ask in asked]
+
+        def live() -> list[Tensor]:
+            with torch.no_grad():
+                target = teacher(input_ids=ids).logits[:, PROMPT - 1 : -1].log_softmax(dim=-1)
+            own = student.transformer(input_ids=ids).logits[:, PROMPT - 1 : -1].log_softmax(dim=-1)
+            return [(own.exp() * (own - target)).sum(dim=-1).mean()]
+
+        def plain_loss() -> list[Tensor]:
+            return [student.transformer(input_ids=ids, labels=ids.masked_fill(~is_response, -100)).loss]
+
+        packs, plain_packs = loader.step(0), plain.step(0)
+        ways = {
+            "ours": step(lambda: ours(Objective(opd), packs)),
+            "our NLL": step(lambda: ours(Objective(sft), plain_packs)),
+            "transformers": step(plain_loss),
+            "live teacher": step(live),
+            # From the files: a loader of its own remembers no row group.
+            "loading": lambda: Loader(Rows([source], opd), 1, sequences, params.Machine().train_tokens, 0).step(0),
+        }
+        seconds = measure.seconds(ways, rounds)
+    speed = {name: sequences * response / taken for name, taken in seconds.items()}
+    rows = [
+        Row("time of a step: our NLL step", "s", seconds["ours"], seconds["our NLL"], Bar("≤", 1.1)),
+        Row("time of a step: transformers' loss", "s", seconds["ours"], seconds["transformers"]),
+        Row("tokens: live teacher", "tokens/s", speed["ours"], speed["live teacher"]),
+        Row("loading: a whole step", "s", seconds["loading"], seconds["ours"], Bar("≤", 0.03)),
+    ]
+    print(f"{sequences} sequences of {PROMPT} + {response} tokens, K = {K}, {torch.get_num_threads()} threads\n")
+    conclude(rows, results, check)
+
+
+def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> Shard:
+    """One shard of random rollouts, and scores of K ids each and the tail outside them."""
+    random = np.random.default_rng(0)
+    written = [
+        {
+            "rollout_id": str(row), "prompt_id": str(row), "sample": 0, "source": "student", "behaviour": "b",
+            "written_in": "r1", "prompt_ids": random.integers(1, vocabulary, PROMPT),
+            "response_ids": random.integers(1, vocabulary, response), "behaviour_logprobs": np.full(response, -1.0),
+            "sampling_logprobs": None, "behaviour_topk_ids": None, "segments": None,
+            "finish_reason": "stop", "text": "",
+        }
+        for row in range(sequences)
+    ]  # fmt: skip
+    tokens = sequences * response
+    ids = (random.integers(vocabulary, size=(tokens, 1)) + np.arange(K) * 1000) % vocabulary
+    logits = -np.sort(random.exponential(3, (tokens, K + 1)), axis=1)
+    logprobs = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
+    counts = np.full(tokens, K)
+    scores = shards.Scores(
+        logprobs[:, 0], Ragged.cut(ids.ravel().astype(np.int32), counts), Ragged.cut(logprobs[:, :K].ravel(), counts),
+        counts.astype(np.uint16), logprobs[:, K], None,
+    )  # fmt: skip
+    names, lengths = [row["rollout_id"] for row in written], np.full(sequences, response)
+    table = shards.score_table(names, lengths, scores, ["context"] * sequences)
+    paths = folder / "rollouts.parquet", folder / "scores.parquet"
+    for path, rows in zip(paths, (pa.Table.from_pylist(written, shards.ROLLOUTS), table), strict=True):
+        with shards.Writer(path, rows.schema, {"stage": "benchmark"}, {}) as writer:
+            writer.write(rows)
+    return Shard(paths[0], {"teacher": paths[1]})
+
+
+if __name__ == "__main__":
+    typer.run(main)

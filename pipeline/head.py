@@ -8,12 +8,12 @@ computes each chunk again, so memory is O(tokens × k + chunk × vocabulary). Th
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._pytree import register_dataclass
 
-from pipeline.head_gradient import Chunks
+from pipeline.head_gradient import Chunks, answer_chunk
 
 VERSION = 1  # raise it when a log-probability would change; scores and checkpoints are then made again
 
@@ -178,7 +178,7 @@ def score(
         min_k: with `mass`, at least so many.
         entropies: also give the entropy.
     """
-    asked = sampled_ids.new_empty(len(sampled_ids), 0) if asked_ids is None else asked_ids
+    asked = sampled_ids.new_empty(len(sampled_ids), 0) if asked_ids is None else asked_ids.sort(dim=-1).values
     parts = []
     for piece in output.pieces(len(hidden)):
         logits = output.logits(hidden[piece])
@@ -190,52 +190,37 @@ def score(
 def _score_chunk(
     logits: Tensor, sampled_ids: Tensor, asked: Tensor, top_k: int, mass: float | None, min_k: int, entropies: bool
 ) -> tuple[Tensor | None, ...]:
-    total = logits.logsumexp(dim=-1, keepdim=True)
-    own_ids, own_logprobs = _by_falling_probability(logits, total, logits.topk(min(top_k, logits.shape[-1])).indices)
+    """The columns of one chunk, whose logits are used up: only what is outside all entries is summed over."""
+    likeliest = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    at_asked = logits.gather(-1, asked.clamp_min(0))
+    every = _entries_first(torch.cat([likeliest.indices, _without(asked, likeliest.indices)], dim=-1))[0]
+    ask = Ask(sampled_ids, every, entropy=entropies)
+    total, sampled, _, tail, _, _, entropy = answer_chunk(logits, sampled_ids, every, ask)
+    own_ids, own = _by_falling_probability(likeliest.indices, likeliest.values - total.unsqueeze(-1))
     if mass is not None:
-        probabilities = own_logprobs.double().exp()
+        probabilities = own.double().exp()
         before = probabilities.cumsum(dim=-1) - probabilities
         is_kept = (before < mass) | (torch.arange(own_ids.shape[-1], device=own_ids.device) < min_k)
+        is_asked = (own_ids.unsqueeze(-1) == asked.unsqueeze(-2)).any(dim=-1)
+        dropped = own.masked_fill(is_kept | is_asked, -torch.inf)
+        tail = torch.cat([tail.unsqueeze(-1), dropped], dim=-1).logsumexp(dim=-1)
         own_ids = own_ids.masked_fill(~is_kept, -1)
-    own = (own_ids >= 0).sum(dim=-1)
-    asked = _without(asked, own_ids)
-    asked_ids, _ = _by_falling_probability(logits, total, asked)
-    ids = torch.cat([own_ids, asked_ids], dim=-1)
-    # Entries first, padding behind: a stable sort of the flag keeps their order.
-    ids = ids.gather(-1, (ids < 0).to(torch.uint8).argsort(dim=-1, stable=True))
-    is_entry = ids >= 0
-    return (
-        (logits.gather(-1, sampled_ids.unsqueeze(-1)) - total).squeeze(-1),
-        ids,
-        (logits.gather(-1, ids.clamp_min(0)) - total).masked_fill(~is_entry, -torch.inf),
-        own,
-        _tail(logits, ids, is_entry) - total.squeeze(-1),
-        _entropy(logits, total) if entropies else None,
-    )
+    others_ids, others = _by_falling_probability(_without(asked, own_ids), at_asked - total.unsqueeze(-1))
+    ids, order = _entries_first(torch.cat([own_ids, others_ids], dim=-1))
+    logprobs = torch.cat([own, others], dim=-1).gather(-1, order).masked_fill(ids < 0, -torch.inf)
+    return sampled, ids, logprobs, (own_ids >= 0).sum(dim=-1), tail, entropy
 
 
-def _tail(logits: Tensor, ids: Tensor, is_entry: Bool[Tensor, "token k"]) -> Float[Tensor, " token"]:
-    """Unnormalised log mass outside the ids: a masked logsumexp, since 1 − Σ loses small tails to rounding."""
-    if ids.shape[-1] == 0:
-        return logits.logsumexp(dim=-1)
-    none_left = is_entry.sum(dim=-1) == logits.shape[-1]
-    # Padding points at the row's first entry, which is masked anyway; a row without entries is not masked at all.
-    masked_ids = torch.where(is_entry, ids, ids[:, :1].clamp_min(0))
-    masked = logits.scatter(-1, masked_ids, -torch.inf)
-    has_entry = is_entry.any(dim=-1, keepdim=True)
-    masked = torch.where(has_entry & ~none_left.unsqueeze(-1), masked, logits)
-    return masked.logsumexp(dim=-1).masked_fill(none_left, -torch.inf)
+def _entries_first(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's ids in their order with the padding behind them, and where they stood."""
+    order = (ids < 0).to(torch.uint8).argsort(dim=-1, stable=True)
+    return ids.gather(-1, order), order
 
 
-def _entropy(logits: Tensor, total: Tensor) -> Float[Tensor, " token"]:
-    logprobs = logits - total
-    return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(dim=-1)
-
-
-def _by_falling_probability(logits: Tensor, total: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort each row's ids by falling probability, ties by id, padding last."""
-    ids = ids.sort(dim=-1).values
-    logprobs = (logits.gather(-1, ids.clamp_min(0)) - total).masked_fill(ids < 0, -torch.inf)
+def _by_falling_probability(ids: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort each row's ids by falling probability, ties by id, padding last; and what belongs to them."""
+    ids, by_id = ids.sort(dim=-1)
+    logprobs = logprobs.gather(-1, by_id)
     # Padding sorts behind an id of probability zero.
     key = torch.where(ids < 0, -torch.inf, logprobs.clamp_min(torch.finfo(logprobs.dtype).min))
     order = key.argsort(dim=-1, descending=True, stable=True)
@@ -243,8 +228,7 @@ def _by_falling_probability(logits: Tensor, total: Tensor, ids: Tensor) -> tuple
 
 
 def _without(asked: Tensor, own: Tensor) -> Tensor:
-    """The asked ids that the model's own do not have, each once; the others become padding."""
-    asked = asked.sort(dim=-1).values
+    """The asked ids, which rise, that the model's own do not have, each once; the others become padding."""
     repeated = torch.zeros_like(asked, dtype=torch.bool)
     repeated[:, 1:] = asked[:, 1:] == asked[:, :-1]
     known = (asked.unsqueeze(-1) == own.unsqueeze(-2)).any(dim=-1)

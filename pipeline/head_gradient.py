@@ -31,7 +31,7 @@ class Chunks(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Compute every chunk once; `weight` and `bias` are those of `output`, named for the gradient's sake."""
         parts = [
-            _answer(output.logits(hidden[piece], ask.temperature), ask.sampled_ids[piece], ask.ids[piece], ask)
+            answer_chunk(output.logits(hidden[piece], ask.temperature), ask.sampled_ids[piece], ask.ids[piece], ask)
             for piece in output.pieces(len(hidden))
         ]
         columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
@@ -76,7 +76,9 @@ class Chunks(torch.autograd.Function):
         )
 
 
-def _answer(logits: Tensor, sampled_ids: Tensor, ids: Tensor, ask: "Ask") -> tuple[Tensor | None, ...]:
+def answer_chunk(
+    logits: Tensor, sampled_ids: Tensor, ids: Tensor, ask: "Ask"
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """The normaliser, then the answer's fields, of one chunk; `logits` is used up."""
     at_sampled = logits.gather(-1, sampled_ids.unsqueeze(-1)).squeeze(-1)
     at_ids = logits.gather(-1, ids.clamp_min(0)).masked_fill_(ids < 0, -torch.inf)

@@ -326,6 +326,17 @@ def test_a_score_does_not_depend_on_chunks(monkeypatch):
         torch.testing.assert_close(getattr(cut, name), getattr(whole, name), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("log_mass", [-7.0, -20.0, -62.0, -300.0])
+def test_small_tails_of_a_score_are_exact_in_fp32(log_mass):
+    """Below e^−87 of the highest id every weight underflows; a row beside it has a tail of its own."""
+    rest = 50
+    logits = torch.zeros(2, rest + 1)
+    logits[0, 1:] = log_mass - math.log(rest)
+    small, large = scored(logits, top_k=1).tail.tolist()
+    assert small == pytest.approx(log_mass - math.log1p(math.exp(log_mass)), abs=5e-5)
+    assert large == pytest.approx(math.log(rest / (rest + 1)), abs=1e-6)
+
+
 def test_entropies_are_left_out_where_they_are_not_wanted():
     assert scored(torch.zeros(2, 6), entropies=False).entropy is None
 

@@ -29,6 +29,8 @@ NOISES = (0.1, 0.5)
 """Standard deviation of the noise on a student's logits: how far it is from the teacher."""
 PER_ROW = 256
 """Response tokens of each row."""
+HEAD = 1024
+"""Ranks whose probabilities are summed one by one."""
 DEMO = Path("data/scores/r1/teacher")
 
 
@@ -56,7 +58,7 @@ GRID = [Kept(k, mass) for k in (16, 32, 64, 128) for mass in (None, 0.99, 0.999)
 
 def main(
     rows: Annotated[int, typer.Option(help=f"Rows of {PER_ROW} tokens in the written shard.")] = 256,
-    sample: Annotated[int, typer.Option(help="Tokens whose whole distribution is compared.")] = 400,
+    sample: Annotated[int, typer.Option(help="Tokens whose whole distribution is compared.")] = 200,
     results: JsonFile = None,
     check: Check = False,
 ) -> None:
@@ -66,12 +68,13 @@ def main(
     print("mean mass of the top " + ", ".join(f"{k}: {curve[k - 1]:.4f}" for k in (1, 2, 4, 8, 16, 32, 64, 128, 1024)))
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        paths = {str(kept): write(Path(folder) / f"{number}.parquet", kept, rows) for number, kept in enumerate(GRID)}
         tokens = rows * PER_ROW
+        columns = drawn(tokens)
+        paths = {str(kept): write(Path(folder) / str(number), kept, columns) for number, kept in enumerate(GRID)}
         for kept in GRID:
             bar = Bar("≤", 95) if kept == Kept(64, 0.999) else None
             found.append(Row(f"{kept}: size", "bytes/token", paths[str(kept)].stat().st_size / tokens, bar=bar))
-        exact = write(Path(folder) / "exact.parquet", Kept(64), rows, rounded=False)
+        exact = write(Path(folder) / "exact", Kept(64), columns, rounded=False)
         found.append(Row("K = 64, fp32 not rounded: size", "bytes/token", exact.stat().st_size / tokens))
         found += losses(logprobs)
         for kept in (Kept(64), Kept(64, 0.999)):
@@ -82,14 +85,13 @@ def main(
 
 
 def teacher(tokens: int, random: np.random.Generator, ranks: int = qwen3.VOCABULARY) -> np.ndarray:
-    """Log-probabilities by rank, float64 [tokens, ranks], normalised over the whole vocabulary."""
-    exponents = 1.5 + random.gamma(0.8, 5.0, tokens)
-    steps = np.log(np.arange(1, qwen3.VOCABULARY + 1))
-    found = np.empty((tokens, ranks))
-    for row, exponent in enumerate(exponents):
-        logits = -exponent * steps
-        found[row] = logits[:ranks] - np.log(np.exp(logits).sum())
-    return found
+    """Log-probabilities of the first ranks, float64 [tokens, ranks], normalised over the whole vocabulary."""
+    exponents = 1.5 + random.gamma(0.8, 5.0, (tokens, 1))
+    logits = -exponents * np.log(np.arange(1, max(ranks, HEAD) + 1))
+    # Behind the head the sum is its integral, by the midpoint rule.
+    first, last = (np.power(end + 0.5, 1 - exponents[:, 0]) for end in (HEAD, qwen3.VOCABULARY))
+    total = np.exp(logits[:, :HEAD]).sum(axis=1) + (first - last) / (exponents[:, 0] - 1)
+    return logits[:, :ranks] - np.log(total)[:, None]
 
 
 def losses(teacher_logprobs: np.ndarray) -> list[Row]:
@@ -140,31 +142,28 @@ def _rounded(logprobs: np.ndarray, top_k: int) -> np.ndarray:
     return both - np.log(np.exp(both).sum(axis=1, keepdims=True))
 
 
-def scores(kept: Kept, rows: int) -> shards.Scores:
-    """Synthetic columns of so many rows, ids drawn log-uniformly, as frequent tokens have small ids."""
-    random = np.random.default_rng(2)
-    parts = []
-    for _ in range(rows):
-        logprobs = teacher(PER_ROW, random, kept.top_k)
-        counts = kept.counts(np.exp(logprobs))
-        taken = np.arange(kept.top_k) < counts[:, None]
-        drawn = np.exp(random.random((PER_ROW, 4 * kept.top_k)) * np.log(qwen3.VOCABULARY)).astype(np.int32)
-        ids = np.stack([list(dict.fromkeys(row.tolist()))[: kept.top_k] for row in drawn])
-        tails = np.log(np.maximum(1 - np.where(taken, np.exp(logprobs), 0).sum(axis=1), 1e-12))
-        parts.append((ids[taken], logprobs[taken], counts, tails, logprobs[:, 0]))
-    ids, logprobs, counts, tails, sampled = (np.concatenate(column) for column in zip(*parts, strict=True))
-    single = np.float32
-    return shards.Scores(
-        sampled.astype(single), Ragged.cut(ids, counts), Ragged.cut(logprobs.astype(single), counts),
-        counts.astype(np.uint16), tails.astype(single), None,
-    )  # fmt: skip
+def drawn(tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and log-probabilities of the likeliest, [tokens, K]; ids log-uniform, as frequent tokens have small ones."""
+    random, most = np.random.default_rng(2), max(kept.top_k for kept in GRID)
+    logprobs = teacher(tokens, random, most)
+    many = np.exp(random.random((tokens, 4 * most)) * np.log(qwen3.VOCABULARY)).astype(np.int32)
+    ids = np.array([list(dict.fromkeys(row.tolist()))[:most] for row in many], np.int32)
+    return ids, logprobs
 
 
-def write(path: Path, kept: Kept, rows: int, rounded: bool = True) -> Path:
+def write(path: Path, kept: Kept, tokens: tuple[np.ndarray, np.ndarray], rounded: bool = True) -> Path:
     """A score shard as a stage writes it; or with the log-probabilities as they came, which no stage does."""
-    made = scores(kept, rows)
-    names = [str(row) for row in range(rows)]
-    table = shards.score_table(names, np.full(rows, PER_ROW), made, ["context"] * rows)
+    ids, logprobs = (column[:, : kept.top_k] for column in tokens)
+    counts = kept.counts(np.exp(logprobs))
+    is_kept = np.arange(kept.top_k) < counts[:, None]
+    tails = np.log(np.maximum(1 - np.where(is_kept, np.exp(logprobs), 0).sum(axis=1), 1e-12))
+    single = logprobs.astype(np.float32)
+    made = shards.Scores(
+        single[:, 0], Ragged.cut(ids[is_kept], counts), Ragged.cut(single[is_kept], counts),
+        counts.astype(np.uint16), tails.astype(np.float32), None,
+    )  # fmt: skip
+    rows = len(ids) // PER_ROW
+    table = shards.score_table([str(row) for row in range(rows)], np.full(rows, PER_ROW), made, ["context"] * rows)
     if not rounded:
         place = table.schema.get_field_index("support_logprobs")
         of_rows = table.column(place).chunk(0)

@@ -365,18 +365,23 @@ def normalised(logprobs: Ragged, tails: np.ndarray, where: str) -> tuple[np.ndar
         ShardError: some token's log-sum is further from 0 than 1e-3 nats, and than rounding can have moved it (each
             value by 2^-11 of itself: 2e-3 nats for 64 ids of equal probability).
     """
-    values = np.maximum(logprobs.values.astype(np.float64), -700.0)  # 0 · −inf would be no number
-    rounding = 2**-11 * _sums(-np.exp(values) * values, logprobs.offsets)
     with np.errstate(invalid="ignore"):  # a damaged shard may hold NaN, which is told below
         totals = np.logaddexp(_logsumexp(logprobs), tails)
+    if not (np.abs(totals) <= 1e-3).all():
+        _refuse_more_than_rounding(totals, logprobs, where)
+    return logprobs.values - np.repeat(totals, logprobs.lengths).astype(np.float32), (tails - totals).astype(np.float32)
+
+
+def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, where: str) -> None:
+    values = np.maximum(logprobs.values.astype(np.float64), -700.0)  # 0 · −inf would be no number
+    rounding = 2**-11 * _sums(-np.exp(values) * values, logprobs.offsets)
     excess = np.abs(totals) - np.maximum(rounding, 1e-3)
-    worst = int(np.argmax(excess)) if len(totals) else 0
-    if len(totals) and not excess[worst] <= 0:
+    worst = int(np.argmax(excess))
+    if not excess[worst] <= 0:
         raise ShardError(
             f"{where}: the probabilities kept at one token sum to {np.exp(totals[worst]):.4f}, not to 1. "
             "The shard is damaged or was not written by Potstill; remove it and run `dvc repro score`."
         )
-    return logprobs.values - np.repeat(totals, logprobs.lengths).astype(np.float32), (tails - totals).astype(np.float32)
 
 
 def _logsumexp(values: Ragged) -> np.ndarray:

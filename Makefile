@@ -32,7 +32,7 @@ test: $(READY) ## Run every test that this machine can run
 	@pytest -q $(if $(shell nvidia-smi 2>/dev/null),,-m "not gpu")
 
 bench: $(READY) ## Measure what the README claims, each against a baseline of the same run, on two cores
-	@failed=; for claim in head train_step shards packing; do echo; echo "benchmarks.$$claim"; \
+	@failed=; for claim in head train_step scoring shards packing; do echo; echo "benchmarks.$$claim"; \
 		python -m benchmarks.$$claim --check || failed="$$failed $$claim"; done; \
 		[ -z "$$failed" ] || { echo "make bench: missed a bar:$$failed"; exit 1; }
 

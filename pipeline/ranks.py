@@ -35,7 +35,8 @@ def spread(function: Callable[..., Any], count: int, *arguments: Any) -> Any:
         result = Path(folder) / "result"
         started = spawn(_rank, (places, result, function, arguments), count, join=False)
         assert started is not None
-        before = signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in started.processes])
+        workers = [process for process in started.processes if process is not None]
+        before = signal.signal(signal.SIGTERM, lambda *_: [worker.terminate() for worker in workers])
         try:
             while not started.join():
                 pass

@@ -1,7 +1,8 @@
 """Two views of one model that differ in their context alone must differ in what they say.
 
-Privileged context that never reaches the teacher is silent: training goes on, towards the model without it. What is
-compared is what was stored, so a run that finds every shard compares again.
+Privileged context that never reaches the teacher is silent: training goes on, towards the model without it. (The
+authors of arXiv:2605.02943 report it of their own runs, in HINT_FIX.md of their repository.) What is compared was
+stored, so a run that finds every shard compares again.
 """
 
 from collections.abc import Iterator, Mapping

@@ -4,6 +4,7 @@ Distributions are drawn whole, so the KL over the vocabulary is known; what a vi
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_views_without_an_id_in_common_differ_by_the_sampled_token():
     np.testing.assert_allclose(least, [0.7 * math.log(7) + 0.3 * math.log(0.3 / 0.9)])
 
 
-def write(path: Path, logprobs: list[np.ndarray | None], hashes: list[str], sampled: int = 0) -> None:
+def write(path: Path, logprobs: Sequence[np.ndarray | None], hashes: Sequence[str]) -> None:
     """A shard of scores: of each row its log-probabilities, None for a row without a score."""
     path.parent.mkdir(exist_ok=True)
     tables = []
@@ -84,7 +85,7 @@ def write(path: Path, logprobs: list[np.ndarray | None], hashes: list[str], samp
         if row is None:
             tables.append(shards.skipped_table([f"row-{number}"], ["no hint"]))
             continue
-        kept = top(row, 4, np.full(TOKENS, sampled))
+        kept = top(row, 4, np.zeros(TOKENS, int))
         scores = shards.Scores(
             kept.sampled, kept.ids, Ragged(kept.logprobs, kept.ids.offsets), np.full(TOKENS, 4), kept.tails, None
         )

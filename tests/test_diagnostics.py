@@ -87,7 +87,8 @@ def test_far_tokens_are_no_alarm_where_a_ratio_holds_them():
 @given(surplus=st.floats(1e-6, 0.3), reference_=st.floats(0.05, 0.6))
 def test_at_the_extrapolation_bound_the_tail_is_what_the_clip_can_hold(surplus, reference_):
     p, b, clip = 1 - surplus, reference_, 5.0
-    found = extrapolation_bound(*(torch.tensor([each], dtype=torch.float64).log() for each in (p, b)), clip)
+    target, base = (torch.tensor([each], dtype=torch.float64).log() for each in (p, b))
+    found = extrapolation_bound(target, base, clip)
     logit = float(found) * math.log(p / (1 - p)) + (1 - float(found)) * math.log(b / (1 - b))
     assert 1 / (1 + math.exp(logit)) == pytest.approx(surplus / clip, rel=1e-6)
 

@@ -26,7 +26,7 @@ from benchmarks import qwen3
 from benchmarks.measure import in_child, seconds
 from benchmarks.qwen3 import VOCABULARY
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import engines, models, packing, params
+from pipeline import engines, models, packing, params, view_settings
 from pipeline.engines import Scored, Support, vllm_process
 from pipeline.engines.hf import HfEngine
 
@@ -106,7 +106,7 @@ def _opened(way: Way, folder: Path) -> Iterator[Callable[[int], object]]:
             yield score
         return
     name: params.EngineName = "hf" if way == "hf" else "vllm"
-    views = {"teacher": params.View(support=params.SupportSettings(top_k=max(KS)))}
+    views = {"teacher": view_settings.View(support=view_settings.SupportSettings(top_k=max(KS)))}
     settings = params.Score(engine=name, views=views, hidden_states=way != "vLLM flat")
     with engines.open_engine(models.record(str(folder)), settings, machine()) as engine:
         yield lambda k: engine.score(sequences(), Support(k))

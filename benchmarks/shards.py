@@ -36,7 +36,7 @@ DEMO = Path("data/scores/r1/teacher")
 
 @dataclass(frozen=True)
 class Kept:
-    """What a view keeps, as `params.SupportSettings` says it."""
+    """What a view keeps, as `view_settings.SupportSettings` says it."""
 
     top_k: int
     mass: float | None = None

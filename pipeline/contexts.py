@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import grades, models, params, prompts, shards
+from pipeline import grades, models, prompts, shards, view_settings
 from pipeline.grading import Grade
 from pipeline.prompts import Prompt
 
@@ -61,10 +61,10 @@ class Told:
     skipped: str | None
 
 
-def identity(bucket: Bucket, view: params.View, model: models.Model) -> dict[str, Any]:
+def identity(bucket: Bucket, view: view_settings.View, model: models.Model) -> dict[str, Any]:
     """Everything that decides a shard's contexts: settings, tokenizer, and exactly the columns that are read."""
     facts: dict[str, Any] = {"kind": view.context.kind}
-    if not isinstance(view.context, params.Plain):
+    if not isinstance(view.context, view_settings.Plain):
         of_prompts, of_rollouts, of_grades = _columns(view.context)
         facts |= view.context.model_dump()
         facts["tokenizer"] = model.identity["tokenizer"]
@@ -89,10 +89,10 @@ class Contexts:
         model: that scores.
     """
 
-    def __init__(self, bucket: Bucket, view: params.View, model: models.Model):
+    def __init__(self, bucket: Bucket, view: view_settings.View, model: models.Model):
         self._context = view.context
         self._told = {row.rollout_id: row for row in told(bucket, view)}
-        self._tokenizer = None if isinstance(view.context, params.Plain) else model.load_tokenizer()
+        self._tokenizer = None if isinstance(view.context, view_settings.Plain) else model.load_tokenizer()
 
     def of(self, group: pa.Table) -> list[np.ndarray | str]:
         """Of each row of a row group the ids before its response, int32, or why there are none.
@@ -106,16 +106,16 @@ class Contexts:
     def _of_row(self, row: Told | None, prompt_ids: np.ndarray) -> np.ndarray | str:
         if row is not None and row.skipped is not None:
             return row.skipped
-        if row is None or isinstance(self._context, params.Plain):
+        if row is None or isinstance(self._context, view_settings.Plain):
             return prompt_ids
         *before, last = row.prompt.messages
         content = self._context.template.format(prompt=last["content"], **{self._context.kind: row.text})
         return np.array(models.render(self._tokenizer, [*before, {**last, "content": content}]), np.int32)
 
 
-def told(bucket: Bucket, view: params.View) -> list[Told]:
+def told(bucket: Bucket, view: view_settings.View) -> list[Told]:
     """What each row of a shard is told, in its order; of a plain view of all domains nothing is read, nor returned."""
-    if isinstance(view.context, params.Plain) and not view.domains:
+    if isinstance(view.context, view_settings.Plain) and not view.domains:
         return []
     known = {prompt.prompt_id: prompt for prompt in prompts.load(bucket.prompts)}
     ids, prompt_ids = _strings(bucket.rollouts, "rollout_id", "prompt_id")
@@ -154,46 +154,46 @@ def siblings(ids: Sequence[str], prompt_ids: Sequence[str], correct: Sequence[bo
 
 
 def _texts(
-    context: params.Context, bucket: Bucket, ids: Sequence[str], asked: Sequence[Prompt]
+    context: view_settings.Context, bucket: Bucket, ids: Sequence[str], asked: Sequence[Prompt]
 ) -> Sequence[str | None]:
     """What the template shows each row besides the prompt; None where there is no such thing."""
     match context:
-        case params.Plain() | params.Instruction():
+        case view_settings.Plain() | view_settings.Instruction():
             return [""] * len(ids)
-        case params.Hint():
+        case view_settings.Hint():
             return [prompt.hint for prompt in asked]
-        case params.Prefix(of=of, share=share):
+        case view_settings.Prefix(of=of, share=share):
             references = [prompt.hint if of == "hint" else prompt.answer for prompt in asked]
             return [None if reference is None else beginning(reference, share) for reference in references]
-        case params.Sibling():
+        case view_settings.Sibling():
             (texts,) = _strings(bucket.rollouts, "text")
             correct = [grade.correct for grade in grades.read(bucket.grades, bucket.rollouts)]
             places = siblings(ids, [prompt.prompt_id for prompt in asked], correct)
             return [None if place is None else texts[place] for place in places]
-        case params.Feedback():
+        case view_settings.Feedback():
             return [_feedback(grade) for grade in grades.read(bucket.grades, bucket.rollouts)]
 
 
-def _columns(context: params.Context) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _columns(context: view_settings.Context) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Columns of prompts, of rollouts and of grades that `_texts` reads, besides ids and messages."""
     match context:
-        case params.Hint():
+        case view_settings.Hint():
             return ("hint",), (), ()
-        case params.Prefix(of=of):
+        case view_settings.Prefix(of=of):
             return (of,), (), ()
-        case params.Sibling():
+        case view_settings.Sibling():
             return (), ("rollout_id", "prompt_id", "text"), ("rollout_id", "correct")
-        case params.Feedback():
+        case view_settings.Feedback():
             return (), (), ("rollout_id", "correct", "reward", "feedback")
         case _:
             return (), (), ()
 
 
-def _missing(context: params.Context) -> str:
+def _missing(context: view_settings.Context) -> str:
     match context:
-        case params.Prefix(of=of):
+        case view_settings.Prefix(of=of):
             return f"no {of}"
-        case params.Sibling():
+        case view_settings.Sibling():
             return "no correct sibling"
         case _:
             return f"no {context.kind}"

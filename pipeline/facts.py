@@ -168,7 +168,7 @@ def _rows(source: Shard, recipe: Recipe) -> dict[str, np.ndarray]:
 
 def _stored(sources: Sequence[Shard], recipe: Recipe, rows: Mapping[str, np.ndarray]) -> derived.Stored:
     """What derived columns are made from, of all rows."""
-    views = sorted({view for spec in recipe.derived.values() for view in _views_of(spec)})
+    views = sorted({view for spec in recipe.derived.values() for view in spec.views})
     parts: list[tuple[Any, ...]] = []
     numbers: dict[str, int] = {}
     for source in sources:
@@ -183,11 +183,6 @@ def _stored(sources: Sequence[Shard], recipe: Recipe, rows: Mapping[str, np.ndar
     group, lengths, tokens, sampling, *given = (np.concatenate(column) for column in zip(*parts, strict=True))
     by_view = dict(zip(views, given, strict=True))
     return derived.Stored(group, lengths, rows.get("correct"), rows.get("reward"), tokens, sampling, by_view)
-
-
-def _views_of(spec: Any) -> list[str]:
-    named = [getattr(spec, "view", None), getattr(spec, "of", None)]
-    return [name for name in named if name not in (None, "behaviour", "correct", "reward")]
 
 
 def _groups(source: Shard, recipe: Recipe) -> Iterator[Any]:

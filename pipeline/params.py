@@ -4,46 +4,17 @@ Only what can change a number stands in params.yaml; DVC tracks it and a shard's
 used. Where and how fast is machine.yaml's, which nothing tracks. Values live in YAML, types and ranges here.
 """
 
-import difflib
-import json
 from pathlib import Path
-from string import Formatter
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.errors import SettingsError
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+from pipeline import settings
+from pipeline.settings import Name, NonNegative, Positive, PositiveFloat, Settings, Share
+from pipeline.view_settings import Sibling, View
 
 EngineName = Literal["hf", "vllm", "fake"]
 Split = Literal["sft", "opd", "evaluation"]
-
-
-S = TypeVar("S", bound="Settings")
-
-
-class Settings(BaseModel):
-    """Unknown keys are errors, types are not converted, and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Engine(Settings):
@@ -271,131 +242,6 @@ class Refresh(Engine):
         return self
 
 
-class SupportSettings(Settings):
-    """Which token ids a view keeps at each position."""
-
-    top_k: Positive | None = None
-    mass: Share | None = None
-    """Keep only the shortest prefix of the top k that holds this probability (of the whole vocabulary)."""
-    min_k: Positive = 1
-    """With `mass`: keep at least so many."""
-    same_as: tuple[Name, ...] = ()
-    """Also the ids that these views keep: all are then known under both models."""
-    behaviour: bool = False
-    """Also the ids that the behaviour student found likeliest (refresh.behaviour_top_k)."""
-    ids: tuple[NonNegative, ...] = ()
-    """Also these token ids, at every position."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.top_k is None and not self.same_as and not self.behaviour and not self.ids:
-            raise ValueError("`top_k`, `same_as`, `behaviour` or `ids` is needed: a view keeps some ids")
-        if len(set(self.ids)) < len(self.ids):
-            raise ValueError(f"`ids` names {next(id_ for id_ in self.ids if self.ids.count(id_) > 1)} more than once")
-        if self.mass is not None and self.top_k is None:
-            raise ValueError("`mass` cuts the top k: it needs `top_k`")
-        if self.top_k is not None and self.min_k > self.top_k:
-            raise ValueError(f"min_k is {self.min_k}, over top_k ({self.top_k})")
-        return self
-
-
-def _showing(*names: str) -> AfterValidator:
-    """Refuse a template that does not show exactly these, each as `{name}`."""
-
-    def check(template: str) -> str:
-        expected = " and ".join(f"{{{name}}}" for name in names)
-        try:
-            shown = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-        except ValueError as error:
-            raise ValueError(f"the template is malformed ({error}): write {{{{ and }}}} for braces") from None
-        if missing := [f"{{{name}}}" for name in names if name not in shown]:
-            raise ValueError(f"the template lacks {' and '.join(missing)}")
-        if unknown := sorted(shown - set(names)):
-            raise ValueError(
-                f"the template has {{{unknown[0]}}}, where {expected} is expected: write {{{{ and }}}} for braces"
-            )
-        return template
-
-    return AfterValidator(check)
-
-
-class Plain(Settings):
-    """The prompt as the student saw it."""
-
-    kind: Literal["plain"] = "plain"
-
-
-class Hint(Settings):
-    """The last user message with the prompt's hint."""
-
-    kind: Literal["hint"] = "hint"
-    template: Annotated[str, _showing("prompt", "hint")] = "{prompt}\n\nHint: {hint}"
-
-
-class Prefix(Settings):
-    """The last user message with the beginning of the prompt's hint or answer."""
-
-    kind: Literal["prefix"] = "prefix"
-    of: Literal["hint", "answer"] = "hint"
-    share: Share
-    """Of its characters, rounded up."""
-    template: Annotated[str, _showing("prompt", "prefix")] = "{prompt}\n\nThe solution begins: {prefix}"
-
-
-class Sibling(Settings):
-    """The last user message with another response to the prompt, one that was graded correct."""
-
-    kind: Literal["sibling"] = "sibling"
-    template: Annotated[str, _showing("prompt", "sibling")] = "{prompt}\n\nA correct solution:\n{sibling}"
-
-
-class Feedback(Settings):
-    """The last user message with the grader's words about the response itself."""
-
-    kind: Literal["feedback"] = "feedback"
-    template: Annotated[str, _showing("prompt", "feedback")] = "{prompt}\n\nFeedback on your solution: {feedback}"
-
-
-class Instruction(Settings):
-    """The last user message in a frame that is the same for every prompt."""
-
-    kind: Literal["instruction"] = "instruction"
-    template: Annotated[str, _showing("prompt")]
-
-
-Context = Plain | Hint | Prefix | Sibling | Feedback | Instruction
-
-
-class View(Settings):
-    """One scoring pass: a model, a context, a support."""
-
-    model: str = "teacher"
-    """`teacher`, `student` (the one of the round before), or a model's name as in `models`."""
-    hint_template: str | None = None
-    """With `context: hint`: short for `context: {kind: hint, template: …}`."""
-    context: Annotated[Context, Field(discriminator="kind")] = Plain()
-    """What the model sees before the response; `hint` is short for `{kind: hint}`, and so on."""
-    domains: tuple[str, ...] = ()
-    """Score only responses to prompts of these domains; none named: all."""
-    support: SupportSettings
-    target: bool = True
-    """Whether a student learns from it; only then must its model be the teacher of the SFT data."""
-
-    @field_validator("context", mode="before")
-    @classmethod
-    def _written_out(cls, context: Any, info: ValidationInfo) -> Any:
-        template = info.data.get("hint_template")  # known here, being declared before
-        if context == "hint" and template is not None:
-            return {"kind": "hint", "template": template}
-        return {"kind": context} if isinstance(context, str) else context
-
-    @model_validator(mode="after")
-    def _template_is_used(self) -> Self:
-        if self.hint_template is not None and self.hint_template != getattr(self.context, "template", None):
-            raise ValueError(f"`hint_template` goes with `context: hint`, found `context: {self.context!r}`")
-        return self
-
-
 class Score(Engine):
     """Settings of score."""
 
@@ -561,7 +407,7 @@ def load(path: Path) -> Params:
     Raises:
         SettingsError: the file is missing or no YAML, or some settings are wrong; all mistakes are named at once.
     """
-    return _checked(Params, path, _yaml(path))
+    return settings.checked(Params, path, settings.read_yaml(path))
 
 
 def load_machine(path: Path) -> Machine:
@@ -570,60 +416,4 @@ def load_machine(path: Path) -> Machine:
     Raises:
         SettingsError: as `load`.
     """
-    return _checked(Machine, path, _yaml(path) or {}) if path.exists() else Machine()
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        # ruamel reads YAML 1.2 as DVC does: `1e-4` is a number, where PyYAML has a string.
-        return YAML(typ="safe", pure=True).load(path)
-    except FileNotFoundError:
-        raise SettingsError(f"{path} is missing. `presets/` has some to copy from.") from None
-    except YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from None
-
-
-def _checked(kind: type[S], path: Path, data: Any) -> S:
-    try:
-        # By way of JSON: there a strict model takes a list for a tuple, and still no "64" for 64.
-        # A date is the text it was written as.
-        return kind.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        lines = [_told(kind, mistake) for mistake in error.errors()]
-        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-        raise SettingsError(f"{path} has {count}:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def _told(kind: type[Settings], mistake: Any) -> str:
-    """One mistake as `section.key: expected …, found …`."""
-    place = ".".join(str(part) for part in mistake["loc"]) or "the file as a whole"
-    match mistake["type"]:
-        case "extra_forbidden":
-            known = _keys_beside(kind, mistake["loc"])
-            close = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
-            meant = f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(known)}" if known else ""
-            return f"{place}: no such setting{meant}"
-        case "missing":
-            return f"{place}: is missing"
-        case "value_error":
-            return f"{place}: {mistake['ctx']['error']}"
-        case "union_tag_not_found":
-            return f"{place}.kind: is missing"
-        case "union_tag_invalid":
-            return f"{place}: expected one of {mistake['ctx']['expected_tags']}, found '{mistake['ctx']['tag']}'"
-    expected = mistake["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{place}: expected {expected}, found {mistake['input']!r}"
-
-
-def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
-    """The settings that exist where an unknown one was found."""
-    for part in place[:-1]:
-        if hasattr(kind, "model_fields"):
-            kind = kind.model_fields[part].annotation
-            options = [option for option in get_args(kind) if option is not type(None)]
-            kind = options[0] if isinstance(kind, UnionType) and len(options) == 1 else kind
-        elif isinstance(kind, UnionType):  # of classes that `kind` tells apart
-            kind = next(option for option in get_args(kind) if option.model_fields["kind"].default == part)
-        else:  # the values of a mapping, the places of a list
-            kind = next(option for option in reversed(get_args(kind)) if option is not Ellipsis)
-    return list(getattr(kind, "model_fields", {}))
+    return settings.checked(Machine, path, settings.read_yaml(path) or {}) if path.exists() else Machine()

@@ -4,17 +4,15 @@ A recipe is a sum of terms (`pipeline/terms.py`). It says what it needs; what is
 loads. `pipeline/objectives/compiled.py` makes one function of it.
 """
 
-import json
 from collections.abc import Mapping
 from importlib import resources
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from ruamel.yaml import YAML
+from pydantic import Field, model_validator
 
 from pipeline import axes
 from pipeline.errors import SettingsError
-from pipeline.params import Name, Settings
+from pipeline.settings import Name, Settings, checked, read_yaml
 from pipeline.terms import Term
 
 
@@ -46,16 +44,15 @@ class Recipe(Settings):
         asked |= {term.target.column for term in self.terms if isinstance(term.target, axes.Corrected)}
         if asked != set(self.derived):
             raise ValueError(f"derived columns: its terms read {sorted(asked)}, it defines {sorted(self.derived)}")
-        reads_views = [spec for spec in self.derived.values() if hasattr(spec, "view") or hasattr(spec, "favour")]
-        if reads_views and len(self.sources) > 1:
+        is_of_student = any("sampling_logprobs" in _facts_behind(spec) for spec in self.derived.values())
+        if is_of_student and len(self.sources) > 1:
             raise ValueError("derived columns that read a view are of the student's responses: use one source")
         return self
 
     @property
     def views(self) -> tuple[str, ...]:
         """The views that its terms and derived columns read."""
-        of = [getattr(spec, "view", getattr(spec, "of", None)) for spec in self.derived.values()]
-        named = {view for view in of if view not in (None, "behaviour", "reward", "correct")}
+        named = {view for spec in self.derived.values() for view in spec.views}
         gated = {weight.view for term in self.terms for weight in term.weights if isinstance(weight, axes.HasView)}
         return tuple(sorted({view for term in self.terms for view in term.views} | named | gated))
 
@@ -157,13 +154,9 @@ def load(objective: str | Mapping[str, Any]) -> Recipe:
     if isinstance(objective, str):
         if objective not in names():
             raise SettingsError(f"train.objective: no recipe `{objective}`; there are {', '.join(names())}.")
-        text = (resources.files("pipeline") / "recipes" / f"{objective}.yaml").read_text()
-        facts = {"name": objective, **YAML(typ="safe", pure=True).load(text)}
+        with resources.as_file(resources.files("pipeline") / "recipes" / f"{objective}.yaml") as path:
+            facts = {"name": objective, **read_yaml(path)}
     else:
         own = {"name": "own", "paper": "", "description": "", "fidelity": {"level": "full", "note": "written out"}}
         facts = {**own, **objective}
-    try:
-        return Recipe.model_validate_json(json.dumps(facts))  # by way of JSON, as params does
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, mistake['loc']))}: {mistake['msg']}" for mistake in error.errors()]
-        raise SettingsError(f"train.objective `{facts['name']}`:\n" + "\n".join(lines)) from None
+    return checked(Recipe, f"train.objective `{facts['name']}`", facts)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import contexts, models, params, rollouts, shards
+from pipeline import contexts, models, params, rollouts, shards, view_settings
 from pipeline.contexts import Bucket, Contexts
 from pipeline.engines import Engine, Progress, Scored, Support
 from pipeline.made_with import versions
@@ -31,7 +31,7 @@ class Job:
     """
 
     bucket: Bucket
-    view: params.View
+    view: view_settings.View
     model: models.Model
     asked: tuple[Path, ...] = ()
 

@@ -25,7 +25,7 @@ from pipeline.axes import (
     TopFraction,
     Zone,
 )
-from pipeline.params import Name, Positive, PositiveFloat, Settings
+from pipeline.settings import Name, Positive, PositiveFloat, Settings
 
 _REFUSED = {
     "truncate": "the un-normalised sum over some ids has a gradient at the target itself and drives probability out of "

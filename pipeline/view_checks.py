@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline import contexts, lineage, models, params, shards
+from pipeline import contexts, lineage, models, params, shards, view_settings
 from pipeline.contexts import Bucket, Contexts
 from pipeline.errors import EngineError, SettingsError, ShardError
 
@@ -31,7 +31,7 @@ def check_models(settings: params.Score, by_view: Mapping[str, models.Model], ro
         _check_ids(name, view, model)
         if not view.target:
             continue
-        if isinstance(view.context, params.Plain) and (view.model == "student" or model.weights in writers):
+        if isinstance(view.context, view_settings.Plain) and (view.model == "student" or model.weights in writers):
             raise SettingsError(
                 f"score.views.{name}: {model.name} is the student itself on the plain prompt: it has nothing to teach. "
                 "Give the view a context that the student does not see, or another model; or, where it is a reference, "
@@ -44,7 +44,7 @@ def check_models(settings: params.Score, by_view: Mapping[str, models.Model], ro
     _check_references(settings.views, by_view)
 
 
-def check_rows(name: str, view: params.View, buckets: Sequence[Bucket]) -> None:
+def check_rows(name: str, view: view_settings.View, buckets: Sequence[Bucket]) -> None:
     """Count the rows that a view has no score for, and tell.
 
     Raises:
@@ -71,7 +71,7 @@ def check_rows(name: str, view: params.View, buckets: Sequence[Bucket]) -> None:
         log.info("view %s: %d of %d responses have no score: %s", name, reasons.total(), len(told), listed)
 
 
-def check_lengths(name: str, view: params.View, model: models.Model, bucket: Bucket, limit: int | None) -> None:
+def check_lengths(name: str, view: view_settings.View, model: models.Model, bucket: Bucket, limit: int | None) -> None:
     """Refuse a shard with a context and a response that are together longer than the model's context.
 
     Args:
@@ -100,7 +100,7 @@ def check_lengths(name: str, view: params.View, model: models.Model, bucket: Buc
                 )
 
 
-def _check_ids(name: str, view: params.View, model: models.Model) -> None:
+def _check_ids(name: str, view: view_settings.View, model: models.Model) -> None:
     top_k, highest = view.support.top_k or 0, max(view.support.ids, default=0)
     if top_k > model.vocabulary:
         raise SettingsError(
@@ -113,7 +113,7 @@ def _check_ids(name: str, view: params.View, model: models.Model) -> None:
         )
 
 
-def _check_references(views: Mapping[str, params.View], by_view: Mapping[str, models.Model]) -> None:
+def _check_references(views: Mapping[str, view_settings.View], by_view: Mapping[str, models.Model]) -> None:
     """A log-ratio between a target and its reference is 0 everywhere where both are one model in one context."""
     targets = [name for name, view in views.items() if view.target]
     for name, view in views.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import models, params, shards
+from pipeline import models, shards, view_settings
 from pipeline.errors import ShardError
 from pipeline.ragged import Ragged
 
@@ -40,7 +40,7 @@ class Kept:
     tails: np.ndarray
 
 
-def to_compare(name: str, views: Mapping[str, params.View], by_view: Mapping[str, models.Model]) -> list[str]:
+def to_compare(name: str, views: Mapping[str, view_settings.View], by_view: Mapping[str, models.Model]) -> list[str]:
     """The views of the same model as this one's in another context."""
     return [
         other

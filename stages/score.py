@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import command, contexts, models, params, scoring, shards, view_checks, view_pairs
+from pipeline import command, contexts, models, params, scoring, shards, view_checks, view_pairs, view_settings
 from pipeline.command import Bar, Made
 from pipeline.contexts import Bucket
 from pipeline.engines import OnDemand
@@ -66,7 +66,7 @@ def run(
     return made
 
 
-def _model(name: str, view: params.View, teacher: Path, student: Path) -> models.Model:
+def _model(name: str, view: view_settings.View, teacher: Path, student: Path) -> models.Model:
     """The record of a view's model."""
     match view.model:
         case "teacher":
@@ -118,7 +118,9 @@ def _first_pass(settings: params.Score, machine: params.Machine, store: Store, j
     return paths
 
 
-def _jobs(buckets: list[Bucket], view: params.View, model: models.Model, asked: Sequence[list[Path]] = ()) -> list[Job]:
+def _jobs(
+    buckets: list[Bucket], view: view_settings.View, model: models.Model, asked: Sequence[list[Path]] = ()
+) -> list[Job]:
     """One view of every shard; `asked` are other views' scores of the same shards."""
     return [Job(bucket, view, model, tuple(paths)) for bucket, *paths in zip(buckets, *asked, strict=True)]
 

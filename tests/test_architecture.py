@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards
+from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards, view_settings
 from pipeline.contexts import Bucket
 from pipeline.loading import Shard
 from pipeline.scoring import Job
@@ -137,7 +137,7 @@ def identities(tmp_path):
         name="n", location="l", commit="c", weights="w", tokenizer="t", chat_template="c", vocabulary=2, tokens=2,
         eos_ids=(0,), context=9, parameters=None,
     )  # fmt: skip
-    view = params.View(support=params.SupportSettings(top_k=1))
+    view = view_settings.View(support=view_settings.SupportSettings(top_k=1))
     learning = params.Training(steps=1, batch=1, learning_rate=1.0)
     size = params.TinyModel(layers=1, hidden=8, heads=2)
 

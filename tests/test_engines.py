@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline import engines, models, params
+from pipeline import engines, models, params, view_settings
 from pipeline.engines import Request, Scored, Support
 from pipeline.engines.fake import bigram_logprobs
 from pipeline.errors import EngineError
@@ -57,7 +57,7 @@ class Opened(dict):
 def _vllm(model, stack):
     """Write with one engine of vLLM and score with another, as the stages do in their own processes."""
     machine = params.Machine(vllm=params.VllmMachine(enforce_eager=True))
-    view = params.View(support=params.SupportSettings(top_k=37))
+    view = view_settings.View(support=view_settings.SupportSettings(top_k=37))
     scoring = params.Score(engine="vllm", views={"teacher": view})
     writer, scorer = (
         stack.enter_context(engines.open_engine(model, settings, machine))

@@ -7,7 +7,7 @@ again; so if it changes on purpose, raise the stage's VERSION, say so in the com
 import pyarrow as pa
 import pytest
 
-from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards
+from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards, view_settings
 from pipeline.contexts import Bucket
 from pipeline.loading import Shard
 from pipeline.scoring import Job
@@ -66,12 +66,12 @@ def test_the_fingerprint_of_grades(shard, rollout_shard):
 
 
 def test_the_fingerprint_of_scores(shard, rollout_shard):
-    view = params.View(support=params.SupportSettings(top_k=4))
+    view = view_settings.View(support=view_settings.SupportSettings(top_k=4))
     settings = params.Score(views={"teacher": view})
     bucket = Bucket(rollout_shard, shard, shard.with_name("grades.parquet"))
     plain = scoring.identity(Job(bucket, view, MODEL), settings, "exact")
     assert shards.fingerprint(plain) == "5d62a969968ca08d5c1775d32a31837e"
-    hinted = view.model_copy(update={"context": params.Hint()})
+    hinted = view.model_copy(update={"context": view_settings.Hint()})
     assert (
         shards.fingerprint(scoring.identity(Job(bucket, hinted, MODEL), settings, "exact"))
         == "12be610bd21a7c6a038e52db4e9fcb05"

@@ -122,7 +122,7 @@ def test_an_unknown_recipe_lists_those_there_are():
         ({**ANALYTIC, "target": MEAN}, "`target` composes views: leave `view` null"),
         ({**ANALYTIC, "fixed_point": "somewhere"}, "should match pattern"),
         ({**SAMPLED, "bonus": "reward"}, "its terms read ['reward'], it defines []"),
-        ({**ANALYTIC, "divergense": "reverse_kl"}, "terms.0.divergense: Extra inputs are not permitted"),
+        ({**ANALYTIC, "divergense": "reverse_kl"}, "terms.0.divergense: no such setting; did you mean `divergence`"),
     ],
 )
 def test_terms_that_do_not_fit_together_are_refused_with_a_reason(term, reason):
@@ -133,14 +133,20 @@ def test_terms_that_do_not_fit_together_are_refused_with_a_reason(term, reason):
 @pytest.mark.parametrize(
     ("objective", "reason"),
     [
-        ({}, "terms: Field required"),
-        ({"terms": []}, "at least 1 item"),
-        ({"terms": 5}, "terms: Input should be a valid"),
+        ({}, "terms: is missing"),
+        ({"terms": []}, "terms: expected Tuple should have at least 1 item"),
+        ({"terms": 5}, "terms: expected array, found 5"),
+        ({"terms": [{"estimator": "analytc"}]}, "terms.0.estimator: expected 'analytic'"),
+        (
+            {"terms": [{"weights": [{"kind": "has_view", "veiw": "hint"}]}]},
+            "terms.0.weights.0.has_view.veiw: no such setting; did you mean `view`?",
+        ),
     ],
 )
 def test_an_objective_that_is_no_recipe_is_refused(objective, reason):
-    with pytest.raises(SettingsError, match=rf"train\.objective `own`:\n.*{re.escape(reason)}"):
+    with pytest.raises(SettingsError, match=rf"(?s)train\.objective `own` has .*\n  {re.escape(reason)}") as refused:
         recipes.load(objective)
+    assert ("terms: " in str(refused.value)) == reason.startswith("terms: ")  # not of a list of wrong terms as well
 
 
 @pytest.fixture

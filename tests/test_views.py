@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import contexts, models, params, prompts, scoring, shards, view_checks
+from pipeline import contexts, models, params, prompts, scoring, shards, view_checks, view_settings
 from pipeline.contexts import Bucket, Contexts, siblings
 from pipeline.engines import open_engine
 from pipeline.errors import EngineError, SettingsError, ShardError
@@ -78,8 +78,10 @@ def write(folder, model, rows=ROWS, asked=PROMPTS) -> Bucket:
     return bucket
 
 
-def view(context: Any = "plain", support: Any = None, **more: Any) -> params.View:
-    return params.View.model_validate_json(json.dumps({"context": context, "support": support or {"top_k": 4}, **more}))
+def view(context: Any = "plain", support: Any = None, **more: Any) -> view_settings.View:
+    return view_settings.View.model_validate_json(
+        json.dumps({"context": context, "support": support or {"top_k": 4}, **more})
+    )
 
 
 def shown(bucket, model, of_view) -> list[str]:

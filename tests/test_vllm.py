@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline import models, params
+from pipeline import models, params, view_settings
 from pipeline.engines import Request, Scored, Support, output_layer, prompt_logprobs, vllm_lora, vllm_process
 from pipeline.engines.vllm import VllmEngine
 from pipeline.errors import EngineError
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 SMALL_BATCHES = params.Machine(vllm=params.VllmMachine(enforce_eager=True, max_num_batched_tokens=32, max_num_seqs=8))
 WHOLE = params.Sampling(max_tokens=12)
-VIEWS = {"teacher": params.View(support=params.SupportSettings(top_k=30))}
+VIEWS = {"teacher": view_settings.View(support=view_settings.SupportSettings(top_k=30))}
 WRITING = params.Engine(engine="vllm")
 EXACT = params.Score(engine="vllm", views=VIEWS)
 DERIVED = params.Score(engine="vllm", views=VIEWS, hidden_states=False)

@@ -17,7 +17,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline import engines, models, params, shards
+from pipeline import engines, models, params, shards, view_settings
 from pipeline.engines import Scored, Support
 from pipeline.store import Store
 from tests import dag
@@ -178,7 +178,7 @@ def test_score_gives_the_students_view_of_the_ids_that_others_keep(scored, seque
 
 def test_both_ways_agree_with_hf_on_the_rollouts(teacher, sequences, truth):
     assert np.exp(sampled(truth, sequences)).mean() > 0.5, "as peaked as a trained model's"
-    views = {"teacher": params.View(support=params.SupportSettings(top_k=8))}
+    views = {"teacher": view_settings.View(support=view_settings.SupportSettings(top_k=8))}
     for hidden_states in (True, False):
         settings = params.Score(engine="vllm", views=views, hidden_states=hidden_states)
         with engines.open_engine(teacher, settings, MACHINE) as engine:

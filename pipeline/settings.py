@@ -1,0 +1,104 @@
+"""Reading settings: strict, frozen classes filled from YAML, and every mistake of a file named at once."""
+
+import difflib
+import json
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import SettingsError
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Unknown keys are errors, types are not converted, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        SettingsError: the file is missing or no YAML.
+    """
+    try:
+        # ruamel reads YAML 1.2 as DVC does: `1e-4` is a number, where PyYAML has a string.
+        return YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise SettingsError(f"{path} is missing. `presets/` has some to copy from.") from None
+    except YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {error}") from None
+
+
+def checked(kind: type[S], named: object, data: Any) -> S:
+    """What was read, as settings of this class.
+
+    Args:
+        kind: the class.
+        named: where `data` was read, for the error.
+        data: mappings, lists and values.
+
+    Raises:
+        SettingsError: some of it is wrong; all mistakes are named at once, each with its key, what is expected there
+            and what was found.
+    """
+    try:
+        # By way of JSON: there a strict model takes a list for a tuple, and still no "64" for 64.
+        # A date is the text it was written as.
+        return kind.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        wrong = {mistake["loc"]: mistake for mistake in error.errors()}
+        # A list of which every place is wrong counts as empty: that says nothing more.
+        followed = {place[:length] for place in wrong for length in range(len(place))}
+        lines = [_told(kind, mistake) for place, mistake in wrong.items() if place not in followed]
+        count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise SettingsError(f"{named} has {count}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _told(kind: type[Settings], mistake: Any) -> str:
+    """One mistake as `section.key: expected …, found …`."""
+    place = ".".join(str(part) for part in mistake["loc"]) or "the file as a whole"
+    match mistake["type"]:
+        case "extra_forbidden":
+            known = _keys_beside(kind, mistake["loc"])
+            close = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
+            meant = f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(known)}" if known else ""
+            return f"{place}: no such setting{meant}"
+        case "missing":
+            return f"{place}: is missing"
+        case "value_error":
+            return f"{place}: {mistake['ctx']['error']}"
+        case "union_tag_not_found":
+            return f"{place}.kind: is missing"
+        case "union_tag_invalid":
+            return f"{place}: expected one of {mistake['ctx']['expected_tags']}, found '{mistake['ctx']['tag']}'"
+    expected = mistake["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{place}: expected {expected}, found {mistake['input']!r}"
+
+
+def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
+    """The settings that exist where an unknown one was found."""
+    for part in place[:-1]:
+        if get_origin(kind) is Annotated:
+            kind = get_args(kind)[0]
+        if hasattr(kind, "model_fields"):
+            kind = kind.model_fields[part].annotation
+            options = [option for option in get_args(kind) if option is not type(None)]
+            kind = options[0] if isinstance(kind, UnionType) and len(options) == 1 else kind
+        elif isinstance(kind, UnionType):  # of classes that `kind` tells apart
+            kind = next(one for one in get_args(kind) if part in get_args(one.model_fields["kind"].annotation))
+        else:  # the values of a mapping, the places of a list
+            kind = next(option for option in reversed(get_args(kind)) if option is not Ellipsis)
+    return list(getattr(kind, "model_fields", {}))

@@ -133,6 +133,7 @@ class _Exact:
     """In this process: it can neither hang nor crash."""
 
     def grade(self, responses: Sequence[str], answers: Sequence[str | None]) -> list[Grade]:
+        """As `Grader` says; nothing without an answer."""
         grades = []
         for response, answer in zip(responses, answers, strict=True):
             correct = None if answer is None else exact(response, answer)
@@ -147,6 +148,7 @@ class _Pooled:
         self._pool, self._without_answer = pool, without_answer
 
     def grade(self, responses: Sequence[str], answers: Sequence[str | None]) -> list[Grade]:
+        """As `Grader` says; failures are also logged, once a call."""
         grades = [Grade(None, None, None)] * len(responses)
         pairs = enumerate(zip(responses, answers, strict=True))
         asked = [(place, pair) for place, pair in pairs if pair[1] is not None or self._without_answer]

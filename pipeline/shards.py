@@ -373,6 +373,7 @@ def normalised(logprobs: Ragged, tails: np.ndarray, where: str) -> tuple[np.ndar
 
 
 def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, where: str) -> None:
+    """A sum may be off by 1e-3, or by what values rounded to 16 bits (2^-11 of each) can put together, if more."""
     values = np.maximum(logprobs.values.astype(np.float64), -700.0)  # 0 · −inf would be no number
     rounding = 2**-11 * _sums(-np.exp(values) * values, logprobs.offsets)
     excess = np.abs(totals) - np.maximum(rounding, 1e-3)

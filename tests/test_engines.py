@@ -34,11 +34,10 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def opened(folders):
+def opened(folders, one_process):
     """Each engine on the bigram model, opened when a test first asks for it."""
     model = models.record(str(folders["bigram"]))
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    with ExitStack() as stack:
         yield Opened(model, stack)
 
 

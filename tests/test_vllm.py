@@ -25,7 +25,10 @@ from pipeline.engines.vllm import VllmEngine
 from pipeline.errors import EngineError
 from tests import tiny_models
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+    pytest.mark.usefixtures("one_process"),
+]
 
 SMALL_BATCHES = params.Machine(vllm=params.VllmMachine(enforce_eager=True, max_num_batched_tokens=32, max_num_seqs=8))
 WHOLE = params.Sampling(max_tokens=12)
@@ -33,14 +36,6 @@ VIEWS = {"teacher": view_settings.View(support=view_settings.SupportSettings(top
 WRITING = params.Engine(engine="vllm")
 EXACT = params.Score(engine="vllm", views=VIEWS)
 DERIVED = params.Score(engine="vllm", views=VIEWS, hidden_states=False)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_process():
-    """Five seconds to open, against twenty."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        yield
 
 
 @pytest.fixture(scope="module")

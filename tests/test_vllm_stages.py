@@ -24,6 +24,7 @@ from tests import dag
 from tests.dag import Stage
 
 pytestmark = [
+    pytest.mark.usefixtures("one_process"),
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
@@ -60,14 +61,6 @@ SETTINGS = {
     "rounds": {"r1": {"prev": "r0"}},
 }
 MACHINE = params.Machine(vllm=params.VllmMachine(enforce_eager=True))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_process():
-    """Five seconds to open vLLM, against twenty."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,10 @@ from read_json_auto('data/metrics/*.json') order by checkpoint = 'teacher' desc,
 endef
 export METRICS
 
-test: $(READY) ## Run every test that this machine can run
-	@pytest -q $(if $(shell nvidia-smi 2>/dev/null),,-m "not gpu")
+WORKERS := 2
+
+test: $(READY) ## Run every test that this machine can run (WORKERS=2 processes of one thread each)
+	@OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile $(if $(shell nvidia-smi 2>/dev/null),,-m "not gpu")
 
 bench: $(READY) ## Measure what the README claims, each against a baseline of the same run, on two cores
 	@failed=; for claim in head train_step scoring shards packing; do echo; echo "benchmarks.$$claim"; \

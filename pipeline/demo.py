@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline import facts, models, params, shards
+from pipeline import facts, models, params, shards, view_settings
 from pipeline.errors import PromptError
 from pipeline.grading import MARKER
 
@@ -42,10 +42,15 @@ _CHAT = (
 """A turn costs one token besides its text: the mark of its role. A response ends itself."""
 
 
-def sums(seed: int, count: int) -> Iterator[dict[str, str]]:
+def sums(seed: int, count: int, hinted: bool = False) -> Iterator[dict[str, str]]:
     """Draw `count` different sums.
 
     Two seeds may have sums in common; the `prompts` stage keeps those of the evaluation out of training.
+
+    Args:
+        seed: of the draw.
+        count: of sums.
+        hinted: whether the question itself shows the hint.
 
     Returns:
         Rows of `question` (`17+48+25=?`), `answer` (`90`), `hint` (`17+48=65`: the first half of the working) and
@@ -60,7 +65,13 @@ def sums(seed: int, count: int) -> Iterator[dict[str, str]]:
     # Of a permutation of all, so that a larger count adds sums and changes none.
     drawn = np.random.default_rng(seed).permutation(numbers**3)[:count]
     places = np.stack(np.unravel_index(drawn, (numbers,) * 3), axis=1) + SMALLEST
-    return ({**_row(*map(int, place)), "domain": "sums"} for place in places)
+    rows = ({**_row(*map(int, place)), "domain": "sums"} for place in places)
+    return ({**row, "question": shown(row)} for row in rows) if hinted else rows
+
+
+def shown(row: dict[str, str]) -> str:
+    """The question with its hint, as a view with `context: hint` shows it."""
+    return view_settings.Hint().template.format(prompt=row["question"], hint=row["hint"])
 
 
 def _row(first: int, second: int, third: int) -> dict[str, str]:
@@ -192,7 +203,9 @@ def write_examples(path: Path, tokenizer: Any, settings: params.Demo) -> None:
     """Write worked sums as a shard that training can read; nobody sampled them, so they have no log-probabilities."""
     rows = list(sums(settings.seed, settings.examples))
     written = slipping(settings.slips, settings.seed)
-    prompts = [models.render(tokenizer, [{"role": "user", "content": row["question"]}]) for row in rows]
+    has_hint = np.random.default_rng([settings.seed, 1]).random(len(rows)) < settings.hinted
+    asked = [shown(row) if has else row["question"] for row, has in zip(rows, has_hint, strict=True)]
+    prompts = [models.render(tokenizer, [{"role": "user", "content": question}]) for question in asked]
     responses = [[*tokenizer.encode(solution(row["question"], written)), tokenizer.eos_token_id] for row in rows]
     columns = {
         "rollout_id": [shards.digest(row["question"]) for row in rows],
@@ -201,5 +214,6 @@ def write_examples(path: Path, tokenizer: Any, settings: params.Demo) -> None:
     }
     schema = pa.schema([shards.ROLLOUTS.field(name) for name in facts.ROLLOUT_COLUMNS])
     identity = {"made": "worked sums", "seed": settings.seed, "count": settings.examples, "slips": settings.slips}
+    identity |= {"hinted": settings.hinted} if settings.hinted else {}
     with shards.Writer(path, schema, identity, {}) as writer:
         writer.write(pa.table(columns, schema))

@@ -96,6 +96,8 @@ class Demo(Settings):
     """Worked sums that the teacher is trained on."""
     slips: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the digits computed in them that are wrong, so that the teacher is right, but not certain."""
+    hinted: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of them whose prompt shows its hint, so that the teacher knows what to do with one."""
     training: Training
     seed: int = 0
 
@@ -132,11 +134,13 @@ class Source(Settings):
     dataset_split: str = "train"
     sums: Annotated[int, Field(ge=0)] | None = None
     """The demo's task: sums of three numbers, drawn with this seed. Needs `limit`."""
+    hinted: bool = False
+    """`sums`: the prompt itself shows the hint, as `context: hint` would; a student learns from it to use hints."""
     fields: Fields = Fields()
     answer_after: str | None = None
     """The answer is what follows the last occurrence of this text (GSM8K: `####`)."""
     domain: str = "all"
-    """Domain of every row, where `fields.domain` does not name a field."""
+    """Domain of every row, where `fields.domain` does not name a field; of `sums` it is `sums` if left out."""
     system: str | None = None
     """A system message put before every prompt."""
     limit: Positive | None = None
@@ -149,6 +153,8 @@ class Source(Settings):
             raise ValueError(f"exactly one of `path`, `dataset` and `sums` is expected, found {given or 'none'}")
         if self.sums is not None and self.limit is None:
             raise ValueError("`sums` needs `limit`: how many sums to draw")
+        if self.hinted and self.sums is None:
+            raise ValueError(f"`hinted` does nothing with `{given[0]}`: leave it out")
         for origin, needless in (("sums", "fields"), ("dataset", "subset"), ("dataset", "dataset_split")):
             if needless in self.model_fields_set and (origin in given) == (origin == "sums"):
                 raise ValueError(f"`{needless}` does nothing with `{given[0]}`: leave it out")

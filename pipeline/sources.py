@@ -89,8 +89,9 @@ def _found(source: params.Source, setting: str) -> Iterator[tuple[str, Any]]:
         from pipeline import demo
 
         assert source.limit is not None
-        drawn = enumerate(demo.sums(source.sums, source.limit), 1)
-        return ((f"{_name(source)}, number {number}", row) for number, row in drawn)
+        drawn = enumerate(demo.sums(source.sums, source.limit, source.hinted), 1)
+        domain = {"domain": source.domain} if "domain" in source.model_fields_set else {}
+        return ((f"{_name(source)}, number {number}", row | domain) for number, row in drawn)
     if source.dataset is not None:
         return _dataset(source, source.dataset, setting)
     path = Path(source.path or "")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -168,6 +169,18 @@ def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
     packs = rows.batch(rows.sequential()[:4], 1000)
     total = sum(columns.weights["token_mean"].sum() for _, columns in packs)
     np.testing.assert_allclose(total, 1.0, rtol=1e-6)
+
+
+def test_a_share_of_the_examples_shows_its_own_hint(tmp_path: Path):
+    tokenizer = demo.character_tokenizer()
+    demo.write_examples(tmp_path / "examples.parquet", tokenizer, examples(hinted=0.25, examples=400))
+    rows = pq.read_table(tmp_path / "examples.parquet").column("prompt_ids").to_pylist()
+    shown = 0
+    for row, ids in zip(demo.sums(0, 400), rows, strict=True):
+        asked = tokenizer.decode(ids)
+        assert asked in (f"<|user|>{row['question']}<|assistant|>", f"<|user|>{demo.shown(row)}<|assistant|>")
+        shown += row["hint"] in asked
+    np.testing.assert_allclose(shown / 400, 0.25, atol=0.08)
 
 
 def test_so_many_computed_digits_slip_and_each_to_every_other_digit():

@@ -143,6 +143,7 @@ def context(written: str, *more: str) -> str:
         (SUMS, "{split: sft, path: a, sums: 1, limit: 1}", "is expected, found ['path', 'sums']"),
         (SUMS, "{split: sft, sums: 1, limit: 1, fields: {prompt: q}}", "`fields` does nothing with `sums`"),
         (SUMS, "{split: sft, path: a.jsonl, subset: main}", "`subset` does nothing with `path`"),
+        (SUMS, "{split: sft, path: a, hinted: true}", "`hinted` does nothing with `path`"),
         (SUMS, "{split: sft, sums: 1, limit: 1, dataset_split: test}", "`dataset_split` does nothing with `sums`"),
         ("held_out: 0", "held_out: 16", "held_out is bucket 16, there are 16 (0 to 15)"),
         ("grader: exact", "grader: exacct", "`exact`, `math` or `module:function` is expected, found `exacct`"),

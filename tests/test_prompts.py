@@ -123,6 +123,15 @@ def test_the_demos_sums_bring_answers_hints_and_domains() -> None:
     assert found[6].place == "sums 3, number 7"
 
 
+def test_the_demos_sums_can_show_their_hint_and_be_of_a_domain() -> None:
+    plain = list(demo.sums(3, 7))
+    source = params.Source(split="opd", sums=3, limit=7, hinted=True, domain="told")
+    found, _ = sources.read(source, "prompts.sources.0")
+    assert found[0].messages[0]["content"] == f"{plain[0]['question']}\n\nHint: {plain[0]['hint']}"
+    assert [(row.answer, row.hint) for row in found] == [(row["answer"], row["hint"]) for row in plain]
+    assert {row.domain for row in found} == {"told"}
+
+
 def test_limit_takes_the_first_rows_and_looks_at_no_other(tmp_path: Path) -> None:
     found, mistakes = read(write(tmp_path / "a.jsonl", [*rows("a", 3), "bad"]), limit=3)
     assert (len(found), mistakes) == (3, [])

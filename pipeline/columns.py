@@ -46,7 +46,8 @@ class Columns:
         factors: of each term that counts otherwise (by its place in the recipe), the same.
         facts: [T] by name, of the token or of the row that it belongs to: `position`, `correct`, `domain=math`,
             `sampling_logprobs`, a derived column, …; the recipe says which.
-        lengths: int64 [rollout], tokens of each rollout of the pack, in the order of the tokens.
+        lengths: int64 [rollout], tokens of each rollout of the pack, in the order of the tokens. For a recipe with
+            pairs, every second rollout is the student's response to the prompt of the teacher's before it.
         sampled_ids: int64 [T], the response tokens.
         step: the optimiser step, from 0.
     """

@@ -118,7 +118,7 @@ class Made:
         return cls(
             made=sum(folder.made for folder in folders),
             found=sum(folder.found for folder in folders),
-            tokens=folders[0].tokens,
+            tokens=folders[0].tokens if folders else 0,
             bytes=sum(folder.bytes for folder in folders),
             seconds=sum(known) if len(known) == len(seconds) else None,
         )

@@ -53,7 +53,7 @@ def rollout_columns(recipe: Recipe | None) -> tuple[str, ...]:
     if recipe is None:
         return ROLLOUT_COLUMNS
     more = {column for fact in recipe.reads for column in _BEHIND.get(fact, ())}
-    needs_prompt = bool(recipe.derived) or _domains(recipe)
+    needs_prompt = bool(recipe.derived) or _domains(recipe) or recipe.is_paired
     return (*ROLLOUT_COLUMNS, *sorted(more | ({"prompt_id"} if needs_prompt else set())))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import facts, packing, shards
+from pipeline import facts, packing, pairs, shards
 from pipeline.columns import Columns, Target
 from pipeline.errors import ShardError
 from pipeline.facts import Facts, Shard
@@ -72,9 +72,9 @@ class Rows:
         self.groups = [(number, group) for number, counts in enumerate(self.files) for group in range(len(counts))]
         self._decoded = functools.lru_cache(maxsize=2 * WINDOW)(self._decode)
         self.first_row = np.concatenate([[0], np.cumsum([self.files[n][g] for n, g in self.groups])]).astype(np.int64)
-        kept = [self._kept(number, group) for number, group in self.groups]
-        self.rows_in = kept
-        self.count = sum(len(rows) for rows in kept)
+        self.partner = None if recipe is None or not recipe.is_paired else pairs.partners(sources, recipe.name)
+        self.rows_in = [self._kept(place) for place in range(len(self.groups))]
+        self.count = sum(len(rows) for rows in self.rows_in) * self.unit
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: all but the row groups in memory."""
@@ -85,15 +85,23 @@ class Rows:
         self.__dict__.update(state)
         self._decoded = functools.lru_cache(maxsize=2 * WINDOW)(self._decode)
 
+    @property
+    def unit(self) -> int:
+        """Rows that follow each other in every order, and share a pack: 2 for pairs, the teacher's response first."""
+        return 1 if self.partner is None else 2
+
     def order(self, epoch: int, seed: int) -> list[tuple[int, int]]:
-        """Every row once, as (row group, row): row groups shuffled, then the rows of each window of them."""
+        """Every row once, as (row group, row): row groups shuffled, then the rows of each window of them.
+
+        Of pairs every row that has a partner, behind it.
+        """
         random = np.random.default_rng([seed, epoch])
         groups = random.permutation(len(self.groups))
         order = []
         for start in range(0, len(groups), WINDOW):
             window = [(int(group), int(row)) for group in groups[start : start + WINDOW] for row in self.rows_in[group]]
             order += [window[index] for index in random.permutation(len(window))]
-        return order
+        return order if self.partner is None else [place for row in order for place in (self._partner_of(*row), row)]
 
     def sequential(self) -> list[tuple[int, int]]:
         """Every row once, as the shards have them."""
@@ -107,9 +115,11 @@ class Rows:
         lengths = np.array([len(response) for response in responses])
         step_tokens, step_sequences = int(lengths.sum()), len(rows)
         packs = []
-        plans = packing.plan([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)], tokens)
+        sizes = np.array([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
+        plans = packing.plan(sizes.reshape(-1, self.unit).sum(axis=1), tokens)
         for plan in packing.even(plans, devices):
-            pack = packing.build(plan, prompts, responses)
+            in_units = [[unit * self.unit + n for unit in row for n in range(self.unit)] for row in plan]
+            pack = packing.build(in_units, prompts, responses)
             taken = lengths[pack.sequences]
             places = [rows[int(index)] for index in pack.sequences]
             weights = {
@@ -138,10 +148,20 @@ class Rows:
             of_rows.append(self.facts.of(number, responses[row], groups[group].facts, tokens))
         return {name: torch.from_numpy(np.concatenate([each[name] for each in of_rows])) for name in of_rows[0]}
 
-    def _kept(self, number: int, group: int) -> np.ndarray:
+    def _kept(self, place: int) -> np.ndarray:
+        """Rows of a row group that are trained on; of pairs the second."""
+        number, group = self.groups[place]
         count, keep = self.files[number][group], self.sources[number].keep
+        if self.partner is not None:
+            return np.flatnonzero(self.partner[self.first_row[place] : self.first_row[place + 1]] >= 0)
         start = sum(self.files[number][:group])
         return np.arange(count) if keep is None else np.flatnonzero(keep[start : start + count])
+
+    def _partner_of(self, group: int, row: int) -> tuple[int, int]:
+        assert self.partner is not None
+        partner = int(self.partner[self.first_row[group] + row])
+        of = int(np.searchsorted(self.first_row, partner, side="right")) - 1
+        return of, partner - int(self.first_row[of])
 
     def _decode(self, index: int) -> _Group:
         number, group = self.groups[index]

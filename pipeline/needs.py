@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import axes, grades, params, shards
+from pipeline import axes, grades, pairs, params, shards
 from pipeline.errors import SettingsError, ShardError
 from pipeline.facts import Shard
 from pipeline.recipes import Recipe
@@ -23,7 +23,7 @@ def check(recipe: Recipe, sources: Sequence[Shard], settings: params.Training) -
 
     Raises:
         ShardError: a shard lacks a column, or has one that cannot be used so.
-        SettingsError: the steps go over the rows more often than an objective bears.
+        SettingsError: the steps go over the rows more often than an objective bears, or half a pair is left over.
     """
     for source in sources:
         for view, path in source.scores.items():
@@ -34,6 +34,7 @@ def check(recipe: Recipe, sources: Sequence[Shard], settings: params.Training) -
     for name in sorted({source.source for source in sources}):
         _check_grades(recipe, [source for source in sources if source.source == name])
     _check_passes(recipe, sources, settings)
+    _check_pairs(recipe, sources, settings)
 
 
 def _check_scores(recipe: Recipe, view: str, path: Path) -> None:
@@ -109,6 +110,17 @@ def _check_passes(recipe: Recipe, sources: Sequence[Shard], settings: params.Tra
             f"{count} rollouts. With `advantage: stored` and no clipped ratio, repeated steps follow a fixed linear "
             "reward past the target (KL rises from 0.52 to 1.04 on a table). Lower train.steps, take "
             "`advantage: live`, or a `proximal` or `two_sided` ratio."
+        )
+
+
+def _check_pairs(recipe: Recipe, sources: Sequence[Shard], settings: params.Training) -> None:
+    if not recipe.is_paired:
+        return
+    pairs.partners(sources, recipe.name)
+    if settings.batch % 2:
+        raise SettingsError(
+            f"train.batch is {settings.batch}, and train.objective `{recipe.name}` trains on pairs of sequences. Make "
+            "it even."
         )
 
 

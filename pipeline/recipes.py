@@ -89,7 +89,17 @@ class Recipe(Settings):
     @property
     def sources(self) -> tuple[str, ...]:
         """Whose responses it trains on."""
-        return tuple(sorted({term.source for term in self.terms}))
+        return tuple(sorted({source for term in self.terms for source in term.sources}))
+
+    @property
+    def teacher_views(self) -> tuple[str, ...]:
+        """The views that it reads over the teacher's own responses."""
+        return tuple(sorted({view for term in self.terms if "teacher" in term.sources for view in term.views}))
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether each of the student's responses needs one of the teacher's to the same prompt beside it."""
+        return any(term.estimator == "preference" for term in self.terms)
 
     @property
     def reads(self) -> frozenset[str]:

@@ -48,12 +48,14 @@ _Refusing = BeforeValidator(_known_to_fail)
 class Term(Settings):
     """One summand of the loss."""
 
-    estimator: Annotated[Literal["analytic", "policy_gradient", "residual", "nll"], _Refusing]
+    estimator: Annotated[Literal["analytic", "policy_gradient", "residual", "nll", "preference"], _Refusing]
     """`analytic`: the divergence itself. `policy_gradient`: the sampled token's advantage. `residual`: the reverse KL
-    over the ids, and the sampled token for what is outside. `nll`: SFT."""
+    over the ids, and the sampled token for what is outside. `nll`: SFT. `preference`: the teacher's response to a
+    prompt over the student's; the view is the reference."""
     divergence: Literal["reverse_kl", "forward_kl", "jsd", "mixture"] | None = None
     beta: Annotated[float, Field(gt=0, lt=1)] | Schedule | None = None
-    """`jsd`: weight of the target in the middle distribution. `mixture`: share of the reverse KL."""
+    """`jsd`: weight of the target in the middle distribution. `mixture`: share of the reverse KL. `preference`: what a
+    nat of the log-ratios counts for."""
     source: Literal["student", "teacher", "gold"] = "student"
     """Whose responses it is taken on."""
     view: Name | None = "teacher"
@@ -103,6 +105,8 @@ class Term(Settings):
                 raise ValueError("`nll` has no target: `support: sampled`, `view: null` and no divergence")
             case "residual" if self.support == "sampled" or self.divergence != "reverse_kl" or self.target:
                 raise ValueError("`residual` needs `divergence: reverse_kl`, ids to sum over, and one view")
+            case "preference":
+                self._is_plain_preference()
         if self.view is not None and self.target is not None:
             raise ValueError("`target` composes views: leave `view` null")
         if not self.has_target and self.estimator != "nll" and self.bonus is None:
@@ -113,6 +117,15 @@ class Term(Settings):
         self._refuse_what_fails()
         return self
 
+    def _is_plain_preference(self) -> None:
+        is_of_whole_pairs = self.reduction == "sequence_mean" and self.source == "student"
+        has_more = self.divergence is not None or self.weights or self.ratio is not None
+        if self.view is None or self.support != "sampled" or not is_of_whole_pairs or has_more:
+            raise ValueError("`preference` needs `support: sampled`, one view as the reference and `reduction: "
+                             "sequence_mean`: a pair counts as a whole, of both sources, without weights")  # fmt: skip
+        if not self.fixed_point.startswith("none"):
+            raise ValueError("`preference` has no fixed point at the view: say `fixed_point: 'none: …'`")
+
     def _options_have_a_use(self) -> None:
         """An option that would do nothing is a mistake."""
         for option in ("advantage_clip", "advantage_floor", "bonus"):
@@ -120,7 +133,8 @@ class Term(Settings):
                 raise ValueError(f"`{option}` goes with `policy_gradient`, found `{self.estimator}`")
         if (self.baseline != "none" or self.advantage != "live") and self.estimator != "policy_gradient":
             raise ValueError(f"`advantage` and `baseline` go with `policy_gradient`, found `{self.estimator}`")
-        if (self.beta is None) != (self.divergence not in ("jsd", "mixture")):
+        has_beta = self.divergence in ("jsd", "mixture") or self.estimator == "preference"
+        if (self.beta is None) == has_beta:
             raise ValueError(f"`beta` goes with `jsd` and `mixture`, and is needed there; found `{self.divergence}`")
         if (self.top_k is not None) > (self.support in ("own", "intersection")):
             raise ValueError(f"`top_k` goes with `own` and `intersection`, found `support: {self.support}`")
@@ -158,6 +172,11 @@ class Term(Settings):
     def has_target(self) -> bool:
         """Whether it learns from views."""
         return self.view is not None or self.target is not None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Whose responses it is taken on."""
+        return ("student", "teacher") if self.estimator == "preference" else (self.source,)
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -207,10 +207,12 @@ def fit(student: Student, run: Run) -> Fitted:
     if devices == 1:
         _, history, validation = fit_share(student, run)
     else:
-        if run.settings.batch % devices:
+        share = devices * run.rows.unit
+        if run.settings.batch % share:
+            what = "sequences" if run.rows.unit == 1 else "sequences in pairs"
             raise SettingsError(
-                f"batch: {run.settings.batch} sequences cannot be shared by {devices} devices. Set `batch` to a "
-                "multiple of it in params.yaml, or `devices` to a divisor in .potstill/machine.yaml."
+                f"batch: {run.settings.batch} {what} cannot be shared by {devices} devices. Set `batch` to a "
+                f"multiple of {share} in params.yaml, or `devices` to a divisor in .potstill/machine.yaml."
             )
         weights, history, validation = ranks.spread(fit_share, devices, student, run)
         student.load_state_dict(weights)

@@ -117,6 +117,8 @@ class View(Settings):
     support: SupportSettings
     target: bool = True
     """Whether a student learns from it; only then must its model be the teacher of the SFT data."""
+    teacher_rollouts: bool = False
+    """Also score the teacher's own responses, those that SFT learns from."""
 
     @field_validator("context", mode="before")
     @classmethod
@@ -125,6 +127,15 @@ class View(Settings):
         if context == "hint" and template is not None:
             return {"kind": "hint", "template": template}
         return {"kind": context} if isinstance(context, str) else context
+
+    @model_validator(mode="after")
+    def _teacher_rollouts_suffice(self) -> Self:
+        if self.teacher_rollouts and (self.support.behaviour or isinstance(self.context, Sibling | Feedback)):
+            raise ValueError(
+                "`teacher_rollouts` goes with neither `behaviour` (of the teacher's responses no likeliest ids are "
+                "kept) nor a `sibling` or `feedback` context"
+            )
+        return self
 
     @model_validator(mode="after")
     def _template_is_used(self) -> Self:

@@ -1,7 +1,8 @@
 """Score every rollout once: each view's model says what it would have written, token by token.
 
 A shard of rollouts gives one shard of scores for each view, of the same name. What the store has already is not
-scored again, in whichever round or experiment it was made.
+scored again, in whichever round or experiment it was made. With `--source teacher` the rollouts are the teacher's own,
+and views with `teacher_rollouts: true` alone score them.
 """
 
 import logging
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +25,7 @@ from pipeline.scoring import Job
 from pipeline.store import Folder, Store, write_manifest
 
 VERSION = SCORING_VERSION
+Source = Literal["student", "teacher"]
 log = logging.getLogger("score")
 
 
@@ -37,14 +39,31 @@ def run(
     previous: Path,
     teacher_out: Path,
     views_out: Path,
+    source: Source = "student",
 ) -> Made:
-    """Score what is missing, view by view, and link everything into the outputs."""
+    """Score what is missing, view by view, and link everything into the outputs.
+
+    Args:
+        settings: with the views.
+        machine: where and how fast.
+        store: of finished shards.
+        buckets: the responses, and what their contexts are made from.
+        teacher: its record.
+        student: the one of the round before.
+        previous: scores of the round before.
+        teacher_out: where the view `teacher` goes.
+        views_out: where the others go, a folder each.
+        source: whose responses they are.
+    """
+    views = {name: view for name, view in settings.views.items() if source == "student" or view.teacher_rollouts}
     by_view = {name: _model(name, view, teacher, student) for name, view in settings.views.items()}
-    _check(settings, store, by_view, buckets)
+    # Which teacher wrote and scored is asked of the student's responses alone.
+    view_checks.check_models(settings, by_view, [bucket.rollouts for bucket in buckets] if source == "student" else [])
+    _check(settings, store, {name: by_view[name] for name in views}, buckets)
     for path in [*(bucket.rollouts for bucket in buckets), *previous.rglob("*.parquet")]:
         store.adopt(path)
     folders: dict[str, Folder] = {}
-    for name, view in settings.views.items():
+    for name, view in views.items():
         asked = [
             _first_pass(settings, machine, store, _jobs(buckets, settings.views[other], by_view[other]))
             for other in view.support.same_as
@@ -53,12 +72,12 @@ def run(
         folder = Folder(store, teacher_out if name == "teacher" else views_out / name)
         _obtain(settings, machine, folder, jobs, name)
         folder.close()
-        for other in view_pairs.to_compare(name, settings.views, by_view):
+        for other in view_pairs.to_compare(name, views, by_view):
             if other in folders:
                 view_pairs.check({other: folders[other].path, name: folder.path})
         folders[name] = folder
     _remove_others(views_out, set(folders))
-    made = Made.of(folders["teacher"], *(folder for name, folder in folders.items() if name != "teacher"))
+    made = Made.of(*(folders[name] for name in sorted(folders, key=lambda name: name != "teacher")))
     per_token = made.bytes / max(1, made.tokens)
     log.info(
         "%d views of %d tokens in %s, %.0f bytes per token", len(folders), made.tokens, teacher_out.parent, per_token
@@ -81,11 +100,10 @@ def _model(name: str, view: view_settings.View, teacher: Path, student: Path) ->
 
 def _check(settings: params.Score, store: Store, by_view: dict[str, models.Model], buckets: list[Bucket]) -> None:
     """What settings, headers and contexts tell, before a model loads."""
-    view_checks.check_models(settings, by_view, [bucket.rollouts for bucket in buckets])
-    for name, view in settings.views.items():
-        view_checks.check_rows(name, view, buckets)
-    for name, view in settings.views.items():
-        model = by_view[name]
+    for name in by_view:
+        view_checks.check_rows(name, settings.views[name], buckets)
+    for name, model in by_view.items():
+        view = settings.views[name]
         for job in _jobs(buckets, view, model):
             # What another view's ids add to the identity is not known yet.
             if view.support.same_as or not store.has(scoring.identity(job, settings, _tail(settings))):
@@ -147,6 +165,7 @@ def main(
     previous: Annotated[Path, typer.Option(help="Scores of the round before.")],
     teacher_out: Annotated[Path, typer.Option("--teacher-out", help="Where the view `teacher` goes.")],
     views_out: Annotated[Path, typer.Option("--views-out", help="Where the other views go, a folder each.")],
+    source: Annotated[Source, typer.Option(help="Whose responses the rollouts are.")] = "student",
     round_: Annotated[str, typer.Option("--round", help="The round's name, for the timing file.")] = "",
     timing: command.TimingFile = None,
     params_file: command.ParamsFile = command.PARAMS,
@@ -156,7 +175,8 @@ def main(
     """Read the settings and run the stage."""
     settings, machine = command.settings(params_file, machine_file)
     buckets = contexts.buckets(rollouts, prompts, grades)
-    made = run(settings.score, machine, Store(store), buckets, teacher, student, previous, teacher_out, views_out)
+    folders = teacher, student, previous, teacher_out, views_out
+    made = run(settings.score, machine, Store(store), buckets, *folders, source)
     made.note(timing, "score", round_)
 
 

@@ -35,6 +35,7 @@ def run(
     graded: Path,
     teacher_scores: Path,
     view_scores: Path,
+    teacher_rollout_scores: Path,
     out: Path,
 ) -> Made:
     """Train a round's student, or find it."""
@@ -52,7 +53,7 @@ def run(
     ]
     for source in sources:
         for view in recipe.views:
-            _check_teacher(source.scores[view], sft_teacher, settings)
+            _check_teacher(source.scores[view], start, sft_teacher, settings)
     trained, held_out = _split(sources, prompts)
     # The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
     reads_grades, reads_prompts = facts.grade_columns(recipe), facts.prompt_columns(recipe)
@@ -67,7 +68,12 @@ def run(
     ]
     if "teacher" in recipe.sources:
         learned += [
-            Shard(path, {}, grades=teacher_grades / path.name if reads_grades else None, source="teacher")
+            Shard(
+                path,
+                {view: _of_teacher(teacher_rollout_scores / view, view, path, recipe) for view in recipe.teacher_views},
+                grades=teacher_grades / path.name if reads_grades else None,
+                source="teacher",
+            )
             for path in shards.in_order(teacher_rollouts, "teacher_rollouts")
         ]
     needs.check(recipe, learned, settings)
@@ -110,12 +116,6 @@ def _check(recipe: "Recipe") -> None:
             f"train.objective `{recipe.name}` has a term with `source: gold`; the pipeline has no gold responses. Take "
             "`source: teacher`, its correct ones with `{kind: where, fact: correct}`."
         )
-    for number, term in enumerate(recipe.terms):
-        if term.source == "teacher" and term.has_target:
-            raise SettingsError(
-                f"train.objective `{recipe.name}`, terms.{number}: nothing scores the teacher's own responses, so a "
-                "term on them has no view. Take `estimator: nll`, which is a sample of the forward KL there."
-            )
 
 
 def _scores(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
@@ -129,12 +129,27 @@ def _scores(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
     return path
 
 
+def _of_teacher(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
+    """A view's scores of a shard of the teacher's own responses; missing ones are refused."""
+    path = folder / rollouts.name
+    if not path.exists():
+        raise ShardError(
+            f"{path} is missing: train.objective `{recipe.name}` needs the view `{view}`{_told(recipe, view)} over the "
+            f"teacher's own responses, too. Set `score.views.{view}.teacher_rollouts: true` and run "
+            "`dvc repro score_teacher`."
+        )
+    return path
+
+
 def _told(recipe: "Recipe", view: str) -> str:
     return f" ({recipe.needs[view]})" if view in recipe.needs else ""
 
 
-def _check_teacher(path: Path, sft_teacher: dict[str, str], settings: params.Train) -> None:
-    lineage.check(sft_teacher, lineage.of_scores(path), str(path), settings.allow_sft_teacher, "train")
+def _check_teacher(path: Path, start: models.Model, sft_teacher: dict[str, str], settings: params.Train) -> None:
+    """Refuse another teacher; the student itself, in another context or as the reference, is none."""
+    scorer = lineage.of_scores(path)
+    if scorer["weights"] != start.weights:
+        lineage.check(sft_teacher, scorer, str(path), settings.allow_sft_teacher, "train")
 
 
 def _split(sources: "list[Shard]", prompts: Path) -> "tuple[list[Shard], list[Shard]]":
@@ -156,6 +171,9 @@ def main(
     graded: Annotated[Path, typer.Option("--grades", help="Their grades.")],
     teacher_scores: Annotated[Path, typer.Option("--teacher-scores", help="The teacher's scores of them.")],
     view_scores: Annotated[Path, typer.Option("--view-scores", help="Other views' scores, a folder each.")],
+    teacher_rollout_scores: Annotated[
+        Path, typer.Option("--teacher-rollout-scores", help="Views' scores of the teacher's own responses.")
+    ],
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")],
     round_: Annotated[str, typer.Option("--round", help="The round's name, for the timing file.")] = "",
     timing: command.TimingFile = None,
@@ -166,7 +184,7 @@ def main(
     """Read the settings and run the stage."""
     settings, machine = command.settings(params_file, machine_file)
     others = prompts, teacher_rollouts, teacher_grades
-    folders = student, *others, rollouts, graded, teacher_scores, view_scores, out
+    folders = student, *others, rollouts, graded, teacher_scores, view_scores, teacher_rollout_scores, out
     made = run(settings.train, machine, Store(store), *folders)
     made.note(timing, "train", round_)
 

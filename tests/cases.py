@@ -21,6 +21,7 @@ from tests import reference
 
 VOCABULARY = 7
 LENGTHS = (4, 3, 1)
+"""Of the rollouts of a step; for a recipe with pairs that many more follow: 4 and 3, 1 and 4, 3 and 1 tokens."""
 CORRECT = (1.0, 0.0, 1.0)
 DOMAINS = ("math", "code", "math")
 SEGMENTS = ((0, 0, 1, 2), (0, 1, 1), (0,))
@@ -55,10 +56,12 @@ class Case:
     """Random numbers of one seed for one recipe."""
 
     def __init__(self, recipe: Recipe, seed: int, k: int = 4, padding: int = 0, lengths: Sequence[int] = LENGTHS):
-        self.recipe, self.k, self.padding, self.lengths = small(recipe), k, padding, tuple(lengths)
+        self.recipe, self.k, self.padding = small(recipe), k, padding
+        self.unit = 2 if recipe.is_paired else 1
+        self.lengths = tuple(lengths) * self.unit
         random = np.random.default_rng([seed, k])
-        count = sum(lengths)
-        self.row_of = [row for row, length in enumerate(lengths) for _ in range(length)]
+        count = sum(self.lengths)
+        self.row_of = [row for row, length in enumerate(self.lengths) for _ in range(length)]
         self.logits = torch.tensor(2.5 * random.normal(size=(count, VOCABULARY)))
         drawn = {view: 2.5 * random.normal(size=(count, VOCABULARY)) for view in ("teacher", *self.recipe.views)}
         self.q = {view: [reference.log_softmax(row) for row in logits.tolist()] for view, logits in drawn.items()}
@@ -75,7 +78,7 @@ class Case:
         """Log student − log sampling distribution of the sampled tokens."""
         self.column = {name: random.uniform(0.4, 1.6, count).tolist() for name in self.recipe.derived}
         self.special = random.integers(0, 2, count).tolist()
-        self.has = [1.0, 0.0, 1.0][: len(lengths)]
+        self.has = [1.0, 0.0, 1.0] * self.unit
         self.skips = any(isinstance(weight, HasView) for term in self.recipe.terms for weight in term.weights)
 
     def facts(self, token: int, student: Sequence[float]) -> dict[str, float]:
@@ -87,7 +90,8 @@ class Case:
             "sampling_logprobs": student[self.y[token]] - self.mu[token],
         }  # fmt: skip
         found |= {f"domain={name}": float(DOMAINS[row % 3] == name) for name in ("math", "code")}
-        found |= {f"source={name}": float((row == 2) == (name == "teacher")) for name in ("student", "teacher", "gold")}
+        of_teacher = row % 2 == 0 if self.unit == 2 else row == 2
+        found |= {f"source={name}": float(of_teacher == (name == "teacher")) for name in ("student", "teacher", "gold")}
         found |= {f"has={view}": self.has[row] for view in self.q}
         return found | {name: values[token] for name, values in self.column.items()}
 
@@ -160,8 +164,9 @@ class Case:
         ]
 
     def loss(self, logits: torch.Tensor, packs: Sequence[Sequence[int]] = ((0, 1, 2),), step: int = STEP):
-        """The recipe's loss of the step, cut into packs of these rows."""
+        """The recipe's loss of the step, cut into packs of these rows, or of these pairs."""
         objective = Objective(self.recipe)
+        packs = [[unit * self.unit + n for unit in units for n in range(self.unit)] for units in packs]
         weighed = objective.weigh([(None, self.columns(rows, step)) for rows in packs], step)  # pyright: ignore[reportArgumentType]
         total = logits.new_zeros(())
         for rows, (_, columns) in zip(packs, weighed, strict=True):

@@ -429,6 +429,13 @@ def residual_reverse_kl(tokens: list[Token]) -> float:
     return token_mean(tokens, value)
 
 
+def soda(tokens: list[Token]) -> float:
+    rows = [[k for k in tokens if k.row == row] for row in range(1 + max(k.row for k in tokens))]
+    gain = [math.fsum(k.p[k.y] - k.q["reference"][k.y] for k in row) for row in rows]
+    pairs = list(zip(gain[0::2], gain[1::2], strict=True))
+    return math.fsum(math.log(1 + math.exp(-0.1 * (chosen - rejected))) for chosen, rejected in pairs) / len(pairs)
+
+
 BY_NAME: dict[str, Formula] = {
     name: cast("Formula", value)
     for name, value in globals().items()

@@ -26,8 +26,9 @@ DAG = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("*.py") if path.stem != "__init__")
 MODULES = [*sorted((ROOT / "pipeline").rglob("*.py")), *sorted((ROOT / "stages").glob("*.py"))]
 
-ENTRIES_OF = {"evaluate": ["evaluate", "evaluate_start"]}
-"""A script's entries in dvc.yaml, where they are not one of its own name: the start is evaluated as every round is."""
+ENTRIES_OF = {"evaluate": ["evaluate", "evaluate_start"], "score": ["score", "score_teacher"]}
+"""A script's entries in dvc.yaml, where they are not one of its own name: the start is evaluated as every round is, and
+the teacher's own responses are scored as the student's are."""
 
 NOT_SETTINGS_OF_A_STAGE = {"grade", "rounds"}
 """Sections of params.yaml that several stages read, so no script has their name."""
@@ -163,7 +164,7 @@ def identities(tmp_path):
                 return [models_stage.identity(demo, role) for role in ("teacher", "student")]
             case "prompts":
                 return prompts_stage.identity([prompt])
-            case "score":
+            case "score" | "score_teacher":
                 return [scored("hf"), scored("vllm")]
             case "sft" | "train":
                 return trained("sft" if entry == "sft" else "topk_reverse_kl")

@@ -23,8 +23,8 @@ few = settings(max_examples=2, phases=[Phase.explicit, Phase.generate])  # a fai
 seeds = st.integers(0, 10_000)
 
 WITHOUT_FIXED_POINT = {
-    "brts": {1}, "decoupled_kl": {1}, "dgrpo": {0}, "eopd": {1}, "kepo": {0}, "scope": {1}, "sft": {0}, "sod": {0},
-    "srpo": {0, 1}, "stable_opd": {1}, "uni_opd": {0},
+    "brts": {1}, "decoupled_kl": {1}, "dgrpo": {0}, "eopd": {1}, "kepo": {0}, "scope": {1}, "sft": {0},
+    "soda": {0}, "sod": {0}, "srpo": {0, 1}, "stable_opd": {1}, "uni_opd": {0},
 }  # fmt: skip
 """Terms that are at rest nowhere, by recipe and place: pinned, so that the word is no escape."""
 
@@ -240,7 +240,7 @@ SMOOTH = [
     name
     for name in recipes.names()
     if all(
-        term.estimator in ("analytic", "nll")
+        term.estimator in ("analytic", "nll", "preference")
         and term.tail in ("bucket", "renormalise", "renormalise_target")
         and term.ratio is None
         and not any(weight.is_live for weight in term.weights)

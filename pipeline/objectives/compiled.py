@@ -102,6 +102,11 @@ def _value(
     match term.estimator:
         case "nll":
             return estimators.nll(student.sampled)
+        case "preference":
+            assert target is not None
+            assert term.beta is not None
+            beta = weighing.number(term.beta, columns.step)
+            return estimators.preference(student.sampled, target.sampled, weighing.lengths_of(columns), beta)
         case "analytic":
             assert pair is not None
             return _analytic(term, *pair, columns.step)
@@ -208,6 +213,7 @@ def _factors(term: Term, columns: Sequence[Columns], has_sources: bool) -> list[
             count = count * weighing.expected(factor, each) if factor.is_live else count
         weights.append(weight)
         counted.append(count)
-        own.append(each.facts[f"source={term.source}"].double() if has_sources else torch.ones_like(weight))
+        is_own = [each.facts[f"source={source}"].double() for source in term.sources if has_sources]
+        own.append(torch.stack(is_own).sum(dim=0) if has_sources else torch.ones_like(weight))
         lengths.append(rollouts.repeat_interleave(rollouts))
     return reductions.factors(term.reduction, weights, counted, own, lengths)

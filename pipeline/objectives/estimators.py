@@ -1,7 +1,7 @@
 """What is known of a divergence from the sampled token: advantages, and the losses whose gradient they scale."""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.objectives.outcomes import Outcomes
@@ -81,6 +81,31 @@ def residual_reverse_kl(
     inside = (log_p.exp().masked_fill(~counts, 0.0) * log_ratio).sum(dim=-1)
     outside = policy_gradient(sampled, log_ratio_advantage(sampled, sampled_target)) * ratio
     return inside + torch.where(is_outside, outside, torch.zeros_like(outside))
+
+
+def preference(
+    student: Float[Tensor, " token"],
+    reference: Float[Tensor, " token"],
+    lengths: Int[Tensor, " rollout"],
+    beta: float,
+) -> Float[Tensor, " token"]:
+    """−log σ(β (Δ chosen − Δ rejected)), Δ = log student − log reference of a whole response; of a pair, at its tokens.
+
+    Averaged over each response and then over responses, it is the mean over pairs.
+
+    Args:
+        student: of the response tokens, response after response; each rejected one follows its chosen one.
+        reference: of the same.
+        lengths: tokens of each response, an even number of them.
+        beta: what a nat counts for.
+
+    Source: DPO (arXiv:2305.18290), equation 7.
+    """
+    response = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+    gain = torch.zeros(len(lengths), dtype=student.dtype, device=student.device)
+    gain = gain.index_add(0, response, student - reference)
+    loss = torch.nn.functional.softplus(-beta * (gain[0::2] - gain[1::2]))
+    return loss.repeat_interleave(2)[response]
 
 
 def nll(student: Float[Tensor, " token"]) -> Float[Tensor, " token"]:

@@ -1,0 +1,207 @@
+"""Trainings beside the DAG: one student, one set of shards, many objectives and seeds, on a few processes.
+
+Every run is the stages `train` and `evaluate` called as functions, so its results are in the store, and what is done
+is not done again. Neither stage is given a teacher.
+"""
+
+import csv
+import json
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline import command, params
+from pipeline.errors import PotstillError
+from pipeline.store import Store
+
+T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""Student's t for a two-sided interval of 95 %, at 1, 2, … degrees of freedom."""
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What a student is trained from; by default what the DAG has for round 1."""
+
+    student: str = "data/models/r0"
+    prompts: str = "data/prompts/opd"
+    rollouts: str = "data/rollouts/r1"
+    grades: str = "data/grades/r1"
+    teacher_scores: str = "data/scores/r1/teacher"
+    view_scores: str = "data/scores/r1/views"
+    teacher_rollout_scores: str = "data/scores/r1/of_teacher"
+    teacher_rollouts: str = "data/teacher_rollouts/rollouts"
+    teacher_grades: str = "data/teacher_rollouts/grades"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training and its evaluation.
+
+    Attributes:
+        name: of the row that it belongs to.
+        objective: a recipe's name, or a recipe written out; `sft` goes on with supervised fine-tuning.
+        seed: of the order of the rows and of the evaluation's samples.
+        changes: settings of `train` that differ from the project's.
+        folders: what it trains from.
+    """
+
+    name: str
+    objective: str | Mapping[str, Any]
+    seed: int
+    changes: Mapping[str, Any]
+    folders: Folders = Folders()
+
+    @property
+    def out(self) -> Path:
+        """Where its checkpoint and its metrics go."""
+        return Path("beside") / self.name / f"{self.seed}"
+
+
+def prepare(project: Path, settings: Path, targets: Sequence[str]) -> None:
+    """Clone this repository and run the DAG there, as the settings say, up to some stages; what is done is found."""
+    if not project.exists():
+        subprocess.run(["git", "clone", "--quiet", ".", str(project)], check=True)
+    (project / "params.yaml").write_bytes(settings.read_bytes())
+    subprocess.run(["dvc", "repro", "--quiet", *targets], cwd=project, check=True)
+
+
+def each(runs: Sequence[Run], project: Path, workers: int) -> list[Facts]:
+    """Do the runs, on so many processes of one thread each; one line for each that is finished.
+
+    Returns:
+        For each run, in order: `name`, `seed`, and its metrics or why there are none (`refused`, `failed`).
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=enter, initargs=(project,)) as pool:
+        futures = {pool.submit(outcome, run): place for place, run in enumerate(runs)}
+        found: dict[int, Facts] = {}
+        for future in as_completed(futures):
+            facts = found[futures[future]] = future.result()
+            told = facts.get("refused") or facts.get("failed") or f"avg@k {100 * facts['avg_at_k']:.1f} %"
+            print(f"{len(found)} of {len(runs)}: {facts['name']}, seed {facts['seed']}: {told}", file=sys.stderr)
+    return [found[place] for place in range(len(runs))]
+
+
+def enter(project: Path) -> None:
+    """Make this process a worker: in the project, with one thread, its progress bars in a file."""
+    import torch
+
+    os.chdir(project)
+    torch.set_num_threads(1)
+    command.quiet()
+    log = os.open(f".potstill/worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+
+
+def outcome(run: Run) -> Facts:
+    """Do one run in the working directory; one that cannot be done says why, and stops no other."""
+    facts: Facts = {"name": run.name, "seed": run.seed}
+    try:
+        return facts | measured(run)
+    except PotstillError as error:
+        return facts | {"refused": str(error)}
+    except Exception as error:  # a mistake in one recipe must not cost the others' hours
+        return facts | {"failed": f"{type(error).__name__}: {error}"}
+
+
+def measured(run: Run) -> Facts:
+    """Train and evaluate, or find both; the metrics, `train_seconds`, and where validation began."""
+    from stages import evaluate
+
+    settings, machine = params.load(command.PARAMS), params.load_machine(command.MACHINE)
+    store, model, metrics = Store(command.STORE), run.out / "model", run.out / "metrics.json"
+    trained = _train(run, settings, machine, store, model)
+    sampled = settings.evaluate.model_copy(update={"seed": run.seed})
+    prompts = Path("data/prompts/evaluation")
+    evaluate.run(sampled, settings.grade, machine, store, run.name, model, prompts, metrics)
+    return json.loads(metrics.read_text()) | {"train_seconds": trained.seconds, "start_kl": _start_kl(model)}
+
+
+def _train(run: Run, settings: params.Params, machine: params.Machine, store: Store, out: Path) -> command.Made:
+    from stages import sft, train
+
+    paths = {name: Path(path) for name, path in asdict(run.folders).items()}
+    changed = settings.train.model_dump() | dict(run.changes) | {"objective": run.objective, "seed": run.seed}
+    how = params.Train.model_validate(changed)
+    if run.objective == "sft":
+        shared = params.Sft.model_validate(how.model_dump(include=set(params.Training.model_fields)))
+        student, rollouts, graded = (paths[name] for name in ("student", "teacher_rollouts", "teacher_grades"))
+        return sft.run(shared, machine, store, student, Path("data/models/teacher.json"), rollouts, graded, out, [])
+    return train.run(
+        how, machine, store, paths["student"], paths["prompts"], paths["teacher_rollouts"], paths["teacher_grades"],
+        paths["rollouts"], paths["grades"], paths["teacher_scores"], paths["view_scores"],
+        paths["teacher_rollout_scores"], out,
+    )  # fmt: skip
+
+
+def _start_kl(model: Path) -> float | None:
+    """Validation KL before the first step, nats per token; SFT measures none."""
+    path = model / "validation.csv"
+    if not path.exists():
+        return None
+    with path.open(newline="") as file:
+        return float(next(csv.DictReader(file))["validation_kl"])
+
+
+def mean(values: Iterable[float | None]) -> tuple[float, float] | None:
+    """Mean and half the width of its 95 % interval by Student's t (NaN of a single value); None without values."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    count, middle = len(known), math.fsum(known) / len(known)
+    if count == 1:
+        return middle, math.nan
+    spread = math.sqrt(math.fsum((value - middle) ** 2 for value in known) / (count - 1))
+    return middle, T_975[count - 2] * spread / math.sqrt(count)
+
+
+def cell(found: tuple[float, float] | None, digits: int, scale: float = 1.0) -> str:
+    """`80.1 ± 0.9`, or a dash where nothing was measured."""
+    if found is None:
+        return "–"
+    middle, half = (f"{scale * value:.{digits}f}" for value in found)
+    return middle if math.isnan(found[1]) else f"{middle} ± {half}"
+
+
+def by_name(facts: Iterable[Facts]) -> dict[str, list[Facts]]:
+    """The runs of each row, rows in the order of their first run."""
+    rows: dict[str, list[Facts]] = {}
+    for each_run in facts:
+        rows.setdefault(each_run["name"], []).append(each_run)
+    return rows
+
+
+Columns = Sequence[tuple[str, Callable[[Facts], float | None], int, float]]
+"""Of a table: heading, what of a run, digits, scale."""
+
+
+def table(heading: str, rows: Mapping[str, Sequence[Facts]], columns: Columns) -> str:
+    """Markdown: a line for each row, means over its runs with their intervals."""
+    lines = [f"| {heading} | {' | '.join(name for name, *_ in columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for name, runs in rows.items():
+        cells = [cell(mean(of(run) for run in runs), digits, scale) for _, of, digits, scale in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(path: Path | None, facts: object) -> None:
+    """The figures as JSON, where that is asked for."""
+    if path is not None:
+        path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_settings(path: Path) -> Any:
+    """A YAML file as DVC reads it."""
+    return YAML(typ="safe", pure=True).load(path)

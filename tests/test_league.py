@@ -1,0 +1,83 @@
+"""The league on bigram models: what it trains without a teacher, what it finds again, and what its table says."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from benchmarks import league, runs
+from benchmarks.runs import Run
+from pipeline import recipes
+from tests import dag
+
+TO_SCORES = ["models", "prompts", "teacher_rollouts", "sft", "refresh@r1", "score@r1", "score_teacher@r1"]
+
+
+@pytest.fixture
+def scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project up to its scores, whose teacher is gone."""
+    project = dag.new_project(tmp_path / "project", rounds={"r1": {"prev": "r0"}})
+    monkeypatch.chdir(project)
+    dag.run(project, TO_SCORES)
+    (project / "models/teacher").rename(tmp_path / "teacher")
+    return project
+
+
+def wanted(name: str, seed: int = 0, **changes: object) -> Run:
+    return Run(name, name, seed, changes)
+
+
+def test_recipes_are_trained_without_a_teacher_and_found_again(scored):
+    with dag.counting("league") as made:
+        first, other, control = (runs.outcome(wanted(*run)) for run in (("gkd", 0), ("gkd", 1), ("sft", 0)))
+    assert made["league"] == 3
+    assert first["validation_kl"] != other["validation_kl"]
+    assert first["start_kl"] == other["start_kl"] > first["validation_kl"]
+    assert (control["validation_kl"], control["start_kl"]) == (None, None)
+    assert first["checkpoint"] == first["name"] == "gkd"
+    with dag.counting("league") as again:
+        assert runs.outcome(wanted("gkd")) == first
+    assert not again
+    assert runs.outcome(wanted("gkd", steps=1))["validation_kl"] != first["validation_kl"]
+
+
+def test_what_cannot_be_trained_says_why_and_stops_no_other(scored, monkeypatch):
+    facts = runs.outcome(wanted("mopd"))
+    assert set(facts) == {"name", "seed", "refused"}
+    assert "needs the view `teacher_b`" in facts["refused"]
+    monkeypatch.setattr("stages.train.run", lambda *_: 1 / 0)
+    assert runs.outcome(wanted("gkd", 2))["failed"] == "ZeroDivisionError: division by zero"
+
+
+def facts(name: str, seed: int, share: float) -> runs.Facts:
+    of_all = {"avg_at_k": share, "greedy": share, "pass_at_k": share, "validation_kl": 0.1, "mean_length": 20.0}
+    return {"name": name, "seed": seed, "train_seconds": 9.0, **of_all}
+
+
+def test_the_table_is_ranked_and_names_what_is_not_in_it():
+    done = [facts(name, seed, share + seed / 100) for name, share in (("gkd", 0.5), ("vopd", 0.7)) for seed in (0, 1)]
+    refused = [{"name": "mopd", "seed": seed, "refused": "no\nview"} for seed in (0, 1)]
+    failed = [facts("tip", 0, 0.9), {"name": "tip", "seed": 1, "failed": "ValueError: x"}]
+    lines = league.report([facts("r0", 0, 0.4) | {"train_seconds": None}], [*done, *refused, *failed]).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| *r0*", "| `vopd`", "| `gkd`"]
+    assert lines[2].startswith("| *r0* | 40.0 | 40.0 |")
+    assert lines[2].endswith("| – |")
+    assert lines[3].startswith("| `vopd` | 70.5 ± 6.4 | 70.5 ± 6.4 |")
+    assert lines[-3:] == [
+        "Means over 2 seeds with 95 % intervals.", "- `mopd` refused: no view", "- `tip` failed: ValueError: x"
+    ]  # fmt: skip
+
+
+def test_an_interval_is_students():
+    middle, half = runs.mean([1.0, 2.0, 3.0]) or (0.0, 0.0)
+    assert (middle, half) == (2.0, pytest.approx(4.30 / math.sqrt(3)))
+    assert runs.mean([None, 2.0]) == (2.0, pytest.approx(math.nan, nan_ok=True))
+    assert runs.mean([None]) is None
+
+
+def test_the_preset_has_every_view_that_a_recipe_needs():
+    views = runs.read_settings(league.PRESET)["score"]["views"]
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        assert set(recipe.views) <= set(views), name
+        assert all(views[view].get("teacher_rollouts") for view in recipe.teacher_views), name

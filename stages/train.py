@@ -39,7 +39,7 @@ def run(
     out: Path,
 ) -> Made:
     """Train a round's student, or find it."""
-    from pipeline import checkpoints, facts, needs, recipes, training
+    from pipeline import checkpoints, needs, recipes, training
     from pipeline.loading import Rows, Shard
 
     start, sft_teacher = models.read(student), lineage.of_checkpoint(student)
@@ -55,27 +55,9 @@ def run(
         for view in recipe.views:
             _check_teacher(source.scores[view], start, sft_teacher, settings)
     trained, held_out = _split(sources, prompts)
-    # The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
-    reads_grades, reads_prompts = facts.grade_columns(recipe), facts.prompt_columns(recipe)
-    learned = [
-        Shard(
-            source.rollouts,
-            {view: source.scores[view] for view in recipe.views},
-            grades=graded / source.rollouts.name if reads_grades else None,
-            prompts=prompts / source.rollouts.name if reads_prompts else None,
-        )
-        for source in trained
-    ]
+    learned = _of_student(trained, recipe, prompts, graded)
     if "teacher" in recipe.sources:
-        learned += [
-            Shard(
-                path,
-                {view: _of_teacher(teacher_rollout_scores / view, view, path, recipe) for view in recipe.teacher_views},
-                grades=teacher_grades / path.name if reads_grades else None,
-                source="teacher",
-            )
-            for path in shards.in_order(teacher_rollouts, "teacher_rollouts")
-        ]
+        learned += _of_teacher(teacher_rollouts, recipe, teacher_grades, teacher_rollout_scores)
     needs.check(recipe, learned, settings)
     identity = checkpoints.identity(
         "train", VERSION, start, recipe, settings,
@@ -99,6 +81,41 @@ def run(
     obtained = checkpoints.obtain(store, out, identity, start, plan, about, start.eos_ids)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, student)
     return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
+
+
+def _of_student(trained: "list[Shard]", recipe: "Recipe", prompts: Path, graded: Path) -> "list[Shard]":
+    """The round's shards with what the recipe reads of them.
+
+    The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
+    """
+    from pipeline import facts
+    from pipeline.loading import Shard
+
+    return [
+        Shard(
+            source.rollouts,
+            {view: source.scores[view] for view in recipe.views},
+            grades=graded / source.rollouts.name if facts.grade_columns(recipe) else None,
+            prompts=prompts / source.rollouts.name if facts.prompt_columns(recipe) else None,
+        )
+        for source in trained
+    ]
+
+
+def _of_teacher(rollouts: Path, recipe: "Recipe", graded: Path, scores: Path) -> "list[Shard]":
+    """The same of the teacher's own responses."""
+    from pipeline import facts
+    from pipeline.loading import Shard
+
+    return [
+        Shard(
+            path,
+            {view: _teacher_scores(scores / view, view, path, recipe) for view in recipe.teacher_views},
+            grades=graded / path.name if facts.grade_columns(recipe) else None,
+            source="teacher",
+        )
+        for path in shards.in_order(rollouts, "teacher_rollouts")
+    ]
 
 
 def _name(source: "Shard") -> str:
@@ -129,7 +146,7 @@ def _scores(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
     return path
 
 
-def _of_teacher(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
+def _teacher_scores(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
     """A view's scores of a shard of the teacher's own responses; missing ones are refused."""
     path = folder / rollouts.name
     if not path.exists():

@@ -1,5 +1,7 @@
 """Checkpoints by fingerprint: training once for one identity, resumed where it was stopped, found ever after."""
 
+import csv
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -68,11 +70,48 @@ def obtain(
     def make(path: Path) -> None:
         fitted = training.fit(open_student(start), plan(state))
         made_with = versions("torch", "transformers", "lightning")
-        training.save(path, fitted, start, eos_ids, identity, {"made_with": made_with, **facts})
+        save(path, fitted, start, eos_ids, identity, {"made_with": made_with, **facts})
 
     obtained = store.obtain(dict(identity), make, suffix="", target=out)
     shutil.rmtree(state, ignore_errors=True)
     return obtained
+
+
+def save(
+    folder: Path,
+    fitted: training.Fitted,
+    tokenizer_of: models.Model,
+    eos_ids: Sequence[int],
+    identity: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint that any tool can load: a Hugging Face folder, `potstill.json` and the run's history.
+
+    Args:
+        folder: must not exist.
+        fitted: the finished run.
+        tokenizer_of: the model whose tokenizer goes along.
+        eos_ids: what ends its responses: also what ended those that it learned from, or it would not stop there.
+        identity: what the checkpoint was made from.
+        facts: what else `potstill.json` shall say.
+    """
+    folder.mkdir(parents=True)
+    fitted.student.transformer.generation_config.eos_token_id = sorted(eos_ids)
+    fitted.student.transformer.save_pretrained(folder)
+    tokenizer_of.load_tokenizer().save_pretrained(folder)
+    last = fitted.validation[-1]["validation_kl"] if fitted.validation else None
+    about = {"identity": identity, **facts, "validation_kl": last}
+    (folder / models.CHECKPOINT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    for name, measured in (("history", fitted.history), ("validation", fitted.validation)):
+        if measured:
+            _write_csv(folder / f"{name}.csv", measured)
+
+
+def _write_csv(path: Path, measured: list[dict[str, float]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(measured[0]))
+        writer.writeheader()
+        writer.writerows(measured)
 
 
 def content(shard: loading.Shard, recipe: recipes.Recipe | None = None) -> dict[str, Any]:

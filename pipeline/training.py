@@ -5,20 +5,17 @@ weights of a step's tokens sum to 1, so the loss does not depend on how a step i
 saved outside the output folder, which DVC deletes before it runs a stage again.
 """
 
-import csv
-import json
 import logging
 import math
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -26,7 +23,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from pipeline import models, params, ranks
+from pipeline import params, ranks
+from pipeline.callbacks import SavedState, StepBar
 from pipeline.columns import Columns
 from pipeline.errors import ModelError, SettingsError
 from pipeline.loading import Loader, Rows
@@ -39,8 +37,6 @@ from pipeline.recipes import Recipe
 from pipeline.student import Student
 
 VERSION = 1  # raise it when equal settings would give other weights; checkpoints are then trained anew
-
-KEPT_STATES = 2
 
 log = logging.getLogger("train")
 
@@ -234,7 +230,7 @@ def fit_share(student: Student, run: Run) -> tuple[dict[str, Any], list[dict[str
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[_State(run.state, settings.save_every), _Bar(refresh_rate=10)],
+        callbacks=[SavedState(run.state, settings.save_every), StepBar(refresh_rate=10)],
     )
     loader = Loader(run.rows, settings.steps, settings.batch, machine.train_tokens, settings.seed, machine.devices)
     saved = sorted(run.state.glob("step-*.ckpt"))
@@ -297,83 +293,6 @@ def schedule(settings: params.Training) -> Callable[[int], float]:
         return falls[settings.schedule]
 
     return factor
-
-
-def save(
-    folder: Path,
-    fitted: Fitted,
-    tokenizer_of: models.Model,
-    eos_ids: Sequence[int],
-    identity: Mapping[str, Any],
-    facts: Mapping[str, Any],
-) -> None:
-    """Write a checkpoint that any tool can load: a Hugging Face folder, `potstill.json` and the run's history.
-
-    Args:
-        folder: must not exist.
-        fitted: the finished run.
-        tokenizer_of: the model whose tokenizer goes along.
-        eos_ids: what ends its responses: also what ended those that it learned from, or it would not stop there.
-        identity: what the checkpoint was made from.
-        facts: what else `potstill.json` shall say.
-    """
-    folder.mkdir(parents=True)
-    fitted.student.transformer.generation_config.eos_token_id = sorted(eos_ids)
-    fitted.student.transformer.save_pretrained(folder)
-    tokenizer_of.load_tokenizer().save_pretrained(folder)
-    last = fitted.validation[-1]["validation_kl"] if fitted.validation else None
-    about = {"identity": identity, **facts, "validation_kl": last}
-    (folder / models.CHECKPOINT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
-    for name, measured in (("history", fitted.history), ("validation", fitted.validation)):
-        if measured:
-            _write_csv(folder / f"{name}.csv", measured)
-
-
-def _write_csv(path: Path, measured: list[dict[str, float]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(measured[0]))
-        writer.writeheader()
-        writer.writerows(measured)
-
-
-@dataclass
-class _State(Callback):
-    """Saves the training state every so many steps and when the process is asked to end; keeps the last two."""
-
-    folder: Path
-    every: int
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        if len(pl_module.history) % self.every == 0:
-            self._save(trainer, len(pl_module.history))
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        # Lightning raises this one at the end of a step. Ctrl-C comes anywhere in it, when the weights or the loader
-        # may be a step ahead of the history: the last saved state is then the one to go on from.
-        if isinstance(exception, SIGTERMException):
-            self._save(trainer, len(pl_module.history))
-
-    def _save(self, trainer: Any, step: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        final = self.folder / f"step-{step:08d}.ckpt"
-        temporary = final.with_suffix(".making")
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            temporary.replace(final)
-            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT_STATES]:
-                old.unlink()
-
-
-class _Bar(TQDMProgressBar):
-    """Steps, rate, time left, and the loss."""
-
-    def on_train_epoch_start(self, trainer: Any, *arguments: Any) -> None:
-        super().on_train_epoch_start(trainer, *arguments)
-        self.train_progress_bar.set_description("train")
-
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:  # noqa: ARG002
-        last = pl_module.history[-1] if pl_module.history else {}
-        return {name: f"{last[name]:.4f}" for name in ("loss", "kl") if name in last}
 
 
 _VALIDATION = Recipe.model_validate(

@@ -73,7 +73,7 @@ def identity(settings: params.Demo, role: Literal["teacher", "student"]) -> dict
     from pipeline import head, loading, training
     from pipeline.objectives import compiled
 
-    other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips"}}[role]
+    other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips", "hinted"}}[role]
     facts = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
     facts.get("training", {}).pop("save_every", None)
     versions = {"version": VERSION} | (
@@ -125,7 +125,7 @@ def _untrained(settings: params.Demo, role: Literal["teacher", "student"], folde
 
 def _teach(settings: params.Demo, machine: params.Machine, state: Path, facts: dict[str, Any], target: Path) -> None:
     """Train the demo's teacher on worked sums."""
-    from pipeline import demo, loading, recipes, training
+    from pipeline import checkpoints, demo, loading, recipes, training
     from pipeline.student import open_student
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -136,7 +136,7 @@ def _teach(settings: params.Demo, machine: params.Machine, state: Path, facts: d
         log.info("training the demo's teacher on %d worked sums", settings.examples)
         rows = loading.Rows([loading.Shard(examples, {})])
         how = training.Run(recipes.load("sft"), rows, settings.training, machine, state)
-        training.save(target, training.fit(open_student(start), how), start, start.eos_ids, facts, {})
+        checkpoints.save(target, training.fit(open_student(start), how), start, start.eos_ids, facts, {})
 
 
 def main(

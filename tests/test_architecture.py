@@ -35,7 +35,7 @@ NOT_SETTINGS_OF_A_STAGE = {"grade", "rounds"}
 
 HOMES = {
     "vllm": {"pipeline/engines/vllm.py", "pipeline/engines/vllm_lora.py", "pipeline/engines/vllm_process.py"},
-    "lightning": {"pipeline/training.py"},
+    "lightning": {"pipeline/training.py", "pipeline/callbacks.py"},
     "duckdb": {"pipeline/sql.py"},
     "plotly": {"pipeline/plots.py", "pipeline/report.py"},
     "jinja2": {"pipeline/report.py"},

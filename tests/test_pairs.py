@@ -72,6 +72,7 @@ def test_a_pair_is_never_torn_apart(sources, tokens, devices):
         assert len(packs) % devices == 0
         for pack, columns in packs:
             assert columns.lengths is not None
+            assert columns.sampled_ids is not None
             assert columns.sampled_ids is pack.sampled_ids
             told = [tuple(part.tolist()) for part in columns.sampled_ids.split(columns.lengths.tolist())]
             starts = columns.lengths.cumsum(0) - columns.lengths

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import models, params, recipes, training
+from pipeline import checkpoints, models, params, recipes, training
 from pipeline.engines.fake import BigramEngine
 from pipeline.loading import Loader, Rows
 from pipeline.objectives.compiled import Objective
@@ -366,7 +366,7 @@ def test_a_checkpoint_opens_as_the_same_student(folders, sources, tmp_path):
     fitted = fit(folders, tmp_path / "state", Rows(sources), settings(), held_out=Rows(sources[1:]))
     start = models.record(str(folders["student"]))
     identity = {"stage": "test"}
-    training.save(tmp_path / "r1", fitted, start, start.eos_ids, identity, {"sft_teacher": {"name": "t"}})
+    checkpoints.save(tmp_path / "r1", fitted, start, start.eos_ids, identity, {"sft_teacher": {"name": "t"}})
     again = open_student(models.read(tmp_path / "r1"))
     assert torch.equal(weights(again), weights(fitted.student))
     about = models.checkpoint(tmp_path / "r1")

@@ -1,0 +1,54 @@
+"""What Lightning calls while it trains: saving the state that a killed run goes on from, and the progress bar."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+KEPT_STATES = 2
+
+
+@dataclass
+class SavedState(Callback):
+    """Saves the training state every so many steps and when the process is asked to end; keeps the last two."""
+
+    folder: Path
+    every: int
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Save, where it is time."""
+        if len(pl_module.history) % self.every == 0:
+            self._save(trainer, len(pl_module.history))
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Save where the process was asked to end."""
+        # Lightning raises this one at the end of a step. Ctrl-C comes anywhere in it, when the weights or the loader
+        # may be a step ahead of the history: the last saved state is then the one to go on from.
+        if isinstance(exception, SIGTERMException):
+            self._save(trainer, len(pl_module.history))
+
+    def _save(self, trainer: Any, step: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        final = self.folder / f"step-{step:08d}.ckpt"
+        temporary = final.with_suffix(".making")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            temporary.replace(final)
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT_STATES]:
+                old.unlink()
+
+
+class StepBar(TQDMProgressBar):
+    """Steps, rate, time left, and the loss."""
+
+    def on_train_epoch_start(self, trainer: Any, *arguments: Any) -> None:
+        """Name the bar."""
+        super().on_train_epoch_start(trainer, *arguments)
+        self.train_progress_bar.set_description("train")
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:  # noqa: ARG002
+        """What stands behind the bar."""
+        last = pl_module.history[-1] if pl_module.history else {}
+        return {name: f"{last[name]:.4f}" for name in ("loss", "kl") if name in last}

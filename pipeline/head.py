@@ -22,6 +22,23 @@ CHUNK = 2**25
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """What LoRA adds to an output layer: its matrix becomes W + up · down, which nobody needs to hold.
+
+    Attributes:
+        down: [rank, hidden], with the adapter's scaling.
+        up: [vocabulary, rank].
+    """
+
+    down: Float[Tensor, "rank hidden"]
+    up: Float[Tensor, "vocabulary rank"]
+
+    def inner(self, hidden: Float[Tensor, "token hidden"]) -> Float[Tensor, "token rank"]:
+        """Between the two matrices; in their precision, as peft does."""
+        return functional.linear(hidden.to(self.down.dtype), self.down)
+
+
+@dataclass(frozen=True)
 class Output:
     """A model's output layer: logits = softcap · tanh(scale · (h Wᵀ + b) / softcap).
 
@@ -30,12 +47,14 @@ class Output:
         bias: [vocabulary], or None.
         scale: factor of the logits (1 for most architectures).
         softcap: bound of the logits, as in Gemma 2; None for most.
+        adapter: what is added to W, or None.
     """
 
     weight: Float[Tensor, "vocabulary hidden"]
     bias: Float[Tensor, " vocabulary"] | None = None
     scale: float = 1.0
     softcap: float | None = None
+    adapter: LowRank | None = None
 
     @property
     def chunk(self) -> int:
@@ -44,7 +63,9 @@ class Output:
 
     def to(self, dtype: torch.dtype) -> "Output":
         """The same layer with other matrices; gradient flows back to these."""
-        return replace(self, weight=self.weight.to(dtype), bias=None if self.bias is None else self.bias.to(dtype))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        adapter = None if self.adapter is None else LowRank(self.adapter.down.to(dtype), self.adapter.up.to(dtype))
+        return replace(self, weight=self.weight.to(dtype), bias=bias, adapter=adapter)
 
     def pieces(self, tokens: int) -> list[slice]:
         """The chunks that so many tokens are cut into; no tokens are one empty chunk."""
@@ -59,6 +80,8 @@ class Output:
         """
         logits = functional.linear(hidden, self.weight, self.bias)
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.adapter is not None:
+            logits.add_(functional.linear(self.adapter.inner(hidden), self.adapter.up))
         if self.scale != 1.0:
             logits.mul_(self.scale)
         if self.softcap is not None:
@@ -152,7 +175,9 @@ def answer(hidden: Float[Tensor, "token hidden"], output: Output, ask: Ask) -> A
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         hidden, output = hidden.to(dtype), output.to(dtype)
-    return Answer(*Chunks.apply(hidden, output.weight, output.bias, output, ask))  # pyright: ignore[reportGeneralTypeIssues]
+    low = output.adapter
+    matrices = output.weight, output.bias, *((None, None) if low is None else (low.down, low.up))
+    return Answer(*Chunks.apply(hidden, *matrices, output, ask))  # pyright: ignore[reportGeneralTypeIssues]
 
 
 @torch.no_grad()

@@ -27,9 +27,16 @@ class Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, output: "Output", ask: "Ask"
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor | None,
+        up: Tensor | None,
+        output: "Output",
+        ask: "Ask",
     ) -> tuple[Tensor | None, ...]:
-        """Compute every chunk once; `weight` and `bias` are those of `output`, named for the gradient's sake."""
+        """Compute every chunk once; the matrices are those of `output`, named for the gradient's sake."""
         parts = [
             answer_chunk(output.logits(hidden[piece], ask.temperature), ask.sampled_ids[piece], ask.ids[piece], ask)
             for piece in output.pieces(len(hidden))
@@ -37,7 +44,7 @@ class Chunks(torch.autograd.Function):
         columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
         total, sampled, logprobs, tail, top_ids, top_logprobs, entropy = columns
         ctx.output, ctx.ask = output, ask
-        ctx.save_for_backward(hidden, weight, bias, total, logprobs, tail, top_ids)
+        ctx.save_for_backward(hidden, weight, bias, down, up, total, logprobs, tail, top_ids)
         ctx.mark_non_differentiable(top_ids, *([] if entropy is None else [entropy]))
         return sampled, logprobs, tail, top_ids, top_logprobs, entropy
 
@@ -45,35 +52,51 @@ class Chunks(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Compute every chunk again, and what its logits pass on."""
-        hidden, weight, bias, *kept = ctx.saved_tensors
-        output, ask = ctx.output, ctx.ask
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        for_hidden = torch.empty_like(hidden) if wants_hidden else None
-        # A sum over all tokens: in the precision of the small tensors, however the matrices are rounded.
-        for_weight = torch.zeros_like(weight, dtype=kept[0].dtype) if wants_weight else None
-        for_bias = torch.zeros_like(bias, dtype=kept[0].dtype) if wants_bias else None
+        hidden, weight, bias, down, up, *kept = ctx.saved_tensors
+        output, ask, precision = ctx.output, ctx.ask, kept[0].dtype
+        needed = ctx.needs_input_grad
+        for_hidden = torch.empty_like(hidden) if needed[0] else None
+        for_weight, for_bias, for_down, for_up = (
+            _sum_like(matrix, is_needed, precision)
+            for matrix, is_needed in zip((weight, bias, down, up), needed[1:5], strict=True)
+        )
         sampled, logprobs, tail, _, top_logprobs, _ = gradients
         for piece in output.pieces(len(hidden)):
             logits = output.logits(hidden[piece], ask.temperature)
             slope = output.slope(logits, ask.temperature)
             back = [one[piece] for one in (sampled, logprobs, tail, top_logprobs)]  # pyright: ignore[reportOptionalSubscript]
             passed_on = _backward(logits, ask.sampled_ids[piece], ask.ids[piece], [one[piece] for one in kept], back)
-            passed_on = passed_on.mul_(slope).to(weight.dtype)
+            passed_on.mul_(slope)
+            rounded = passed_on.to(weight.dtype)
             if for_hidden is not None:
-                torch.mm(passed_on, weight, out=for_hidden[piece])
-            if for_weight is not None and for_weight.dtype == weight.dtype:
-                for_weight.addmm_(passed_on.T, hidden[piece])
-            elif for_weight is not None:
-                for_weight += passed_on.T @ hidden[piece]
+                torch.mm(rounded, weight, out=for_hidden[piece])
+            _add_product(for_weight, rounded.T, hidden[piece])
             if for_bias is not None:
-                for_bias += passed_on.sum(dim=0, dtype=for_bias.dtype)
-        return (
-            for_hidden,
-            None if for_weight is None else for_weight.to(weight.dtype),
-            None if for_bias is None else for_bias.to(bias.dtype),
-            None,
-            None,
-        )
+                for_bias += rounded.sum(dim=0, dtype=for_bias.dtype)
+            if output.adapter is not None:
+                rounded = passed_on.to(up.dtype)
+                inner = rounded @ up
+                _add_product(for_up, rounded.T, output.adapter.inner(hidden[piece]))
+                _add_product(for_down, inner.T, hidden[piece].to(down.dtype))
+                if for_hidden is not None:
+                    for_hidden[piece] += (inner @ down).to(hidden.dtype)
+        of_matrices = zip((weight, bias, down, up), (for_weight, for_bias, for_down, for_up), strict=True)
+        return for_hidden, *(None if found is None else found.to(one.dtype) for one, found in of_matrices), None, None
+
+
+def _sum_like(matrix: Tensor | None, is_needed: bool, precision: torch.dtype) -> Tensor | None:
+    """Room for a sum over all tokens: in the precision of the small tensors, however the matrices are rounded."""
+    return torch.zeros_like(matrix, dtype=precision) if is_needed and matrix is not None else None
+
+
+def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> None:
+    """Add left · right to a sum over all tokens, where it is wanted."""
+    if total is None:
+        return
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def answer_chunk(

@@ -17,11 +17,22 @@ from pipeline.packing import Pack
 
 
 class Student(nn.Module):
-    """The transformer and its head."""
+    """The transformer and its head.
+
+    Args:
+        transformer: a causal language model, as it is or with LoRA layers, in peft's wrapper or without it.
+
+    Raises:
+        ModelError: peft changes the output layer, or the input, in a way that the head does not compute.
+    """
 
     def __init__(self, transformer: Any):
         super().__init__()
         self.transformer = transformer
+        peft = getattr(transformer, "active_peft_config", None)
+        if peft is not None and peft.is_prompt_learning:
+            raise ModelError("The student learns a prompt (peft), which has no place in a pack: use LoRA.")
+        self.output()
 
     def forward(self, pack: Pack, ask: head.Ask) -> head.Answer:
         """Answer for every response token of the pack, in its order."""
@@ -29,21 +40,62 @@ class Student(nn.Module):
 
     def layers(self) -> list[nn.Module]:
         """The transformer's blocks, in their order: each is computed, and may be held, by itself."""
-        kinds = set(self.transformer._no_split_modules)
+        kinds = set(self._model()._no_split_modules)
         return [module for module in self.transformer.modules() if type(module).__name__ in kinds]
 
     def hidden(self, pack: Pack) -> Tensor:
         """Last hidden states, [T, hidden], of the positions that predict response tokens; only they reach the head."""
-        states = self.transformer.base_model(
-            input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False
-        ).last_hidden_state
+        body = self._model().base_model
+        states = body(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False).last_hidden_state
         return states.reshape(-1, states.shape[-1])[pack.predicts]
 
     def output(self) -> head.Output:
-        """The output layer with what the architecture does to its logits."""
-        layer, config = self.transformer.get_output_embeddings(), self.transformer.config.get_text_config()
+        """The output layer, with what LoRA adds to it and what the architecture does to its logits."""
+        model = self._model()
+        layer, config = model.get_output_embeddings(), model.config.get_text_config()
+        adapter = _adapter(layer)
+        layer = getattr(layer, "base_layer", layer)
         scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-        return head.Output(layer.weight, layer.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+        cap = getattr(config, "final_logit_softcapping", None)
+        return head.Output(layer.weight, layer.bias, float(scale), cap, adapter)
+
+    def _model(self) -> Any:
+        """The causal language model; peft's wrapper adds nothing to its hidden states, but hides them."""
+        return self.transformer.get_base_model() if hasattr(self.transformer, "get_base_model") else self.transformer
+
+
+def _adapter(layer: nn.Module) -> head.LowRank | None:
+    """What the active LoRA adapters add to an output layer; several add up.
+
+    Raises:
+        ModelError: it is another change than that of plain LoRA.
+    """
+    if isinstance(layer, nn.Linear) and layer.weight.is_floating_point():
+        return None
+    from peft.tuners.lora import Linear as LoraLinear
+
+    if not isinstance(layer, LoraLinear) or not isinstance(layer.base_layer, nn.Linear):
+        raise ModelError(
+            f"The student's output layer is a {type(layer).__name__}, which the head does not compute: a plain matrix, "
+            "or one with LoRA, is expected. Leave `lm_head` out of the adapter's modules."
+        )
+    is_off = layer.disable_adapters or layer.merged
+    names = [name for name in layer.active_adapters if name in layer.lora_A and not is_off]
+    for name in names:
+        own = {
+            "lora_dropout": not isinstance(layer.lora_dropout[name], nn.Identity),
+            "lora_bias": layer.lora_B[name].bias is not None,
+            type(layer.lora_variant.get(name)).__name__: name in layer.lora_variant,
+        }
+        if found := [what for what, is_there in own.items() if is_there]:
+            raise ModelError(
+                f"The LoRA adapter `{name}` has {found[0]} on the student's output layer, which the head does not "
+                "compute. Leave `lm_head` out of its target_modules, or switch that off."
+            )
+    if not names:
+        return None
+    downs = [layer.lora_A[name].weight * layer.scaling[name] for name in names]
+    return head.LowRank(torch.cat(downs), torch.cat([layer.lora_B[name].weight for name in names], dim=1))
 
 
 def open_student(model: Model, dtype: torch.dtype = torch.float32, adapter: str | None = None) -> Student:

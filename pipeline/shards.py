@@ -387,14 +387,17 @@ def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, where: str)
 
 def _logsumexp(values: Ragged) -> np.ndarray:
     """Log of the sum of each row's exponentials; −inf for an empty row."""
-    with np.errstate(divide="ignore"):
-        return np.log(np.maximum(_sums(np.exp(values.values.astype(np.float64)), values.offsets), 0.0))
+    with np.errstate(divide="ignore", over="ignore"):  # a damaged shard may hold anything, which is told later
+        return np.log(_sums(np.exp(values.values), values.offsets))
 
 
 def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The sum of each row; 0 for an empty row."""
-    upto = np.concatenate([[0.0], np.cumsum(values)])
-    return upto[offsets[1:]] - upto[offsets[:-1]]
+    """The sum of each row, float64; 0 for an empty row."""
+    is_filled = offsets[1:] > offsets[:-1]
+    sums = np.zeros(len(is_filled))
+    if is_filled.any():  # `reduceat` gives an empty row the next one's first value
+        sums[is_filled] = np.add.reduceat(values, offsets[:-1][is_filled], dtype=np.float64)
+    return sums
 
 
 def content(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ computes each chunk again, so memory is O(tokens × k + chunk × vocabulary). Th
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -96,6 +97,16 @@ class Output:
         if self.softcap is None:
             return factor
         return factor * (1 - (logits * (temperature / self.softcap)).square_())
+
+
+def logit_scale(config: Any) -> float:
+    """The factor that an architecture puts on its logits, from its text configuration in transformers."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse Glimmer, Falcon-H1
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    scaling = float(getattr(config, "logits_scaling", None) or 1.0)
+    # Granite divides by it, HyperCLOVA X multiplies.
+    return scaling if config.model_type.startswith("hyperclovax") else 1.0 / scaling
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,8 @@ class Student(nn.Module):
         layer, config = model.get_output_embeddings(), model.config.get_text_config()
         adapter = _adapter(layer)
         layer = getattr(layer, "base_layer", layer)
-        scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
-        return head.Output(layer.weight, layer.bias, float(scale), cap, adapter)
+        return head.Output(layer.weight, layer.bias, head.logit_scale(config), cap, adapter)
 
     def _model(self) -> Any:
         """The causal language model; peft's wrapper adds nothing to its hidden states, but hides them."""

@@ -37,12 +37,10 @@ def load(model: Model, device: torch.device) -> head.Output:
             f"{model.name}: one output matrix with {model.vocabulary} rows is expected in its *.safetensors, found "
             f"{shapes or 'none'}. Score it by vLLM's own log-probabilities instead: `hidden_states: false`."
         )
-    # As the architecture's own forward does (Cohere and Granite scale, Gemma caps).
-    scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
     return head.Output(
         weights[0].to(device, torch.float32),
         biases[0].to(device, torch.float32) if biases else None,
-        float(scale),
+        head.logit_scale(config),
         getattr(config, "final_logit_softcapping", None),
     )
 

@@ -47,13 +47,14 @@ def bigram(folder: Path, seed: int = 0, letters: str = LETTERS, sharpness: float
     return _saved(model, own, folder)
 
 
-def qwen3(folder: Path, seed: int = 0, letters: str = LETTERS, tied: bool = True) -> Path:
-    """A small transformer of the demo's architecture, untrained."""
+def qwen3(folder: Path, seed: int = 0, letters: str = LETTERS, tied: bool = True, padding: int = 0) -> Path:
+    """A small transformer of the demo's architecture, untrained; `padding` ids are the model's alone."""
     torch.manual_seed(seed)
     own = tokenizer(letters)
     config = Qwen3Config(
-        vocab_size=len(own), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=128, tie_word_embeddings=tied, eos_token_id=0,
+        vocab_size=len(own) + padding, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=128,
+        tie_word_embeddings=tied, eos_token_id=0,
         bos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config)

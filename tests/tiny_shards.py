@@ -7,17 +7,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import params, shards
-from pipeline.engines import Request, Scored, Support
-from pipeline.engines.fake import BigramEngine
+from pipeline.engines import Engine, Request, Scored, Support
 from pipeline.loading import Shard
 
 FIRST, LAST = 1, 36
 """The ids that a prompt may hold; 0 ends a sequence."""
 
 
-def write(
-    folder: Path, writer: BigramEngine, scorer: BigramEngine, rows: list[int], top_k: int = 4, shift: int = 0
-) -> list[Shard]:
+def write(folder: Path, writer: Engine, scorer: Engine, rows: list[int], top_k: int = 4, shift: int = 0) -> list[Shard]:
     """A shard of rollouts, and one of scores, for each entry of `rows`.
 
     Args:
@@ -77,7 +74,7 @@ def _rollouts(number: int, requests: list[Request], responses: list[np.ndarray])
 
 
 def _scores(
-    number: int, requests: list[Request], responses: list[np.ndarray], scorer: BigramEngine, top_k: int, shift: int
+    number: int, requests: list[Request], responses: list[np.ndarray], scorer: Engine, top_k: int, shift: int
 ) -> pa.Table:
     scored = [
         Scored(request.prompt_ids, np.roll(response, shift))

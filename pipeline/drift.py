@@ -5,6 +5,7 @@ unbiased estimate of KL(behaviour ‖ now) in nats per token where sampling was 
 Sequence-level weights are useless at thousands of tokens, so the effective sample size is that of tokens.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,6 @@ import numpy as np
 from pipeline import shards
 from pipeline.engines import Engine, Progress, Scored, Support
 from pipeline.errors import SettingsError
-from pipeline.ragged import Ragged
 
 VERSION = 1
 
@@ -56,13 +56,21 @@ def measure(engine: Engine, path: Path, rows: int, progress: Progress | None = N
         rows: how many; those with the smallest ids, which are hashes.
         progress: told of scored responses.
     """
-    table = shards.read(path, shards.ROLLOUTS, COLUMNS)
-    ids = table.column("rollout_id").to_pylist()
+    ids = shards.read(path, shards.ROLLOUTS, ["rollout_id"]).column("rollout_id").to_pylist()
     chosen = sorted(range(len(ids)), key=lambda row: ids[row])[:rows]
-    prompts, responses, behaviour = (
-        shards.ragged(table.column(name)).take(chosen) for name in ("prompt_ids", "response_ids", "behaviour_logprobs")
-    )
-    return of_logratios(_now(engine, prompts, responses, progress) - behaviour.values)
+    found = dict(_rows(path, set(chosen)))
+    prompts, responses, behaviour = zip(*[found[row] for row in chosen], strict=True)
+    return of_logratios(_now(engine, prompts, responses, progress) - np.concatenate(behaviour))
+
+
+def _rows(path: Path, chosen: set[int]) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
+    """Of some rows the prompt's ids, the response's and their log-probabilities; a row group is held at a time."""
+    first = 0
+    for group in shards.groups(path, shards.ROLLOUTS, COLUMNS[1:]):
+        columns = [shards.ragged(group.column(name)) for name in COLUMNS[1:]]
+        for row in chosen.intersection(range(first, first + group.num_rows)):
+            yield row, tuple(column[row - first].copy() for column in columns)
+        first += group.num_rows
 
 
 def check_bound(bound: float, floor: float) -> None:
@@ -79,6 +87,8 @@ def check_bound(bound: float, floor: float) -> None:
         )
 
 
-def _now(engine: Engine, prompts: Ragged, responses: Ragged, progress: Progress | None) -> np.ndarray:
+def _now(
+    engine: Engine, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], progress: Progress | None
+) -> np.ndarray:
     sequences = [Scored(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
     return engine.score(sequences, Support(0, entropies=False), progress).sampled_logprobs

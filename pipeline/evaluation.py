@@ -17,13 +17,13 @@ class Answered:
         correct: of each response, None where it could not be graded.
         lengths: of each response, tokens.
         finish_reasons: `stop` or `length`.
-        ids: token ids of each response.
+        repetitions: of each response, as `repetition` says it.
     """
 
     correct: Sequence[bool | None]
     lengths: np.ndarray
     finish_reasons: Sequence[str]
-    ids: Sequence[np.ndarray]
+    repetitions: Sequence[float]
 
 
 def metrics(checkpoint: str, greedy: Answered, sampled: Answered, k: int) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def metrics(checkpoint: str, greedy: Answered, sampled: Answered, k: int) -> dic
         "prompts": len(one),
         "mean_length": float(sampled.lengths.mean()),
         "truncated": float(np.mean([reason == "length" for reason in sampled.finish_reasons])),
-        "repetition": float(np.mean([repetition(ids) for ids in sampled.ids])),
+        "repetition": float(np.mean(sampled.repetitions)),
     }
 
 

@@ -1,6 +1,6 @@
 """Grades of rollouts, in files of their own: a corrected grader grades again and does nothing else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,9 @@ from pipeline.errors import ShardError
 from pipeline.grading import Grade, Grader
 from pipeline.made_with import versions
 from pipeline.store import Folder
+
+AT_ONCE = 1024
+"""Responses that are held until they are graded."""
 
 
 class Grading:
@@ -48,10 +51,22 @@ class Grading:
             self._grader = self._open.enter_context(grading.open_grader(self._settings))
         known = shards.read(prompts, shards.PROMPTS, ("prompt_id", "answer"))
         answers = dict(zip(known.column("prompt_id").to_pylist(), known.column("answer").to_pylist(), strict=True))
-        table = shards.read(rollouts, shards.ROLLOUTS, ("rollout_id", "prompt_id", "text"))
-        gold = [answers[prompt_id] for prompt_id in table.column("prompt_id").to_pylist()]
-        graded = self._grader.grade(table.column("text").to_pylist(), gold)
-        grading.write_shard(path, identity, versions("math-verify"), table.column("rollout_id").to_pylist(), graded)
+        with shards.Writer(path, shards.GRADES, identity, versions("math-verify")) as writer:
+            for ids, asked, texts in _batches(rollouts):
+                graded = self._grader.grade(texts, [answers[prompt_id] for prompt_id in asked])
+                writer.write(grading.table(ids, graded))
+
+
+def _batches(rollouts: Path) -> Iterator[list[list[str]]]:
+    """Ids, prompts' ids and texts of some row groups at a time: so many that one slow grade holds up few others."""
+    columns = ("rollout_id", "prompt_id", "text")
+    batch: list[list[str]] = [[], [], []]
+    for group in shards.groups(rollouts, shards.ROLLOUTS, columns):
+        if len(batch[0]) >= AT_ONCE:
+            yield batch
+            batch = [[], [], []]
+        batch = [[*some, *group.column(name).to_pylist()] for some, name in zip(batch, columns, strict=True)]
+    yield batch
 
 
 def fill(folder: Folder, settings: params.Grade, prompts: Sequence[Path], rollouts: Path) -> None:

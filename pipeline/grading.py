@@ -101,19 +101,12 @@ def identity(settings: params.Grade) -> dict[str, Any]:
     return facts
 
 
-def write_shard(
-    path: Path,
-    identity: dict[str, Any],
-    made_with: dict[str, Any],
-    rollout_ids: Sequence[str],
-    grades: Sequence[Grade],
-) -> None:
-    """Write the grades of one shard of rollouts, in its order."""
+def table(rollout_ids: Sequence[str], grades: Sequence[Grade]) -> pa.Table:
+    """Rows of a shard of grades."""
     columns = zip(*[astuple(grade) for grade in grades], strict=True) if grades else ([], [], [])
     arrays = [pa.array(rollout_ids, pa.string())]
     arrays += [pa.array(column, field.type) for column, field in zip(columns, list(shards.GRADES)[1:], strict=True)]
-    with shards.Writer(path, shards.GRADES, identity, made_with) as writer:
-        writer.write(pa.table(arrays, shards.GRADES))
+    return pa.table(arrays, shards.GRADES)
 
 
 def final_answer(response: str) -> str:

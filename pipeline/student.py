@@ -63,7 +63,7 @@ class Student(nn.Module):
         return self.transformer.get_base_model() if hasattr(self.transformer, "get_base_model") else self.transformer
 
 
-def _adapter(layer: nn.Module) -> head.LowRank | None:
+def _adapter(layer: Any) -> head.LowRank | None:
     """What the active LoRA adapters add to an output layer; several add up.
 
     Raises:

@@ -86,10 +86,16 @@ def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[
     for source, path in zip(prompts, written, strict=True):
         entry = store.obtain(*graded.of(source, path)).entry
         correct += [each.correct for each in grades.read(store.path(entry.fingerprint, ".parquet"), path)]
-    tables = [shards.read(path, shards.ROLLOUTS, ("response_ids", "finish_reason")) for path in written]
-    ids = [row for table in tables for row in shards.ragged(table.column("response_ids"))]
-    reasons = [reason for table in tables for reason in table.column("finish_reason").to_pylist()]
-    return Answered(correct, np.array([len(row) for row in ids]), reasons, ids)
+    lengths: list[int] = []
+    repetitions: list[float] = []
+    reasons: list[str] = []
+    for path in written:
+        for group in shards.groups(path, shards.ROLLOUTS, ("response_ids", "finish_reason")):
+            responses = shards.ragged(group.column("response_ids"))
+            lengths += responses.lengths.tolist()
+            repetitions += [evaluation.repetition(response) for response in responses]
+            reasons += group.column("finish_reason").to_pylist()
+    return Answered(correct, np.array(lengths), reasons, repetitions)
 
 
 def main(

@@ -15,7 +15,7 @@ from pipeline.evaluation import Answered
 
 def answered(correct, lengths=None, reasons=None) -> Answered:
     lengths = lengths or [4] * len(correct)
-    return Answered(correct, np.array(lengths), reasons or ["stop"] * len(correct), [np.arange(n) for n in lengths])
+    return Answered(correct, np.array(lengths), reasons or ["stop"] * len(correct), [n / 28 for n in lengths])
 
 
 def test_the_record_of_three_prompts_with_two_samples_each():
@@ -37,7 +37,7 @@ def test_the_record_of_three_prompts_with_two_samples_each():
         "prompts": 3,
         "mean_length": pytest.approx(7.0),
         "truncated": pytest.approx(1 / 3),
-        "repetition": 0.0,
+        "repetition": pytest.approx(0.25),
     }
 
 

@@ -68,7 +68,8 @@ def made(tmp_path_factory):
         rewards = random.normal(size=count).tolist()
         graded = [Grade([True, False, None][row % 3], rewards[row], None) for row in range(count)]
         grades, asked = root / f"grades-{number}.parquet", root / f"prompts-{number}.parquet"
-        grading.write_shard(grades, {}, {}, [row["rollout_id"] for row in rows], graded)
+        with shards.Writer(grades, shards.GRADES, {}, {}) as writer:
+            writer.write(grading.table([row["rollout_id"] for row in rows], graded))
         known = sorted({row["prompt_id"] for row in rows})
         told = [{"role": "user", "content": "?"}]
         of_domain = {prompt: "words" if prompt.endswith("1") else "sums" for prompt in known}

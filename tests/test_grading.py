@@ -4,7 +4,6 @@ A grader of one's own is a module in the current directory, as a user has it.
 """
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import grading, params, shards, store
+from pipeline import grading, params, shards
 from pipeline.errors import GradeError
 from pipeline.grading import Grade
 
@@ -274,14 +273,9 @@ def test_naming_a_grader_runs_none_of_it(own: params.Grade) -> None:
     assert "source" in grading.identity(params.Grade(grader="package.inside:grade"))
 
 
-def test_a_shard_of_grades_is_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "00000.parquet"
+def test_grades_become_the_rows_of_a_shard() -> None:
     grades = [Grade(True, 1.0, None), Grade(None, 0.25, "close"), NOTHING]
-    grading.write_shard(path, {"stage": "grades"}, {}, ["a", "b", "c"], grades)
-    rows = shards.read(path, shards.GRADES).to_pylist()
+    rows = grading.table(["a", "b", "c"], grades).to_pylist()
     assert [row.pop("rollout_id") for row in rows] == ["a", "b", "c"]
     assert [Grade(**row) for row in rows] == grades
-    assert store.identity_of(path) == {"stage": "grades"}
-    assert not any(math.isnan(row["reward"] or 0.0) for row in rows)
-    grading.write_shard(tmp_path / "empty.parquet", {}, {}, [], [])
-    assert shards.read(tmp_path / "empty.parquet", shards.GRADES).num_rows == 0
+    assert grading.table([], []).schema == shards.GRADES

@@ -1,0 +1,159 @@
+"""Peak memory of each stage's work over some rows and over a hundred times as many, each in a process of its own.
+
+Models are replaced by arrays of the right size: what is measured is what the pipeline holds. All data of the larger run
+is several times as large as the processes, so a stage that held it would be seen; the last test is such a stage.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from benchmarks import measure
+from pipeline import grades, params, prompts, rollouts, scoring, shards, view_settings
+from pipeline.contexts import Bucket
+from pipeline.engines import Response
+from pipeline.prompts import Prompt
+from pipeline.ragged import Ragged
+from pipeline.rollouts import Author
+from pipeline.scoring import Job
+
+PROMPTS, MORE = 64, 100
+TOKENS, K = 150, 32
+TEXT = "so " * 3000
+RESPONSE = (np.arange(TOKENS) % 30 + 4).astype(np.int32)
+VIEW = view_settings.View(support=view_settings.SupportSettings(top_k=K))
+
+pytestmark = pytest.mark.slow
+
+
+class Model:
+    """What is asked of a model and of its tokenizer, without transformers, which would outweigh the data."""
+
+    name = weights = "model"
+
+    def load_tokenizer(self):
+        return self
+
+    def apply_chat_template(self, messages, **_):
+        return [len(messages)]
+
+    def batch_decode(self, responses, **_):
+        return ["a" * len(response) for response in responses]
+
+
+class Arrays:
+    """An engine, and what opens it, that computes nothing."""
+
+    tail = "exact"
+    model = Model()
+
+    def open(self):
+        return self
+
+    def generate(self, requests, sampling, top_k=0, progress=None):  # noqa: ARG002
+        ids = np.tile(np.arange(top_k, dtype=np.int32), (TOKENS, 1))
+        return [
+            Response(RESPONSE.copy(), np.full(TOKENS, -1, np.float32), None, ids.copy(), "length") for _ in requests
+        ]
+
+    def score(self, sequences, support, progress=None):  # noqa: ARG002
+        count = sum(len(sequence.response_ids) for sequence in sequences)
+        equal, counts = np.full(count * K, -np.log(K + 1), np.float32), np.full(count, K)
+        ids = Ragged.cut(np.tile(np.arange(K, dtype=np.int32), count), counts)
+        return shards.Scores(
+            equal[:count], ids, Ragged.cut(equal, counts), counts.astype(np.uint16), equal[:count], None
+        )
+
+
+ENGINE: Any = Arrays()
+
+
+def refresh(folder: Path, times: int) -> None:
+    """Write rollouts."""
+    rollouts.AT_ONCE = PROMPTS
+    identity = {"sampling": {"max_tokens": TOKENS}, "samples": times, "seed": 0, "engine": {"engine": "fake"}}
+    author = Author(ENGINE, "student", top_k=K)
+    rollouts.write(folder / f"written-{times}", identity, prompts.load(folder / "prompts"), author)
+
+
+def grade(folder: Path, times: int) -> None:
+    """Grade long responses."""
+    grades.AT_ONCE = PROMPTS
+    with grades.Grading(params.Grade(grader="exact")) as grading:
+        _, make = grading.of(folder / "prompts", folder / f"long-{times}")
+        make(folder / f"grades-{times}")
+
+
+def score(folder: Path, times: int) -> None:
+    """Score rollouts."""
+    source, identity = folder / f"rollouts-{times}", {"entropies": False, "engine": {"engine": "fake"}}
+    job = Job(Bucket(source, folder / "prompts", source), VIEW, ENGINE.model)
+    scoring.write(folder / f"made-{times}", identity, job, ENGINE)
+
+
+def train(folder: Path, times: int) -> None:
+    """Load every row for a training step."""
+    from pipeline import loading, recipes  # brings torch, which the other stages do without
+    from pipeline.loading import Loader, Rows, Shard
+
+    loading.WINDOW = 1
+    recipe = recipes.load("topk_reverse_kl")
+    rows = Rows([Shard(folder / f"rollouts-{times}", {"teacher": folder / f"scores-{times}"})], recipe)
+    for packs in Loader(rows, times, PROMPTS, tokens=16384, seed=0):
+        assert len(packs[0][1].targets) == 1
+
+
+def holds_everything(folder: Path, times: int) -> None:
+    """What no stage may do."""
+    assert shards.read(folder / f"scores-{times}", shards.SCORES).num_rows == PROMPTS * times
+
+
+def write(path: Path, table: pa.Table, times: int) -> None:
+    with shards.Writer(path, table.schema, {}, {}) as writer:
+        for _ in range(times):
+            writer.write(table)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Prompts, and the inputs of each stage in both sizes."""
+    made = tmp_path_factory.mktemp("data")
+    asked = [
+        Prompt(str(row), "all", ({"role": "user", "content": "1+1"},), "2", None, 0, "opd") for row in range(PROMPTS)
+    ]
+    prompts.write(made / "prompts", {}, {}, asked)
+    row = {
+        "sample": 0, "source": "student", "behaviour": "b", "written_in": "r1", "prompt_ids": [5],
+        "response_ids": RESPONSE, "behaviour_logprobs": np.full(TOKENS, -1.0), "finish_reason": "length", "text": "",
+        "sampling_logprobs": None, "behaviour_topk_ids": None, "segments": None,
+    }  # fmt: skip
+    ids = [str(number) for number in range(PROMPTS)]
+    written = [row | {"rollout_id": id_, "prompt_id": id_} for id_ in ids]
+    few = pa.Table.from_pylist(written, shards.ROLLOUTS)
+    long = pa.Table.from_pylist([one | {"text": TEXT, "response_ids": [5]} for one in written], shards.ROLLOUTS)
+    scored = ENGINE.score([SimpleNamespace(response_ids=RESPONSE)] * PROMPTS, None)
+    table = shards.score_table(ids, np.full(PROMPTS, TOKENS), scored, ["c"] * PROMPTS)
+    for times in (1, MORE):
+        for name, of_rows in (("rollouts", few), ("long", long), ("scores", table)):
+            write(made / f"{name}-{times}", of_rows, times)
+    return made
+
+
+def growth(work: Callable[[Path, int], None], folder: Path) -> float:
+    """How much more memory a hundred times the rows take."""
+    small, large = (measure.in_child(work, folder, times)[1] for times in (1, MORE))
+    return large / small
+
+
+@pytest.mark.parametrize("work", [refresh, grade, score, train])
+def test_a_hundred_times_the_rows_take_no_more_memory(folder, work):
+    assert growth(work, folder) <= 1.2
+
+
+def test_a_stage_that_holds_everything_is_noticed(folder):
+    assert growth(holds_everything, folder) > 1.2

@@ -1,0 +1,46 @@
+"""A shard of rollouts against what the engine itself writes, however many responses are held at once."""
+
+import pytest
+
+from pipeline import models, params, prompts, rollouts, shards
+from pipeline.engines import OnDemand, Request
+from pipeline.prompts import Prompt
+from pipeline.rollouts import Author
+from tests import tiny_models
+
+SAMPLES, TOP_K = 3, 5
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 4096])
+def test_every_row_is_the_engines_own_response(monkeypatch, tmp_path, at_once):
+    monkeypatch.setattr(rollouts, "AT_ONCE", at_once)
+    model, engine = models.record(str(tiny_models.bigram(tmp_path / "model"))), params.Engine(engine="fake")
+    asked = [Prompt(name, "all", ({"role": "user", "content": f"{name}+1"},), None, None, 0, "opd") for name in "24680"]
+    prompts.write(tmp_path / "prompts", {}, {}, asked)
+    sampling = params.Sampling(max_tokens=12)
+    identity = rollouts.identity(
+        "refresh", 1, tmp_path / "prompts", model, engine, sampling, SAMPLES, seed=7, round="r1"
+    )
+    with OnDemand(model, engine, params.Machine()) as opened:
+        rollouts.write(tmp_path / "rollouts", identity, asked, Author(opened, "student", TOP_K))
+        rows = shards.read(tmp_path / "rollouts", shards.ROLLOUTS).to_pylist()
+        assert [(row["prompt_id"], row["sample"]) for row in rows] == [
+            (prompt.prompt_id, sample) for prompt in asked for sample in range(SAMPLES)
+        ]
+        for row in rows:
+            seed = rollouts.request_seed(7, "r1", row["prompt_id"], row["sample"])
+            (response,) = opened.open().generate([Request(row["prompt_ids"], seed)], sampling, TOP_K)
+            assert response.topk_ids is not None
+            assert row["response_ids"] == response.ids.tolist()
+            assert row["behaviour_topk_ids"] == response.topk_ids.tolist()
+    prompt_ids = [models.render(model.load_tokenizer(), prompt.messages) for prompt in asked for _ in range(SAMPLES)]
+    assert [row["prompt_ids"] for row in rows] == prompt_ids
+    assert len({row["rollout_id"] for row in rows}) == len(rows)
+
+
+def test_no_prompts_give_a_shard_without_rows(tmp_path):
+    model, engine = models.record(str(tiny_models.bigram(tmp_path / "model"))), params.Engine(engine="fake")
+    identity = {"sampling": {"max_tokens": 4}, "samples": 1, "seed": 0, "engine": {"engine": "fake"}}
+    with OnDemand(model, engine, params.Machine()) as opened:
+        rollouts.write(tmp_path / "rollouts", identity, [], Author(opened, "student"))
+    assert shards.read(tmp_path / "rollouts", shards.ROLLOUTS).num_rows == 0

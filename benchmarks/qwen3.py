@@ -1,5 +1,6 @@
 """The shape that benchmarks state: a Qwen3 of its true vocabulary and random weights, small enough for a CPU."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -25,3 +26,19 @@ def model(layers: int = 8, hidden: int = 512, vocabulary: int = VOCABULARY) -> "
     from transformers import Qwen3ForCausalLM
 
     return Qwen3ForCausalLM(config(layers, hidden, vocabulary))
+
+
+def save(made: "Qwen3ForCausalLM", folder: Path) -> None:
+    """A model's folder, with a tokenizer of as many words as the model has ids: `word7` is id 7."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    made.save_pretrained(folder)
+    vocabulary = {f"word{number}": number for number in range(made.config.vocab_size)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="word0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="word0", pad_token="word0")
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(folder)

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def save(
     fitted.student.transformer.save_pretrained(folder)
     tokenizer_of.load_tokenizer().save_pretrained(folder)
     last = fitted.validation[-1]["validation_kl"] if fitted.validation else None
-    about = {"identity": identity, **facts, "validation_kl": last}
+    alarms = [{"step": step, **asdict(alarm)} for step, alarm in fitted.alarms]
+    about = {"identity": identity, **facts, "validation_kl": last, "alarms": alarms}
     (folder / models.CHECKPOINT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
     for name, measured in (("history", fitted.history), ("validation", fitted.validation)):
         if measured:

@@ -1,6 +1,6 @@
 """What a checkpoint can do: accuracy when it takes the likeliest token and when it samples, and how it writes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,21 @@ def metrics(checkpoint: str, greedy: Answered, sampled: Answered, k: int) -> dic
         "truncated": float(np.mean([reason == "length" for reason in sampled.finish_reasons])),
         "repetition": float(np.mean(sampled.repetitions)),
     }
+
+
+def signs(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Signs that a checkpoint's writing collapses, in sentences, from its metrics and those of the one before.
+
+    Source: length, truncation and repetition as in Stable-OPD (arXiv:2604.08527); the thresholds are ours.
+    """
+    found = []
+    if after["mean_length"] > 1.5 * before["mean_length"]:
+        grown = f"{after['mean_length']:.1f} tokens long, {before['mean_length']:.1f} before"
+        found.append(f"responses are {grown} (alarm above 1.5 times).")
+    for key, what in (("truncated", "of the responses are cut off"), ("repetition", "of the 3-grams are repeats")):
+        if after[key] > before[key] + 0.1:
+            found.append(f"{after[key]:.0%} {what}, {before[key]:.0%} before (alarm above 10 points more).")
+    return found
 
 
 def repetition(ids: np.ndarray, n: int = 3) -> float:

@@ -5,6 +5,7 @@ are escaped by the template, and the page forbids itself every request.
 """
 
 import csv
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from pipeline import plots, transcript
+from pipeline import evaluation, models, plots, transcript
 from pipeline.errors import ModelError, PotstillError
 from pipeline.plots import History, Timing
 from pipeline.sql import Database
@@ -37,6 +38,7 @@ class Facts:
         metrics: by checkpoint: `teacher`, `r0` and the rounds.
         histories: by checkpoint, the columns of history.csv.
         validations: the same of validation.csv.
+        alarms: by checkpoint, the signs of a collapse in its history, in sentences.
         drifts: by round.
         timings: in the order of the pipeline.
         rollouts: the ones shown, all of one round.
@@ -47,6 +49,7 @@ class Facts:
     metrics: dict[str, dict[str, Any]]
     histories: dict[str, History]
     validations: dict[str, History]
+    alarms: dict[str, list[str]]
     drifts: dict[str, dict[str, Any]]
     timings: tuple[Timing, ...]
     rollouts: tuple[Transcript, ...]
@@ -73,6 +76,7 @@ def gather(data: Path, rounds: Sequence[str], rollouts: int) -> Facts:
         metrics=_known(["teacher", *checkpoints], lambda name: data / "metrics" / f"{name}.json", _json),
         histories=_known(checkpoints, lambda name: data / "models" / name / "history.csv", _columns),
         validations=_known(checkpoints, lambda name: data / "models" / name / "validation.csv", _columns),
+        alarms=_known(checkpoints, lambda name: data / "models" / name / models.CHECKPOINT, _alarms),
         drifts=_known(rounds, lambda name: data / "drift" / f"{name}.json", _json),
         timings=_timings(data / "timings", rounds),
         rollouts=tuple(shown),
@@ -106,6 +110,7 @@ def render(facts: Facts, title: str) -> str:
         title=title,
         facts=facts,
         verdict=verdict(facts),
+        alarms=alarms(facts),
         figures={name: figure.to_json(engine="json") for name, figure in figures.items() if figure is not None},
         choice=_choice(facts.rollouts),
         plotly=get_plotlyjs(),
@@ -132,6 +137,21 @@ def verdict(facts: Facts) -> str:
         average = f"{_with_error(teacher, 'avg_at_k')} avg@{teacher['k']}"
         sentence += f" The teacher has {average} and {_with_error(teacher, 'greedy')} greedy."
     return sentence
+
+
+def alarms(facts: Facts) -> list[tuple[str, str]]:
+    """Checkpoint and sentence of every sign of a collapse: in its training, its validation, and its responses."""
+    names = ["r0", *facts.rounds]
+    found = [(name, text) for name in names for text in facts.alarms.get(name, [])]
+    for name, history in facts.validations.items():
+        measured = [value for value in history.get("validation_kl", ()) if value is not None]
+        if len(measured) > 1 and measured[-1] > measured[0]:
+            rise = f"from {measured[0]:.4f} to {measured[-1]:.4f} nats per token"
+            found.append((name, f"validation KL rose {rise} (alarm where it rises)."))
+    evaluated = [facts.metrics[name] for name in names if name in facts.metrics]
+    for before, after in itertools.pairwise(evaluated):
+        found += [(after["checkpoint"], text) for text in evaluation.signs(before, after)]
+    return found
 
 
 def tip(token: transcript.Token) -> str:
@@ -212,6 +232,11 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except ValueError as error:
         raise PotstillError(f"{path} is no JSON ({error}). Remove it and run `dvc repro`.") from None
+
+
+def _alarms(path: Path) -> list[str]:
+    """Of a checkpoint; those that are older than alarms have none."""
+    return [f"step {alarm['step']}: {alarm['text']}" for alarm in _json(path).get("alarms", ())]
 
 
 def _columns(path: Path) -> dict[str, list[float | None]]:

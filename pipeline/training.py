@@ -51,11 +51,13 @@ class Fitted:
         student: with its new weights, on the CPU.
         history: one row for each optimiser step.
         validation: KL on the held-out rows by step; empty where there were none.
+        alarms: the signs of a collapse, each with the first step that showed it.
     """
 
     student: Student
     history: list[dict[str, float]]
     validation: list[dict[str, float]]
+    alarms: list[tuple[int, diagnostics.Alarm]]
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def fit(student: Student, run: Run) -> Fitted:
                 "to 16 bits. Open the student with `dtype=torch.float32`; `bf16-mixed` still computes in bf16."
             )
     if run.settings.steps == 0:
-        return Fitted(student.eval(), [], [])
+        return Fitted(student.eval(), [], [], [])
     devices = run.machine.devices
     if devices == 1:
         _, history, validation = fit_share(student, run)
@@ -212,7 +214,7 @@ def fit(student: Student, run: Run) -> Fitted:
             )
         weights, history, validation = ranks.spread(fit_share, devices, student, run)
         student.load_state_dict(weights)
-    return Fitted(student.cpu().eval(), history, validation)
+    return Fitted(student.cpu().eval(), history, validation, diagnostics.first_alarms(run.recipe, history))
 
 
 def fit_share(student: Student, run: Run) -> tuple[dict[str, Any], list[dict[str, float]], list[dict[str, float]]]:

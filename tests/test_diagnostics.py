@@ -80,6 +80,15 @@ def test_a_sign_of_a_collapse_raises_its_alarm_alone(name, change, alarm):
     assert [found.name for found in diagnostics.alarms(recipe, GOOD | change)] == [alarm]
 
 
+def test_a_sign_is_told_of_the_first_step_that_shows_it():
+    bad = {"effective_share": 0.4}
+    history = [{"step": 1, **GOOD}, {"step": 2, **GOOD, **bad}, {"step": 3, **GOOD, **bad, "support_mass": 0.5}]
+    found = diagnostics.first_alarms(recipes.load("vopd"), history)
+    assert [(step, alarm.name) for step, alarm in found] == [(2, "stale"), (3, "mass")]
+    assert "leave 40% of the tokens" in found[0][1].text
+    assert diagnostics.first_alarms(recipes.load("vopd"), history[:1]) == []
+
+
 def test_far_tokens_are_no_alarm_where_a_ratio_holds_them():
     assert diagnostics.alarms(recipes.load("lightning_ratio"), {"far_share": 0.99}) == []
 

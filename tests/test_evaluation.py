@@ -60,3 +60,23 @@ def test_repetition_is_the_share_of_ngrams_that_stood_there_before(ids, n):
 
 def test_a_response_that_says_one_thing_repeats_nearly_all_of_it():
     assert evaluation.repetition(np.zeros(102, np.int32)) == pytest.approx(0.99)
+
+
+METRICS = {"mean_length": 20.0, "truncated": 0.01, "repetition": 0.02}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"mean_length": 31.0}, "responses are 31.0 tokens long, 20.0 before"),
+        ({"truncated": 0.12}, "12% of the responses are cut off, 1% before"),
+        ({"repetition": 0.5}, "50% of the 3-grams are repeats, 2% before"),
+    ],
+)
+def test_a_sign_of_a_collapse_is_told_alone(change, told):
+    (found,) = evaluation.signs(METRICS, METRICS | change)
+    assert found.startswith(told)
+
+
+def test_small_changes_are_no_sign():
+    assert evaluation.signs(METRICS, {"mean_length": 29.0, "truncated": 0.1, "repetition": 0.1}) == []

@@ -136,6 +136,32 @@ def test_a_difference_under_two_standard_errors_is_none(facts: report.Facts, aft
     assert f"avg@4 accuracy {verb} (" in report.verdict(dataclasses.replace(facts, metrics=metrics))
 
 
+def test_a_run_without_a_sign_of_a_collapse_says_so(facts: report.Facts, page: str):
+    assert report.alarms(facts) == []
+    assert "No alarm: no sign of a known collapse" in page
+    assert 'class="alarms"' not in page
+
+
+def test_every_alarm_is_on_the_page_with_its_checkpoint(data: Path, tmp_path: Path):
+    """One of the training log, one of validation, one of the responses."""
+    copy = shutil.copytree(data, tmp_path / "data")
+    logged = {"alarms": [{"step": 12, "name": "mass", "text": "probability <leaves> them."}]}
+    (copy / "models/r1/potstill.json").write_text(json.dumps(logged))
+    (copy / "models/r2/validation.csv").write_text("step,validation_kl,validation_mass\n0,0.1,0.9\n9,0.3,0.9\n")
+    metrics = json.loads((copy / "metrics/r2.json").read_text())
+    (copy / "metrics/r2.json").write_text(json.dumps(metrics | {"truncated": 0.4}))
+    found = report.gather(copy, ROUNDS, 0)
+    assert report.alarms(found) == [
+        ("r1", "step 12: probability <leaves> them."),
+        ("r2", "validation KL rose from 0.1000 to 0.3000 nats per token (alarm where it rises)."),
+        ("r2", "40% of the responses are cut off, 0% before (alarm above 10 points more)."),
+    ]
+    page = report.render(found, "t")
+    assert "<li><strong>r1</strong> step 12: probability &lt;leaves&gt; them.</li>" in page
+    assert page.count("<li><strong>") == 3
+    assert "No alarm" not in page
+
+
 def test_timings_stand_in_the_order_of_the_pipeline(facts: report.Facts):
     names = [timing.name for timing in facts.timings]
     assert names == [

@@ -7,6 +7,7 @@ become that teacher, and must not where the scores are one position off.
 import json
 import math
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 from pipeline import checkpoints, models, params, recipes, training
 from pipeline.engines.fake import BigramEngine
 from pipeline.loading import Loader, Rows
+from pipeline.objectives import diagnostics
 from pipeline.objectives.compiled import Objective
 from pipeline.student import Student, open_student
 from pipeline.training import Run
@@ -366,12 +368,14 @@ def test_a_checkpoint_opens_as_the_same_student(folders, sources, tmp_path):
     fitted = fit(folders, tmp_path / "state", Rows(sources), settings(), held_out=Rows(sources[1:]))
     start = models.record(str(folders["student"]))
     identity = {"stage": "test"}
+    fitted = replace(fitted, alarms=[(3, diagnostics.Alarm("mass", "probability leaves them."))])
     checkpoints.save(tmp_path / "r1", fitted, start, start.eos_ids, identity, {"sft_teacher": {"name": "t"}})
     again = open_student(models.read(tmp_path / "r1"))
     assert torch.equal(weights(again), weights(fitted.student))
     about = models.checkpoint(tmp_path / "r1")
     assert (about["identity"], about["sft_teacher"]) == (identity, {"name": "t"})
     assert about["validation_kl"] == fitted.validation[-1]["validation_kl"]
+    assert about["alarms"] == [{"step": 3, "name": "mass", "text": "probability leaves them."}]
     history = (tmp_path / "r1" / "history.csv").read_text().splitlines()
     assert len(history) == 7
     assert history[0].startswith("step,learning_rate,gradient_norm,loss")

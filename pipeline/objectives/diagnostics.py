@@ -3,7 +3,7 @@
 Nothing here is asked of the student for its own sake: what a recipe does not read is not reported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +95,15 @@ class Alarm:
 
     name: str
     text: str
+
+
+def first_alarms(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> list[tuple[int, Alarm]]:
+    """Each sign that a run showed, with the first step that did."""
+    found: dict[str, tuple[int, Alarm]] = {}
+    for row in history:
+        for alarm in alarms(recipe, row):
+            found.setdefault(alarm.name, (int(row["step"]), alarm))
+    return list(found.values())
 
 
 def alarms(recipe: Recipe, row: Mapping[str, float]) -> list[Alarm]:

@@ -91,10 +91,7 @@ def report(start: list[Facts], facts: list[Facts]) -> str:
     rows |= {f"*{name}*" if name == CONTROL else f"`{name}`": done[name] for name in ranked}
     count = max((len(group) for group in done.values()), default=0)
     lines = [runs.table("recipe", rows, COLUMNS), "", f"Means over {count} seeds with 95 % intervals."]
-    for word in ("refused", "failed"):
-        told = {run["name"]: run[word] for run in facts if word in run}
-        lines += [f"- `{name}` {word}: {' '.join(reason.split())}" for name, reason in told.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *runs.missing(facts)])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ruamel.yaml import YAML
 
@@ -27,6 +27,24 @@ T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Student's t for a two-sided interval of 95 %, at 1, 2, … degrees of freedom."""
 
 Facts = dict[str, Any]
+
+
+class Named(Protocol):
+    """What a process can be given to do."""
+
+    @property
+    def name(self) -> str:
+        """Of the row that it belongs to."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Which of the row's runs it is."""
+        ...
+
+    def measured(self) -> Facts:
+        """Do it, in the working directory."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,16 +85,30 @@ class Run:
         """Where its checkpoint and its metrics go."""
         return Path("beside") / self.name / f"{self.seed}"
 
+    def measured(self) -> Facts:
+        """Train and evaluate, or find both; the metrics, `train_seconds`, and the KL that training began with."""
+        from stages import evaluate
+
+        settings, machine = params.load(command.PARAMS), params.load_machine(command.MACHINE)
+        store, model, metrics = Store(command.STORE), self.out / "model", self.out / "metrics.json"
+        trained = _train(self, settings, machine, store, model)
+        sampled = settings.evaluate.model_copy(update={"seed": self.seed})
+        prompts = Path("data/prompts/evaluation")
+        evaluate.run(sampled, settings.grade, machine, store, self.name, model, prompts, metrics)
+        return json.loads(metrics.read_text()) | {"train_seconds": trained.seconds, "start_kl": _start_kl(model)}
+
 
 def prepare(project: Path, settings: Path, targets: Sequence[str]) -> None:
-    """Clone this repository and run the DAG there, as the settings say, up to some stages; what is done is found."""
+    """Run the DAG as the settings say, up to some stages, in a clone of this repository as it is committed."""
     if not project.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(project)], check=True)
+    subprocess.run(["git", "fetch", "--quiet", "origin", "HEAD"], cwd=project, check=True)
+    subprocess.run(["git", "checkout", "--quiet", "--force", "FETCH_HEAD"], cwd=project, check=True)
     (project / "params.yaml").write_bytes(settings.read_bytes())
     subprocess.run(["dvc", "repro", "--quiet", *targets], cwd=project, check=True)
 
 
-def each(runs: Sequence[Run], project: Path, workers: int) -> list[Facts]:
+def each(runs: Sequence[Named], project: Path, workers: int) -> list[Facts]:
     """Do the runs, on so many processes of one thread each; one line for each that is finished.
 
     Returns:
@@ -105,28 +137,15 @@ def enter(project: Path) -> None:
         os.dup2(log, stream.fileno())
 
 
-def outcome(run: Run) -> Facts:
+def outcome(run: Named) -> Facts:
     """Do one run in the working directory; one that cannot be done says why, and stops no other."""
     facts: Facts = {"name": run.name, "seed": run.seed}
     try:
-        return facts | measured(run)
+        return facts | run.measured()
     except PotstillError as error:
         return facts | {"refused": str(error)}
     except Exception as error:  # a mistake in one recipe must not cost the others' hours
         return facts | {"failed": f"{type(error).__name__}: {error}"}
-
-
-def measured(run: Run) -> Facts:
-    """Train and evaluate, or find both; the metrics, `train_seconds`, and where validation began."""
-    from stages import evaluate
-
-    settings, machine = params.load(command.PARAMS), params.load_machine(command.MACHINE)
-    store, model, metrics = Store(command.STORE), run.out / "model", run.out / "metrics.json"
-    trained = _train(run, settings, machine, store, model)
-    sampled = settings.evaluate.model_copy(update={"seed": run.seed})
-    prompts = Path("data/prompts/evaluation")
-    evaluate.run(sampled, settings.grade, machine, store, run.name, model, prompts, metrics)
-    return json.loads(metrics.read_text()) | {"train_seconds": trained.seconds, "start_kl": _start_kl(model)}
 
 
 def _train(run: Run, settings: params.Params, machine: params.Machine, store: Store, out: Path) -> command.Made:
@@ -181,6 +200,12 @@ def by_name(facts: Iterable[Facts]) -> dict[str, list[Facts]]:
     for each_run in facts:
         rows.setdefault(each_run["name"], []).append(each_run)
     return rows
+
+
+def missing(facts: Iterable[Facts]) -> list[str]:
+    """A line for each row that was refused or failed, with its reason."""
+    told = {(run["name"], word): run[word] for run in facts for word in ("refused", "failed") if word in run}
+    return [f"- `{name}` {word}: {' '.join(reason.split())}" for (name, word), reason in told.items()]
 
 
 Columns = Sequence[tuple[str, Callable[[Facts], float | None], int, float]]

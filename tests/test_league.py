@@ -1,11 +1,13 @@
 """The league on bigram models: what it trains without a teacher, what it finds again, and what its table says."""
 
 import math
+import re
+import xml.dom.minidom
 from pathlib import Path
 
 import pytest
 
-from benchmarks import league, runs
+from benchmarks import league, league_plot, runs
 from benchmarks.runs import Run
 from pipeline import recipes
 from tests import dag
@@ -66,6 +68,21 @@ def test_the_table_is_ranked_and_names_what_is_not_in_it():
     assert lines[-3:] == [
         "Means over 2 seeds with 95 % intervals.", "- `mopd` refused: no view", "- `tip` failed: ValueError: x"
     ]  # fmt: skip
+
+
+def test_the_picture_has_a_dot_where_the_table_has_a_number():
+    """Placed by the mean, in the order of the table; an interval is cut at what a share can be."""
+    done = [facts(name, seed, share) for name, share in (("gkd", 0.5), ("a<b", 0.75)) for seed in (0, 1)]
+    failed = {"name": "tip", "seed": 0, "failed": "ValueError: x"}
+    drawn = league_plot.svg([facts("r0", 0, 0.25)], [*done, failed, facts("kat", 0, 0.99), facts("kat", 1, 0.01)])
+    assert re.findall(r'text-anchor="end">([^<]*)<', drawn) == ["a&lt;b", "gkd", "kat"]
+    centres = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
+    expected = [league_plot.LEFT + league_plot.WIDTH * share for share in (0.75, 0.75, 0.5, 0.5, 0.5, 0.5)]
+    assert centres == pytest.approx(expected)
+    ends = [float(x) for x in re.findall(r'x[12]="([\d.]+)"', drawn)]
+    assert min(ends) == league_plot.LEFT
+    assert max(ends) == league_plot.LEFT + league_plot.WIDTH
+    xml.dom.minidom.parseString(drawn)
 
 
 def test_an_interval_is_students():

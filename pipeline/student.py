@@ -93,8 +93,9 @@ def _adapter(layer: Any) -> head.LowRank | None:
             )
     if not names:
         return None
-    downs = [layer.lora_A[name].weight * layer.scaling[name] for name in names]
-    return head.LowRank(torch.cat(downs), torch.cat([layer.lora_B[name].weight for name in names], dim=1))
+    downs: list[Any] = [layer.lora_A[name].weight * layer.scaling[name] for name in names]
+    ups: list[Any] = [layer.lora_B[name].weight for name in names]
+    return head.LowRank(torch.cat(downs), torch.cat(ups, dim=1))
 
 
 def open_student(model: Model, dtype: torch.dtype = torch.float32, adapter: str | None = None) -> Student:

@@ -1,6 +1,6 @@
 """Against TRL's live `DistillationTrainer`: a training step alone, and all that n passes over the data take.
 
-    uv pip install -e ".[bench]" && python -m benchmarks.trl --check
+    uv pip install -e ".[bench]" && python -m benchmarks.live --check
 
 Both distil one Qwen3 (2 layers × 64, vocabulary 151,936, random weights) into another of the same size, by reverse KL,
 on the same prompts, in fp32, with AdamW and clipping; transformers writes the responses. As many ids end a response as
@@ -56,7 +56,7 @@ def main(
 ) -> None:
     """Time both, each in a process of its own."""
     if importlib.util.find_spec("trl") is None:
-        sys.exit('benchmarks.trl measures TRL, which is not installed here: run `uv pip install -e ".[bench]"`.')
+        sys.exit('benchmarks.live measures TRL, which is not installed here: run `uv pip install -e ".[bench]"`.')
     with tempfile.TemporaryDirectory() as scratch:
         for seed, role in enumerate(("student", "teacher")):
             torch.manual_seed(seed)
@@ -93,7 +93,7 @@ def live(folder: Path, asked: list[str]) -> Seconds:
     warnings.filterwarnings("ignore", module="trl")  # of the version of vLLM, which it is not asked to use
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-    from trl import DistillationConfig, DistillationTrainer  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
+    from trl import DistillationConfig, DistillationTrainer  # pyright: ignore[reportMissingImports, reportPrivateImportUsage, reportAttributeAccessIssue]
 
     tokens: list[int] = []
     writing: list[float] = []

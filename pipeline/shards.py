@@ -330,7 +330,8 @@ def ragged(column: pa.ChunkedArray | pa.Array) -> Ragged:
     """A list column without nulls as numpy, without copying where Arrow allows."""
     array = _whole(column)
     assert array.null_count == 0
-    return Ragged.cut(array.flatten().to_numpy(zero_copy_only=False), _lengths(array))
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return Ragged(array.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])
 
 
 def ragged2(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, Ragged]:

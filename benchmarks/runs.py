@@ -121,7 +121,8 @@ def each(runs: Sequence[Named], project: Path, workers: int) -> list[Facts]:
         for future in as_completed(futures):
             facts = found[futures[future]] = future.result()
             told = facts.get("refused") or facts.get("failed") or f"avg@k {100 * facts['avg_at_k']:.1f} %"
-            print(f"{len(found)} of {len(runs)}: {facts['name']}, seed {facts['seed']}: {told}", file=sys.stderr)
+            line = f"{len(found)} of {len(runs)}: {facts['name']}, seed {facts['seed']}: {told}"
+            print(" ".join(line.split()), file=sys.stderr, flush=True)
     return [found[place] for place in range(len(runs))]
 
 

@@ -1,6 +1,6 @@
 """The demo as an experiment: does on-policy distillation beat more of the same SFT, and was the SFT student finished?
 
-    python -m benchmarks.demo --seeds 1 2
+    python -m benchmarks.demo 1 2
 
 For each seed the whole DAG runs in a clone of this repository with every seed of params.yaml moved by it. Beside it,
 from the same student r0 and teacher, on the same prompts:
@@ -25,7 +25,7 @@ MORE_STEPS = 300
 
 
 def main(
-    seeds: Annotated[list[int], typer.Option(help="Fixed before the run; each gives a whole experiment.")],
+    seeds: Annotated[list[int], typer.Argument(help="Fixed before the run; each gives a whole experiment.")],
     scratch: Annotated[Path, typer.Option(help="Where the clones go.")] = Path(".potstill/experiment"),
     results: Annotated[Path | None, typer.Option("--json", help="Where the figures go.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where a claim does not hold.")] = False,

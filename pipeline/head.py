@@ -5,6 +5,8 @@ at the live top k, the tail outside them, the entropy. They are computed in chun
 computes each chunk again, so memory is O(tokens × k + chunk × vocabulary). The scorer uses the forward half.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +61,7 @@ class Output:
 
     @property
     def chunk(self) -> int:
-        """Tokens that are computed at once."""
+        """Tokens that are computed at once, at most."""
         return max(1, CHUNK // len(self.weight))
 
     def to(self, dtype: torch.dtype) -> "Output":
@@ -68,19 +70,29 @@ class Output:
         adapter = None if self.adapter is None else LowRank(self.adapter.down.to(dtype), self.adapter.up.to(dtype))
         return replace(self, weight=self.weight.to(dtype), bias=bias, adapter=adapter)
 
-    def pieces(self, tokens: int) -> list[slice]:
-        """The chunks that so many tokens are cut into; no tokens are one empty chunk."""
-        return [slice(start, start + self.chunk) for start in range(0, max(tokens, 1), self.chunk)]
-
-    def logits(
+    def chunks(
         self, hidden: Float[Tensor, "token hidden"], temperature: float = 1.0
-    ) -> Float[Tensor, "token vocabulary"]:
-        """In the precision of the matrices; everything that sums over the vocabulary is at least fp32.
+    ) -> Iterator[tuple[slice, Float[Tensor, "piece vocabulary"]]]:
+        """The logits of a few tokens at a time, each chunk in the memory of the one before; no tokens are one chunk.
 
-        Fresh memory and no gradient: the caller may write over it.
+        In the precision of the matrices; everything that sums over the vocabulary is at least fp32. They have no
+        gradient, and the caller may write over them.
         """
-        logits = functional.linear(hidden, self.weight, self.bias)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        count = max(1, math.ceil(len(hidden) / self.chunk))
+        # Even chunks, in memory that is had once: to be given new pages costs as much as the product that fills them.
+        size = math.ceil(len(hidden) / count)
+        room = hidden.new_empty(size, len(self.weight))
+        for start in range(0, count * size or 1, size or 1):
+            piece = slice(start, min(start + size, len(hidden)))
+            yield piece, self._logits(hidden[piece], temperature, room[: piece.stop - start])
+
+    def _logits(self, hidden: Tensor, temperature: float, room: Tensor) -> Tensor:
+        matrix = self.weight.T
+        if self.bias is None:
+            torch.mm(hidden, matrix, out=room)
+        else:
+            torch.addmm(self.bias, hidden, matrix, out=room)
+        logits = room if room.dtype == torch.float64 else room.float()
         if self.adapter is not None:
             logits.add_(functional.linear(self.adapter.inner(hidden), self.adapter.up))
         if self.scale != 1.0:
@@ -91,12 +103,9 @@ class Output:
 
     def slope(
         self, logits: Float[Tensor, "token vocabulary"], temperature: float
-    ) -> Float[Tensor, "token vocabulary"] | float:
-        """Derivative of `logits`, which it is given, by h Wᵀ + b."""
-        factor = self.scale / temperature
-        if self.softcap is None:
-            return factor
-        return factor * (1 - (logits * (temperature / self.softcap)).square_())
+    ) -> Float[Tensor, "token vocabulary"] | None:
+        """Derivative of the soft cap at `logits`, which it is given capped and divided; None without one."""
+        return None if self.softcap is None else 1 - (logits * (temperature / self.softcap)).square_()
 
 
 def logit_scale(config: Any) -> float:
@@ -216,8 +225,7 @@ def score(
     """
     asked = sampled_ids.new_empty(len(sampled_ids), 0) if asked_ids is None else asked_ids.sort(dim=-1).values
     parts = []
-    for piece in output.pieces(len(hidden)):
-        logits = output.logits(hidden[piece])
+    for piece, logits in output.chunks(hidden):
         parts.append(_score_chunk(logits, sampled_ids[piece], asked[piece], top_k, mass, min_k, entropies))
     joined = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
     return Scored(*joined)  # pyright: ignore[reportArgumentType]

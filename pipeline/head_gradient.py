@@ -42,8 +42,8 @@ class Chunks(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Compute every chunk once; the matrices are those of `output`, named for the gradient's sake."""
         parts = [
-            answer_chunk(output.logits(hidden[piece], ask.temperature), ask.sampled_ids[piece], ask.ids[piece], ask)
-            for piece in output.pieces(len(hidden))
+            answer_chunk(logits, ask.sampled_ids[piece], ask.ids[piece], ask)
+            for piece, logits in output.chunks(hidden, ask.temperature)
         ]
         columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
         total, sampled, logprobs, tail, top_ids, top_logprobs, entropy = columns
@@ -65,12 +65,14 @@ class Chunks(torch.autograd.Function):
             for matrix, is_needed in zip((weight, bias, down, up), needed[1:5], strict=True)
         )
         sampled, logprobs, tail, _, top_logprobs, _ = gradients
-        for piece in output.pieces(len(hidden)):
-            logits = output.logits(hidden[piece], ask.temperature)
+        # Far smaller than the logits that they are multiplied into, so what scales those scales them.
+        scaled = [one * (output.scale / ask.temperature) for one in (sampled, logprobs, tail, top_logprobs)]  # pyright: ignore[reportOptionalOperand]
+        for piece, logits in output.chunks(hidden, ask.temperature):
             slope = output.slope(logits, ask.temperature)
-            back = [one[piece] for one in (sampled, logprobs, tail, top_logprobs)]  # pyright: ignore[reportOptionalSubscript]
-            passed_on = _backward(logits, ask.sampled_ids[piece], ask.ids[piece], [one[piece] for one in kept], back)
-            passed_on.mul_(slope)
+            here, back = ([one[piece] for one in tensors] for tensors in (kept, scaled))
+            passed_on = _backward(logits, ask.sampled_ids[piece], ask.ids[piece], here, back)
+            if slope is not None:
+                passed_on.mul_(slope)
             rounded = passed_on.to(weight.dtype)
             if for_hidden is not None:
                 torch.mm(rounded, weight, out=for_hidden[piece])

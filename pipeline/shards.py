@@ -366,11 +366,13 @@ def normalised(logprobs: Ragged, tails: np.ndarray, where: str) -> tuple[np.ndar
         ShardError: some token's log-sum is further from 0 than 1e-3 nats, and than rounding can have moved it (each
             value by 2^-11 of itself: 2e-3 nats for 64 ids of equal probability).
     """
-    with np.errstate(invalid="ignore"):  # a damaged shard may hold NaN, which is told below
-        totals = np.logaddexp(_logsumexp(logprobs), tails)
+    # A damaged shard may hold anything, and is told of below.
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        room = np.exp(logprobs.values)
+        totals = np.log(_sums(room, logprobs.offsets) + np.exp(tails))
     if not (np.abs(totals) <= 1e-3).all():
         _refuse_more_than_rounding(totals, logprobs, where)
-    return logprobs.values - np.repeat(totals, logprobs.lengths).astype(np.float32), (tails - totals).astype(np.float32)
+    return np.subtract(logprobs.values, np.repeat(totals, logprobs.lengths), out=room), tails - totals
 
 
 def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, where: str) -> None:
@@ -386,18 +388,14 @@ def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, where: str)
         )
 
 
-def _logsumexp(values: Ragged) -> np.ndarray:
-    """Log of the sum of each row's exponentials; −inf for an empty row."""
-    with np.errstate(divide="ignore", over="ignore"):  # a damaged shard may hold anything, which is told later
-        return np.log(_sums(np.exp(values.values), values.offsets))
-
-
 def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The sum of each row, float64; 0 for an empty row."""
-    is_filled = offsets[1:] > offsets[:-1]
-    sums = np.zeros(len(is_filled))
+    """The sum of each row, of fp32 to a few units in its last place; 0 for an empty row."""
+    starts, is_filled = offsets[:-1], offsets[1:] > offsets[:-1]
+    if is_filled.all() and len(starts):
+        return np.add.reduceat(values, starts)
+    sums = np.zeros(len(starts), values.dtype)
     if is_filled.any():  # `reduceat` gives an empty row the next one's first value
-        sums[is_filled] = np.add.reduceat(values, offsets[:-1][is_filled], dtype=np.float64)
+        sums[is_filled] = np.add.reduceat(values, starts[is_filled])
     return sums
 
 
@@ -452,6 +450,8 @@ def size(path: Path) -> tuple[int, int]:
 
 def _lengths(array: pa.Array) -> np.ndarray:
     """Values in each row of a list column; a null row has none."""
+    if array.null_count == 0:
+        return np.diff(array.offsets.to_numpy()).astype(np.int64)
     return array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 

@@ -18,6 +18,7 @@ Each way's peak memory is a child process's own, weights and their gradient incl
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated
 
@@ -42,18 +43,18 @@ def main(
     hidden: Annotated[int, typer.Option(help="Width of the hidden states.")] = 512,
     vocabulary: Annotated[int, typer.Option(help="Rows of the output embedding.")] = qwen3.VOCABULARY,
     k: Annotated[int, typer.Option(help="Ids asked for at each token.")] = 32,
-    rounds: Annotated[int, typer.Option(help="Timed turns of each way, behind one that is not timed.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Timed turns of each way, behind one of a few tokens.")] = 1,
     results: JsonFile = None,
     check: Check = False,
 ) -> None:
     """Measure memory, then time."""
-    shape = (tokens, hidden, vocabulary, k)
+    shape = Shape(tokens, hidden, vocabulary, k)
     peak = {
         name: measure.in_child(_once, name, shape)[1] / 2**20 for name in ("ours", "full logits", "torch per token")
     }
-    ways = _ways(shape)
+    ways, warm_up = _ways(shape), _ways(replace(shape, tokens=max(1, tokens // 16)))
     del ways["full logits"]
-    seconds = measure.seconds(ways, rounds)
+    seconds = measure.seconds(ways, rounds, warm_up)
     ours = seconds["ours"]
     rows = [
         Row("peak memory: full logits", "MiB", peak["ours"], peak["full logits"], Bar("≤", 0.25)),
@@ -70,65 +71,97 @@ def main(
     conclude(rows, results, check)
 
 
-def _once(name: str, shape: tuple[int, int, int, int]) -> None:
+@dataclass(frozen=True)
+class Shape:
+    """Of what is computed: response tokens, width of their hidden states, rows of the output embedding, ids asked."""
+
+    tokens: int
+    hidden: int
+    vocabulary: int
+    k: int
+
+
+class Case:
+    """Hidden states, an output layer and a teacher's log-probabilities, at random; and the losses that ways compute."""
+
+    def __init__(self, shape: Shape):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(0)
+        self.hidden = torch.randn(shape.tokens, shape.hidden, device=device).requires_grad_()
+        self.weight = (0.05 * torch.randn(shape.vocabulary, shape.hidden, device=device)).requires_grad_()
+        self.sampled = torch.randint(shape.vocabulary, (shape.tokens,), device=device)
+        # Distinct in each row, and all over the vocabulary.
+        apart = torch.arange(shape.k, device=device) * (shape.vocabulary // shape.k)
+        self.ids = (self.sampled.unsqueeze(-1) + apart) % shape.vocabulary
+        self.target = torch.randn(shape.tokens, shape.k + 1, device=device).log_softmax(dim=-1)
+
+    def backward(self, loss: Callable[[], Tensor]) -> None:
+        """A loss and its gradients."""
+        self.hidden.grad = self.weight.grad = None
+        loss().backward()
+
+    def ours(self, entropy: bool = False, top_k: int = 0) -> Tensor:
+        """A reverse KL from the head's small tensors."""
+        asked = Ask(self.sampled, self.ids, entropy=entropy, top_k=top_k)
+        answer = head.answer(self.hidden, Output(self.weight), asked)
+        return self._divergence(answer.logprobs, answer.tail)
+
+    def nll(self) -> Tensor:
+        """The sampled token alone, by the same head."""
+        return head.answer(self.hidden, Output(self.weight), Ask(self.sampled, self.ids[:, :0])).sampled.mean().neg()
+
+    def full(self) -> Tensor:
+        """The same reverse KL, from all logits at once."""
+        logprobs = linear(self.hidden, self.weight).log_softmax(dim=-1)
+        outside = logprobs.scatter(-1, self.ids, -torch.inf).logsumexp(dim=-1)
+        return self._divergence(logprobs.gather(-1, self.ids), outside)
+
+    def fused(self, reduction: str) -> Tensor:
+        """Cross-entropy in chunks by torch's own function."""
+        options = LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
+        losses = linear_cross_entropy(self.hidden, self.weight, self.sampled, reduction=reduction, options=options)
+        return losses.mean()
+
+    def checkpointed(self) -> Tensor:
+        """Cross-entropy of chunks, each computed again for its gradient."""
+
+        def loss(states: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(linear(states, self.weight), labels, reduction="sum")
+
+        chunks = zip(self.hidden.split(CHUNK), self.sampled.split(CHUNK), strict=True)
+        return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum() / len(self.hidden)
+
+    def liger(self) -> Tensor:
+        """Liger's fused cross-entropy."""
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # pyright: ignore[reportMissingImports]
+
+        return LigerFusedLinearCrossEntropyLoss()(self.weight, self.hidden, self.sampled)
+
+    def _divergence(self, logprobs: Tensor, tail: Tensor) -> Tensor:
+        own = torch.cat([logprobs, tail.unsqueeze(-1)], dim=-1)
+        return (own.exp() * (own - self.target)).sum(dim=-1).mean()
+
+
+def _once(name: str, shape: Shape) -> None:
     _ways(shape)[name]()
 
 
-def _ways(shape: tuple[int, int, int, int]) -> dict[str, Callable[[], None]]:
+def _ways(shape: Shape) -> dict[str, Callable[[], None]]:
     """Forward and backward passes over the same tensors, by name."""
-    tokens, width, vocabulary, k = shape
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    hidden = torch.randn(tokens, width, device=device).requires_grad_()
-    weight = (0.05 * torch.randn(vocabulary, width, device=device)).requires_grad_()
-    sampled = torch.randint(vocabulary, (tokens,), device=device)
-    # Distinct in each row, and all over the vocabulary.
-    ids = (sampled.unsqueeze(-1) + torch.arange(k, device=device) * (vocabulary // k)) % vocabulary
-    target = torch.randn(tokens, k + 1, device=device).log_softmax(dim=-1)
-    asked, options = Ask(sampled, ids), LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
-
-    def backward(loss: Callable[[], Tensor]) -> None:
-        hidden.grad = weight.grad = None
-        loss().backward()
-
-    def divergence(logprobs: Tensor, tail: Tensor) -> Tensor:
-        own = torch.cat([logprobs, tail.unsqueeze(-1)], dim=-1)
-        return (own.exp() * (own - target)).sum(dim=-1).mean()
-
-    def ours(asked: Ask) -> Tensor:
-        answer = head.answer(hidden, Output(weight), asked)
-        return divergence(answer.logprobs, answer.tail)
-
-    def full() -> Tensor:
-        logprobs = linear(hidden, weight).log_softmax(dim=-1)
-        at_ids = logprobs.gather(-1, ids)
-        return divergence(at_ids, logprobs.scatter(-1, ids, -torch.inf).logsumexp(dim=-1))
-
-    def per_token() -> Tensor:
-        return linear_cross_entropy(hidden, weight, sampled, reduction="none", options=options).mean()
-
-    def checkpointed() -> Tensor:
-        def loss(states: Tensor, labels: Tensor) -> Tensor:
-            return cross_entropy(linear(states, weight), labels, reduction="sum")
-
-        chunks = zip(hidden.split(CHUNK), sampled.split(CHUNK), strict=True)
-        return torch.stack([checkpoint(loss, *chunk, use_reentrant=False) for chunk in chunks]).sum() / tokens
-
+    case = Case(shape)
     losses = {
-        "ours": partial(ours, asked),
-        "ours, NLL": lambda: head.answer(hidden, Output(weight), Ask(sampled, ids[:, :0])).sampled.mean().neg(),
-        "ours, entropy": partial(ours, Ask(sampled, ids, entropy=True)),
-        "ours, live top 16": partial(ours, Ask(sampled, ids, top_k=16)),
-        "full logits": full,
-        "torch per token": per_token,
-        "torch mean": partial(linear_cross_entropy, hidden, weight, sampled, options=options),
-        "checkpoint": checkpointed,
+        "ours": case.ours,
+        "ours, NLL": case.nll,
+        "ours, entropy": partial(case.ours, entropy=True),
+        "ours, live top 16": partial(case.ours, top_k=16),
+        "full logits": case.full,
+        "torch per token": partial(case.fused, "none"),
+        "torch mean": partial(case.fused, "mean"),
+        "checkpoint": case.checkpointed,
     }
-    if device == "cuda" and importlib.util.find_spec("liger_kernel"):
-        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # pyright: ignore[reportMissingImports]
-
-        losses["Liger"] = lambda: LigerFusedLinearCrossEntropyLoss()(weight, hidden, sampled)
-    return {name: partial(backward, loss) for name, loss in losses.items()}
+    if case.hidden.is_cuda and importlib.util.find_spec("liger_kernel"):
+        losses["Liger"] = case.liger
+    return {name: partial(case.backward, loss) for name, loss in losses.items()}
 
 
 if __name__ == "__main__":

@@ -11,20 +11,24 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Ways = Mapping[str, Callable[[], object]]
+"""What is timed, by name."""
 
 
-def seconds(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def seconds(ways: Ways, rounds: int, warm_up: Ways | None = None) -> dict[str, float]:
     """Median wall time of each way, seconds.
 
-    The ways take turns, so that a machine that slows down slows all of them; a first turn warms up and is not counted.
+    The ways take turns, so that a machine that slows down slows all of them. A first turn warms up and is not counted:
+    of the same, or of `warm_up`, where a whole turn would take minutes.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
+    for name in ways:
+        (warm_up or ways)[name]()
+    for _ in range(rounds):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
-            if number:
-                times[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
     return {name: statistics.median(found) for name, found in times.items()}
 
 

@@ -86,7 +86,7 @@ def rates_of(way: Way, folder: Path) -> dict[int, float]:
     """Response tokens per second of one way at each K."""
     os.environ["TQDM_DISABLE"] = "1"
     with _opened(way, folder) as score:
-        return {k: SEQUENCES * RESPONSE / seconds({way: partial(score, k)}, rounds=2)[way] for k in KS}
+        return {k: SEQUENCES * RESPONSE / seconds({way: partial(score, k)}, rounds=1)[way] for k in KS}
 
 
 @contextlib.contextmanager
@@ -132,7 +132,7 @@ def hf_rates(folder: Path) -> dict[str, float]:
                 "score": lambda: engine.score(sequences(), Support(64, entropies=False)),
                 "entropies": lambda: engine.score(sequences(), Support(64)),
             },
-            rounds=3,
+            rounds=2,
         )
     return {name: SEQUENCES * RESPONSE / taken for name, taken in times.items()}
 

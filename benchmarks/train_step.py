@@ -14,7 +14,7 @@ clipping and AdamW included. Tokens are response tokens.
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +25,18 @@ from torch import Tensor
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
 from pipeline import params, recipes, shards
+from pipeline.columns import Columns
 from pipeline.loading import Loader, Rows, Shard
 from pipeline.objectives.compiled import Objective
+from pipeline.packing import Pack
 from pipeline.ragged import Ragged
 from pipeline.student import Student
 
 PROMPT = 16
 K = 32
+OURS = "topk_reverse_kl"
+
+Packs = list[tuple[Pack, Columns]]
 
 
 def main(
@@ -43,48 +48,22 @@ def main(
     check: Check = False,
 ) -> None:
     """Time the steps in turns."""
-    torch.manual_seed(0)
-    student, teacher = Student(qwen3.model(vocabulary=vocabulary).train()), qwen3.model(vocabulary=vocabulary).eval()
     with tempfile.TemporaryDirectory() as folder:
         source = _shards(Path(folder), sequences, response, vocabulary)
-        opd, sft = recipes.load("topk_reverse_kl"), recipes.load("sft")
-        loader = Loader(Rows([source], opd), 1, sequences, params.Machine().train_tokens, seed=0)
-        plain = Loader(Rows([Shard(source.rollouts, {})], sft), 1, sequences, params.Machine().train_tokens, seed=0)
-        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
-        ids = torch.cat([pack.input_ids.reshape(sequences, -1) for pack, _ in plain.step(0)])
-        is_response = torch.arange(ids.shape[1]) >= PROMPT
 
-        def step(losses: Callable[[], list[Tensor]]) -> Callable[[], None]:
-            def take() -> None:
-                optimizer.zero_grad()
-                for loss in losses():
-                    loss.backward()
-                torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-                optimizer.step()
+        def rows_of(recipe: str) -> Rows:
+            scored = source if recipe == OURS else Shard(source.rollouts, {})
+            return Rows([scored], recipes.load(recipe))
 
-            return take
-
-        def ours(objective: Objective, packs: list[Any]) -> list[Tensor]:
-            asked = [(pack, columns, objective.ask(pack.sampled_ids, columns)) for pack, columns in packs]
-            return [objective.loss(student(pack, ask), columns)[0] for pack, columns, ask in asked]
-
-        def live() -> list[Tensor]:
-            with torch.no_grad():
-                target = teacher(input_ids=ids).logits[:, PROMPT - 1 : -1].log_softmax(dim=-1)
-            own = student.transformer(input_ids=ids).logits[:, PROMPT - 1 : -1].log_softmax(dim=-1)
-            return [(own.exp() * (own - target)).sum(dim=-1).mean()]
-
-        def plain_loss() -> list[Tensor]:
-            return [student.transformer(input_ids=ids, labels=ids.masked_fill(~is_response, -100)).loss]
-
-        packs, plain_packs = loader.step(0), plain.step(0)
+        packs = {recipe: _packs(rows_of(recipe), sequences) for recipe in (OURS, "sft")}
+        case = Case(packs["sft"], sequences, vocabulary)
         ways = {
-            "ours": step(lambda: ours(Objective(opd), packs)),
-            "our NLL": step(lambda: ours(Objective(sft), plain_packs)),
-            "transformers": step(plain_loss),
-            "live teacher": step(live),
-            # From the files: a loader of its own remembers no row group.
-            "loading": lambda: Loader(Rows([source], opd), 1, sequences, params.Machine().train_tokens, 0).step(0),
+            "ours": case.step(lambda: case.ours(OURS, packs[OURS])),
+            "our NLL": case.step(lambda: case.ours("sft", packs["sft"])),
+            "transformers": case.step(case.transformers),
+            "live teacher": case.step(case.live),
+            # From the files: rows that were just opened remember no row group.
+            "loading": lambda: _packs(rows_of(OURS), sequences),
         }
         seconds = measure.seconds(ways, rounds)
     speed = {name: sequences * response / taken for name, taken in seconds.items()}
@@ -96,6 +75,52 @@ def main(
     ]
     print(f"{sequences} sequences of {PROMPT} + {response} tokens, K = {K}, {torch.get_num_threads()} threads\n")
     conclude(rows, results, check)
+
+
+class Case:
+    """A student, a teacher and an optimiser, and the losses of one step on the same sequences."""
+
+    def __init__(self, packs: Packs, sequences: int, vocabulary: int):
+        torch.manual_seed(0)
+        self.student = Student(qwen3.model(vocabulary=vocabulary).train())
+        self.teacher = qwen3.model(vocabulary=vocabulary).eval()
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=1e-6, fused=True)
+        self.ids = torch.cat([pack.input_ids.reshape(sequences, -1) for pack, _ in packs])
+        self.is_response = torch.arange(self.ids.shape[1]) >= PROMPT
+
+    def step(self, losses: Callable[[], list[Tensor]]) -> Callable[[], None]:
+        """The whole optimiser step that these losses are part of."""
+
+        def take() -> None:
+            self.optimizer.zero_grad()
+            for loss in losses():
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
+            self.optimizer.step()
+
+        return take
+
+    def ours(self, recipe: str, packs: Packs) -> list[Tensor]:
+        """By the head and the objective."""
+        objective = Objective(recipes.load(recipe))
+        asked = [(pack, columns, objective.ask(pack.sampled_ids, columns)) for pack, columns in packs]
+        return [objective.loss(self.student(pack, ask), columns)[0] for pack, columns, ask in asked]
+
+    def transformers(self) -> list[Tensor]:
+        """The model's own loss."""
+        return [self.student.transformer(input_ids=self.ids, labels=self.ids.masked_fill(~self.is_response, -100)).loss]
+
+    def live(self) -> list[Tensor]:
+        """A reverse KL over the whole vocabulary, to a teacher that is asked now."""
+        responses = slice(PROMPT - 1, -1)
+        with torch.no_grad():
+            target = self.teacher(input_ids=self.ids).logits[:, responses].log_softmax(dim=-1)
+        own = self.student.transformer(input_ids=self.ids).logits[:, responses].log_softmax(dim=-1)
+        return [(own.exp() * (own - target)).sum(dim=-1).mean()]
+
+
+def _packs(rows: Rows, sequences: int) -> Packs:
+    return Loader(rows, 1, sequences, params.Machine().train_tokens, seed=0).step(0)
 
 
 def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> Shard:

@@ -22,7 +22,7 @@ import typer
 
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import loading, shards
+from pipeline import loading, rounding, shards
 from pipeline.ragged import Ragged
 
 NOISES = (0.1, 0.5)
@@ -137,7 +137,7 @@ def _kept_kl(own: np.ndarray, other: np.ndarray, counts: np.ndarray) -> float:
 
 def _rounded(logprobs: np.ndarray, top_k: int) -> np.ndarray:
     """The top K as a shard stores and a reader normalises them, ahead of the rest."""
-    kept = shards.to_half(logprobs[:, :top_k].astype(np.float32)).astype(np.float64)
+    kept = rounding.to_half(logprobs[:, :top_k].astype(np.float32)).astype(np.float64)
     both = np.concatenate([kept, logprobs[:, top_k:]], axis=1)
     return both - np.log(np.exp(both).sum(axis=1, keepdims=True))
 
@@ -194,7 +194,7 @@ def speeds(path: Path, kept: Kept, tokens: int) -> list[Row]:
         for table in groups():
             shards.ragged2(table.column("support_ids"))
             _, logprobs = shards.ragged2(table.column("support_logprobs"))
-            shards.normalised(logprobs, shards.ragged(table.column("tail_logprobs")).values, str(path))
+            rounding.normalised(logprobs, shards.ragged(table.column("tail_logprobs")).values, str(path))
             shards.ragged(table.column("sampled_logprobs"))
 
     table = shards.read(path, shards.SCORES)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import derived, facts, head, loading, models, params, recipes, shards, training
+from pipeline import derived, facts, hashing, head, loading, models, params, recipes, shards, training
 from pipeline.made_with import versions
 from pipeline.objectives import compiled
 from pipeline.store import Obtained, Store
@@ -66,7 +66,7 @@ def obtain(
         facts: what `potstill.json` says besides.
         eos_ids: what ends the checkpoint's responses.
     """
-    state = store.root.parent / "training" / shards.fingerprint(dict(identity))
+    state = store.root.parent / "training" / hashing.fingerprint(dict(identity))
 
     def make(path: Path) -> None:
         fitted = training.fit(open_student(start), plan(state))
@@ -118,18 +118,18 @@ def _write_csv(path: Path, measured: list[dict[str, float]]) -> None:
 
 def content(shard: loading.Shard, recipe: recipes.Recipe | None = None) -> dict[str, Any]:
     """What training reads of a shard, by content: an edit to any other column trains nothing anew."""
-    rollouts = shards.content(shard.rollouts, shards.ROLLOUTS, facts.rollout_columns(recipe))
+    rollouts = hashing.content(shard.rollouts, shards.ROLLOUTS, facts.rollout_columns(recipe))
     views = {
-        view: shards.content(path, shards.SCORES, loading.score_columns(recipe, view))
+        view: hashing.content(path, shards.SCORES, loading.score_columns(recipe, view))
         for view, path in shard.scores.items()
     }
     found = {"rollouts": rollouts, "views": views}
     if shard.keep is not None:
-        found["keep"] = shards.digest(shard.keep.tobytes())
+        found["keep"] = hashing.digest(shard.keep.tobytes())
     if recipe is not None and shard.grades is not None:
-        found["grades"] = shards.content(shard.grades, shards.GRADES, facts.grade_columns(recipe))
+        found["grades"] = hashing.content(shard.grades, shards.GRADES, facts.grade_columns(recipe))
     if recipe is not None and shard.prompts is not None:
-        found["prompts"] = shards.content(shard.prompts, shards.PROMPTS, facts.prompt_columns(recipe))
+        found["prompts"] = hashing.content(shard.prompts, shards.PROMPTS, facts.prompt_columns(recipe))
     if shard.source != "student":
         found["source"] = shard.source
     return found

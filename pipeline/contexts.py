@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import grades, models, prompts, shards, view_settings
+from pipeline import grades, hashing, models, prompts, shards, view_settings
 from pipeline.grading import Grade
 from pipeline.prompts import Prompt
 
@@ -69,13 +69,13 @@ def identity(bucket: Bucket, view: view_settings.View, model: models.Model) -> d
         facts |= view.context.model_dump()
         facts["tokenizer"] = model.identity["tokenizer"]
         facts["chat_template"] = model.identity["chat_template"]
-        facts["prompts"] = shards.content(bucket.prompts, shards.PROMPTS, ("prompt_id", "messages", *of_prompts))
+        facts["prompts"] = hashing.content(bucket.prompts, shards.PROMPTS, ("prompt_id", "messages", *of_prompts))
         if of_rollouts:
-            facts["rollouts"] = shards.content(bucket.rollouts, shards.ROLLOUTS, of_rollouts)
+            facts["rollouts"] = hashing.content(bucket.rollouts, shards.ROLLOUTS, of_rollouts)
         if of_grades:
-            facts["grades"] = shards.content(bucket.grades, shards.GRADES, of_grades)
+            facts["grades"] = hashing.content(bucket.grades, shards.GRADES, of_grades)
     if view.domains:
-        found = shards.content(bucket.prompts, shards.PROMPTS, ("prompt_id", "domain"))
+        found = hashing.content(bucket.prompts, shards.PROMPTS, ("prompt_id", "domain"))
         facts["domains"] = {"names": sorted(set(view.domains)), "prompts": found}
     return facts
 
@@ -146,7 +146,7 @@ def siblings(ids: Sequence[str], prompt_ids: Sequence[str], correct: Sequence[bo
     return [
         min(
             (other for other in groups[prompt_id] if other != place),
-            key=lambda other, own=own: shards.digest(own, ids[other]),
+            key=lambda other, own=own: hashing.digest(own, ids[other]),
             default=None,
         )
         for place, (own, prompt_id) in enumerate(zip(ids, prompt_ids, strict=True))

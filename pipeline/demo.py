@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline import facts, models, params, shards, view_settings
+from pipeline import facts, hashing, models, params, shards, view_settings
 from pipeline.errors import PromptError
 from pipeline.grading import MARKER
 
@@ -208,7 +208,7 @@ def write_examples(path: Path, tokenizer: Any, settings: params.Demo) -> None:
     prompts = [models.render(tokenizer, [{"role": "user", "content": question}]) for question in asked]
     responses = [[*tokenizer.encode(solution(row["question"], written)), tokenizer.eos_token_id] for row in rows]
     columns = {
-        "rollout_id": [shards.digest(row["question"]) for row in rows],
+        "rollout_id": [hashing.digest(row["question"]) for row in rows],
         "prompt_ids": prompts,
         "response_ids": responses,
     }

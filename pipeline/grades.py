@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline import grading, params, shards
+from pipeline import grading, hashing, params, shards
 from pipeline.errors import ShardError
 from pipeline.grading import Grade, Grader
 from pipeline.made_with import versions
@@ -41,8 +41,8 @@ class Grading:
             "stage": "grade",
             "format": shards.VERSION,
             "grader": grading.identity(self._settings),
-            "answers": shards.content(prompts, shards.PROMPTS, ("prompt_id", "answer")),
-            "rollouts": shards.content(rollouts, shards.ROLLOUTS, ("rollout_id", "prompt_id", "text")),
+            "answers": hashing.content(prompts, shards.PROMPTS, ("prompt_id", "answer")),
+            "rollouts": hashing.content(rollouts, shards.ROLLOUTS, ("rollout_id", "prompt_id", "text")),
         }
         return identity, partial(self._make, identity, prompts, rollouts)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import facts, packing, pairs, shards
+from pipeline import facts, packing, pairs, rounding, shards
 from pipeline.columns import Columns, Target
 from pipeline.errors import ShardError
 from pipeline.facts import Facts, Shard
@@ -244,7 +244,7 @@ def _view_group(scores: Any, responses: Ragged, where: str, may_lack: bool) -> _
     if not np.array_equal(lengths, responses.lengths[is_scored]):
         raise ShardError(f"{where}: its lists are not as long as the responses. Run `dvc repro score`.")
     _, logprobs = shards.ragged2(scored.column("support_logprobs"))
-    values, tails = shards.normalised(logprobs, shards.ragged(scored.column("tail_logprobs")).values, where)
+    values, tails = rounding.normalised(logprobs, shards.ragged(scored.column("tail_logprobs")).values, where)
 
     def spread(known: np.ndarray) -> np.ndarray:
         """Tokens are end to end as in the responses, so that row boundaries are the responses' own."""

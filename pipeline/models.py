@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline import shards, store
+from pipeline import hashing, store
 from pipeline.errors import ModelError
 
 CHECKPOINT = "potstill.json"
@@ -179,7 +179,7 @@ def _of_hub(name: str, location: str, revision: str) -> Model:
     weights = {file: sha for file, sha in files.items() if file.endswith(".safetensors") or file == "config.json"}
     if not any(file.endswith(".safetensors") for file in weights):
         raise ModelError(f"{name} has no *.safetensors; pickled weights are refused.")
-    return _described(name, location, info.sha, shards.fingerprint(weights), config)
+    return _described(name, location, info.sha, hashing.fingerprint(weights), config)
 
 
 def _described(name: str, location: str, commit: str | None, weights: str, config: Any) -> Model:
@@ -196,8 +196,8 @@ def _described(name: str, location: str, commit: str | None, weights: str, confi
         location=location,
         commit=commit,
         weights=weights,
-        tokenizer=shards.fingerprint(tokenizer.get_vocab()),
-        chat_template=shards.digest(tokenizer.chat_template),
+        tokenizer=hashing.fingerprint(tokenizer.get_vocab()),
+        chat_template=hashing.digest(tokenizer.chat_template),
         vocabulary=text.vocab_size,
         tokens=len(tokenizer),
         eos_ids=_eos_ids(location, commit, tokenizer, text),
@@ -251,4 +251,4 @@ def _folder_weights(folder: Path) -> str:
 @functools.cache
 def _hashed(stamp: tuple[tuple[str, int, int], ...]) -> str:
     """Hash files once in a process; size and time tell whether they changed since."""
-    return shards.fingerprint({Path(name).name: store.content(Path(name)) for name, _, _ in stamp})
+    return hashing.fingerprint({Path(name).name: store.content(Path(name)) for name, _, _ in stamp})

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pyarrow as pa
 
-from pipeline import params, shards, sources
+from pipeline import hashing, params, shards, sources
 from pipeline.errors import PromptError
 from pipeline.sources import Row
 
@@ -95,7 +95,7 @@ def bucket_of(prompt_id: str, buckets: int) -> int:
 
 def content(prompts: Iterable[Prompt]) -> str:
     """A hash of the prompts in their order; where they were read from does not enter."""
-    return shards.digest(*[shards.canonical(_columns(prompt)) for prompt in prompts])
+    return hashing.digest(*[hashing.canonical(_columns(prompt)) for prompt in prompts])
 
 
 def write(path: Path, identity: dict[str, Any], made_with: dict[str, Any], prompts: Iterable[Prompt]) -> None:
@@ -122,7 +122,7 @@ def _add(known: dict[str, Row], rows: Sequence[Row]) -> list[str]:
     """Add rows of one split by their prompt's id; those that contradict an earlier one are told."""
     mistakes = []
     for row in rows:
-        first = known.setdefault(shards.digest(shards.canonical(row.messages)), row)
+        first = known.setdefault(hashing.digest(hashing.canonical(row.messages)), row)
         # Taking either would be a guess.
         differing = [name for name in ("answer", "hint", "domain") if getattr(first, name) != getattr(row, name)]
         if differing:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import models, params, shards, store
+from pipeline import hashing, models, params, shards, store
 from pipeline.command import Bar
 from pipeline.engines import OnDemand, Progress, Request, Response
 from pipeline.made_with import versions
@@ -67,14 +67,14 @@ def identity(
         "sampling": sampling.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"}),
         "samples": samples,
         "seed": seed,
-        "prompts": shards.content(prompts, shards.PROMPTS, PROMPT_COLUMNS),
+        "prompts": hashing.content(prompts, shards.PROMPTS, PROMPT_COLUMNS),
         **{name: value for name, value in more.items() if value is not None},
     }
 
 
 def request_seed(seed: int, round_: str, prompt_id: str, sample: int) -> int:
     """One seed for each response, so that it does not depend on what else is written. 63 bits."""
-    return int(shards.digest(str(seed), round_, prompt_id, str(sample))[:16], 16) >> 1
+    return int(hashing.digest(str(seed), round_, prompt_id, str(sample))[:16], 16) >> 1
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _written(
     responses = author.model.open().generate(requests, sampling, author.top_k, progress)
     columns: dict[str, Any] = {
         "rollout_id": [
-            shards.digest(weights, prompt.prompt_id, str(sample), response.ids.astype("<i4").tobytes())
+            hashing.digest(weights, prompt.prompt_id, str(sample), response.ids.astype("<i4").tobytes())
             for (prompt, sample), response in zip(asked, responses, strict=True)
         ],
         "prompt_id": [prompt.prompt_id for prompt, _ in asked],

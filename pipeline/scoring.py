@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import contexts, models, params, rollouts, shards, view_settings
+from pipeline import contexts, hashing, models, params, rollouts, shards, view_settings
 from pipeline.contexts import Bucket, Contexts
 from pipeline.engines import Engine, Progress, Scored, Support
 from pipeline.made_with import versions
@@ -54,8 +54,8 @@ def identity(job: Job, settings: params.Score, tail: str) -> dict[str, Any]:
         "entropies": settings.entropies and tail == "exact",
         "context": contexts.identity(job.bucket, job.view, job.model),
         "support": support,
-        "asked": [shards.content(path, shards.SCORES, ("support_ids", "own")) for path in job.asked],
-        "rollouts": shards.content(job.bucket.rollouts, shards.ROLLOUTS, READ + behaviour),
+        "asked": [hashing.content(path, shards.SCORES, ("support_ids", "own")) for path in job.asked],
+        "rollouts": hashing.content(job.bucket.rollouts, shards.ROLLOUTS, READ + behaviour),
     }
 
 
@@ -100,7 +100,7 @@ def _score(
     if here:
         sequences = [Scored(before[row], responses[row], None if wanted is None else wanted[row]) for row in here]  # pyright: ignore[reportArgumentType]
         scores = engine.score(sequences, support, progress)
-        hashes = [shards.digest(np.asarray(before[row], "<i4").tobytes()) for row in here]
+        hashes = [hashing.digest(np.asarray(before[row], "<i4").tobytes()) for row in here]
         tables.append(shards.score_table([ids[row] for row in here], responses.lengths[here], scores, hashes))
     skipped = [row for row in range(len(ids)) if isinstance(before[row], str)]
     if skipped:

@@ -10,7 +10,7 @@ rows. Log-probabilities are in nats, at temperature 1, over the whole vocabulary
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
+from pipeline import rounding
 from pipeline.errors import ShardError
 from pipeline.ragged import Ragged
 
@@ -112,26 +112,6 @@ class Scores:
     entropies: np.ndarray | None
 
 
-def digest(*parts: str | bytes) -> str:
-    """128 bits in hex; the parts are told apart."""
-    state = xxhash.xxh3_128()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        state.update(len(data).to_bytes(8, "little"))
-        state.update(data)
-    return state.hexdigest()
-
-
-def canonical(value: Any) -> str:
-    """JSON with one spelling for each value, for hashing."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def fingerprint(identity: dict[str, Any]) -> str:
-    """The name of what these facts make."""
-    return digest(canonical(identity))
-
-
 class Writer:
     """Writes one shard, row group by row group; `identity` and `made_with` go into the footer."""
 
@@ -212,7 +192,7 @@ def score_table(
         "rollout_id": pa.array(rollout_ids, pa.string()),
         "sampled_logprobs": per_row(pa.array(scores.sampled_logprobs, pa.float32())),
         "support_ids": per_row(_list(per_token, pa.array(scores.ids.values, pa.int32()))),
-        "support_logprobs": per_row(_list(per_token, pa.array(to_half(scores.logprobs.values), pa.float32()))),
+        "support_logprobs": per_row(_list(per_token, pa.array(rounding.to_half(scores.logprobs.values), pa.float32()))),
         "own": per_row(pa.array(scores.own, pa.uint16())),
         "tail_logprobs": per_row(pa.array(scores.tail_logprobs, pa.float32())),
         "entropies": pa.nulls(len(lengths), _NATS)
@@ -228,14 +208,6 @@ def skipped_table(rollout_ids: Sequence[str], reasons: Sequence[str]) -> pa.Tabl
     """Rows of a score shard that have no score, and why."""
     columns: dict[str, Any] = {field.name: pa.nulls(len(reasons), field.type) for field in SCORES}
     return pa.table(columns | {"rollout_id": pa.array(rollout_ids), "skipped": pa.array(reasons)}, SCORES)
-
-
-def to_half(logprobs: np.ndarray) -> np.ndarray:
-    """Round fp32 to the precision of fp16, keeping its range: bytes of the mantissa become zero and compress away."""
-    bits = np.ascontiguousarray(logprobs, dtype=np.float32).view(np.uint32)
-    finite = np.isfinite(logprobs)
-    rounded = ((bits + np.uint32(1 << 12)) & np.uint32(0xFFFFE000)).view(np.float32)
-    return np.where(finite, rounded, logprobs).astype(np.float32)
 
 
 def _list(lengths: np.ndarray, values: pa.Array) -> pa.Array:
@@ -285,20 +257,25 @@ def read_group(path: Path, file: pq.ParquetFile, number: int, columns: Sequence[
 
 def rows(path: Path) -> list[int]:
     """Rows of each row group, from the footer."""
-    with _parquet(path) as file:
+    with parquet(path) as file:
         return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
 
 
 def about(path: Path) -> dict[str, Any]:
     """What the footer says: `identity` and `made_with`."""
-    with _parquet(path) as file:
+    with parquet(path) as file:
         metadata = file.schema_arrow.metadata or {}
     if _ABOUT not in metadata:
         raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
     return json.loads(metadata[_ABOUT])
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+def parquet(path: Path) -> pq.ParquetFile:
+    """A Parquet file, open; its caller closes it.
+
+    Raises:
+        ShardError: it is missing, cut off or damaged.
+    """
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError:
@@ -308,7 +285,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 
 def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
-    file = _parquet(path)
+    file = parquet(path)
     missing = [name for name in schema.names if name not in file.schema_arrow.names]
     if missing:
         raise ShardError(
@@ -337,7 +314,7 @@ def ragged(column: pa.ChunkedArray | pa.Array) -> Ragged:
 def ragged2(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, Ragged]:
     """A list<list> column without nulls: tokens of each row, and the entries cut by token."""
     array = _whole(column)
-    return _lengths(array), ragged(array.flatten())
+    return lengths(array), ragged(array.flatten())
 
 
 def _whole(column: pa.ChunkedArray | pa.Array) -> Any:
@@ -351,108 +328,22 @@ def _whole(column: pa.ChunkedArray | pa.Array) -> Any:
     return column
 
 
-def normalised(logprobs: Ragged, tails: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Make stored values a distribution again, which rounding to fp16 had undone.
-
-    Args:
-        logprobs: of each token's entries, as stored, nats.
-        tails: [T], log of the mass outside them, nats; −inf where nothing is left.
-        where: the file and rows, for the error.
-
-    Returns:
-        The entries' values and the tails, less the log of their sum.
-
-    Raises:
-        ShardError: some token's log-sum is further from 0 than 1e-3 nats, and than rounding can have moved it (each
-            value by 2^-11 of itself: 2e-3 nats for 64 ids of equal probability).
-    """
-    # A damaged shard may hold anything, and is told of below.
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        room = np.exp(logprobs.values)
-        totals = np.log(_sums(room, logprobs.offsets) + np.exp(tails))
-    if not (np.abs(totals) <= 1e-3).all():
-        _refuse_more_than_rounding(totals, logprobs, where)
-    return np.subtract(logprobs.values, np.repeat(totals, logprobs.lengths), out=room), tails - totals
-
-
-def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, where: str) -> None:
-    """A sum may be off by 1e-3, or by what values rounded to 16 bits (2^-11 of each) can put together, if more."""
-    values = np.maximum(logprobs.values.astype(np.float64), -700.0)  # 0 · −inf would be no number
-    rounding = 2**-11 * _sums(-np.exp(values) * values, logprobs.offsets)
-    excess = np.abs(totals) - np.maximum(rounding, 1e-3)
-    worst = int(np.argmax(excess))
-    if not excess[worst] <= 0:
-        raise ShardError(
-            f"{where}: the probabilities kept at one token sum to {np.exp(totals[worst]):.4f}, not to 1. "
-            "The shard is damaged or was not written by Potstill; remove it and run `dvc repro score`."
-        )
-
-
-def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The sum of each row, of fp32 to a few units in its last place; 0 for an empty row."""
-    starts, is_filled = offsets[:-1], offsets[1:] > offsets[:-1]
-    if is_filled.all() and len(starts):
-        return np.add.reduceat(values, starts)
-    sums = np.zeros(len(starts), values.dtype)
-    if is_filled.any():  # `reduceat` gives an empty row the next one's first value
-        sums[is_filled] = np.add.reduceat(values, starts[is_filled])
-    return sums
-
-
-def content(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:
-    """A hash over exactly these columns, in row order; what the others hold does not enter."""
-    names = sorted(columns)
-    states = {name: xxhash.xxh3_128() for name in names}
-    for group in groups(path, schema, names):
-        for name in names:
-            for chunk in group.column(name).chunks:
-                _feed(states[name], chunk)
-    return digest(*[f"{name}:{states[name].hexdigest()}" for name in names])
-
-
-def _feed(state: Any, array: pa.Array) -> None:
-    """Values, never buffers: a slice and its copy hash alike."""
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    state.update(str(array.type).encode())
-    state.update(np.asarray(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
-    if pa.types.is_list(array.type):
-        state.update(_lengths(array).tobytes())
-        _feed(state, array.flatten())
-    elif pa.types.is_struct(array.type):
-        for child in array.flatten():
-            _feed(state, child)
-    elif pa.types.is_string(array.type):
-        for value in array.fill_null("").to_pylist():
-            state.update(digest(value).encode())
-    else:
-        nothing = False if pa.types.is_boolean(array.type) else 0
-        state.update(np.ascontiguousarray(array.fill_null(nothing).to_numpy(zero_copy_only=False)).tobytes())
-
-
-def whole_content(path: Path) -> str:
-    """`content` of every column that the file has."""
-    with _parquet(path) as file:
-        schema = file.schema_arrow
-    return content(path, schema, schema.names)
-
-
 def size(path: Path) -> tuple[int, int]:
     """Rows, and response tokens where the shard has any."""
-    with _parquet(path) as file:
+    with parquet(path) as file:
         names, total = file.schema_arrow.names, file.metadata.num_rows
         per_token = next((name for name in ("response_ids", "sampled_logprobs") if name in names), None)
         if per_token is None:
             return total, 0
         columns = [read_group(path, file, number, [per_token]).column(0) for number in range(file.num_row_groups)]
-    return total, sum(int(_lengths(chunk).sum()) for column in columns for chunk in column.chunks)
+    return total, sum(int(lengths(chunk).sum()) for column in columns for chunk in column.chunks)
 
 
-def _lengths(array: pa.Array) -> np.ndarray:
+def lengths(array: pa.Array) -> np.ndarray:
     """Values in each row of a list column; a null row has none."""
     if array.null_count == 0:
         return np.diff(array.offsets.to_numpy()).astype(np.int64)
-    return array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return array.valuelengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def sync(path: Path) -> None:

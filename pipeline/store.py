@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import shards
+from pipeline import hashing, shards
 from pipeline.errors import ShardError
 
 MANIFEST = "manifest.json"
@@ -64,7 +64,7 @@ class Store:
 
     def has(self, identity: dict[str, Any], suffix: str = ".parquet") -> bool:
         """Whether this was made already."""
-        return self.path(shards.fingerprint(identity), suffix).exists()
+        return self.path(hashing.fingerprint(identity), suffix).exists()
 
     def obtain(
         self,
@@ -84,7 +84,7 @@ class Store:
         Raises:
             ShardError: what was found has another size than when it was finished.
         """
-        fingerprint = shards.fingerprint(identity)
+        fingerprint = hashing.fingerprint(identity)
         final = self.path(fingerprint, suffix)
         made = not final.exists()
         if made:
@@ -107,7 +107,7 @@ class Store:
         Raises:
             ShardError: it is damaged, or does not say how it was made.
         """
-        fingerprint = shards.fingerprint(identity_of(path))
+        fingerprint = hashing.fingerprint(identity_of(path))
         final = self.path(fingerprint, path.suffix)
         if not final.exists():
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ def verify(folder: Path) -> list[str]:
                 wrong.append(f"{path} is missing")
             elif content(path) != entry.content:
                 wrong.append(f"{path} has another content than when it was written")
-            elif shards.fingerprint(identity_of(path)) != entry.fingerprint:
+            elif hashing.fingerprint(identity_of(path)) != entry.fingerprint:
                 wrong.append(f"{path} was made from something else than {MANIFEST} says")
         except ShardError as error:
             wrong.append(str(error))
@@ -250,9 +250,9 @@ def content(path: Path) -> str:
     """Hash of what a shard, a folder or a file holds, not of how it was encoded."""
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.is_file())
-        return shards.digest(*[f"{file.relative_to(path)}:{_bytes_hash(file)}" for file in inside])
+        return hashing.digest(*[f"{file.relative_to(path)}:{_bytes_hash(file)}" for file in inside])
     if path.suffix == ".parquet":
-        return shards.whole_content(path)
+        return hashing.whole_content(path)
     return _bytes_hash(path)
 
 

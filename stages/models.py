@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import command, models, params, shards
+from pipeline import command, hashing, models, params
 from pipeline.command import Made
 from pipeline.errors import SettingsError
 from pipeline.store import Obtained, Store
@@ -98,7 +98,7 @@ def _demo(
             )
 
     taught, untaught = identity(settings, "teacher"), identity(settings, "student")
-    own_state = state / shards.fingerprint(taught)
+    own_state = state / hashing.fingerprint(taught)
 
     def make_student(target: Path) -> None:
         _untrained(settings, "student", target)

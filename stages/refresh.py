@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import command, drift, grades, lineage, models, params, rollouts, shards
+from pipeline import command, drift, grades, hashing, lineage, models, params, rollouts, shards
 from pipeline.command import Bar, Made
 from pipeline.drift import Drift
 from pipeline.engines import OnDemand
@@ -131,7 +131,7 @@ def _drift(store: Store, engine: OnDemand, path: Path, settings: params.Refresh)
         "version": [drift.VERSION, head.VERSION],
         "model": engine.model.identity,
         "engine": rollouts.engine_identity(settings),
-        "rollouts": shards.content(path, shards.ROLLOUTS, drift.COLUMNS),
+        "rollouts": hashing.content(path, shards.ROLLOUTS, drift.COLUMNS),
         "rows": settings.drift_rows,
     }
 

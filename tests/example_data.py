@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import shards
+from pipeline import hashing, shards
 from pipeline.ragged import Ragged
 from pipeline.store import Folder, Store
 
@@ -63,7 +63,7 @@ def encode(text: str) -> list[int]:
 def _folder(store: Store, path: Path, tables: list[pa.Table]) -> None:
     folder = Folder(store, path)
     for bucket, table in enumerate(tables):
-        identity = {"content": shards.digest(str(table.to_pylist()))}
+        identity = {"content": hashing.digest(str(table.to_pylist()))}
 
         def write(target: Path, table: pa.Table = table, identity: dict[str, Any] = identity) -> None:
             with shards.Writer(target, table.schema, identity, {}) as writer:
@@ -99,7 +99,7 @@ def _rollouts(writer: str, bucket: int) -> pa.Table:
             ids = encode(text)
             rows.append(
                 {
-                    "rollout_id": shards.digest(writer, str(bucket), str(number), str(sample)),
+                    "rollout_id": hashing.digest(writer, str(bucket), str(number), str(sample)),
                     "prompt_id": f"{'sft' if writer == 'teacher' else 'opd'}-{bucket}-{number}",
                     "sample": sample,
                     "source": "teacher" if writer == "teacher" else "student",

@@ -14,7 +14,19 @@ import pyarrow as pa
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards, view_settings
+from pipeline import (
+    checkpoints,
+    grades,
+    hashing,
+    models,
+    params,
+    prompts,
+    recipes,
+    rollouts,
+    scoring,
+    shards,
+    view_settings,
+)
 from pipeline.contexts import Bucket
 from pipeline.loading import Shard
 from pipeline.scoring import Job
@@ -172,7 +184,7 @@ def identities(tmp_path):
                 return []
         return [written("hf"), written("vllm")]
 
-    return lambda entry: shards.fingerprint({"all": of_all(entry)})
+    return lambda entry: hashing.fingerprint({"all": of_all(entry)})
 
 
 def versioned() -> list[str]:

@@ -163,7 +163,7 @@ def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
     rows = loading.Rows([loading.Shard(path, {})])
     assert rows.count == 100
     question = next(demo.sums(7, 1))["question"]
-    table = shards.read_group(path, shards._parquet(path), 0, facts.ROLLOUT_COLUMNS)
+    table = shards.read_group(path, shards.parquet(path), 0, facts.ROLLOUT_COLUMNS)
     assert tokenizer.decode(table["prompt_ids"][0].as_py()) == f"<|user|>{question}<|assistant|>"
     assert tokenizer.decode(table["response_ids"][0].as_py()) == f"{demo.solution(question)}<|end|>"
     packs = rows.batch(rows.sequential()[:4], 1000)
@@ -200,7 +200,7 @@ def test_slips_change_the_responses_and_not_the_prompts(tmp_path: Path):
     tables = []
     for name, slips in (("right", 0.0), ("slips", 0.5)):
         demo.write_examples(tmp_path / name, tokenizer, examples(slips=slips))
-        tables.append(shards.read_group(tmp_path / name, shards._parquet(tmp_path / name), 0, columns))
+        tables.append(shards.read_group(tmp_path / name, shards.parquet(tmp_path / name), 0, columns))
     right, slipped = tables
     assert right["prompt_ids"] == slipped["prompt_ids"]
     pairs = zip(right["response_ids"].to_pylist(), slipped["response_ids"].to_pylist(), strict=True)

@@ -7,7 +7,19 @@ again; so if it changes on purpose, raise the stage's VERSION, say so in the com
 import pyarrow as pa
 import pytest
 
-from pipeline import checkpoints, grades, models, params, prompts, recipes, rollouts, scoring, shards, view_settings
+from pipeline import (
+    checkpoints,
+    grades,
+    hashing,
+    models,
+    params,
+    prompts,
+    recipes,
+    rollouts,
+    scoring,
+    shards,
+    view_settings,
+)
 from pipeline.contexts import Bucket
 from pipeline.loading import Shard
 from pipeline.scoring import Job
@@ -43,26 +55,26 @@ def rollout_shard(tmp_path):
 
 
 def test_the_fingerprint_of_prompts():
-    assert shards.fingerprint(prompts_stage.identity([PROMPT])) == "55a3115af2797df9b43d1a8a8e783e95"
+    assert hashing.fingerprint(prompts_stage.identity([PROMPT])) == "55a3115af2797df9b43d1a8a8e783e95"
 
 
 def test_the_fingerprint_of_demo_models():
     size = params.TinyModel(layers=1, hidden=8, heads=2)
     learning = params.Training(steps=1, batch=1, learning_rate=1e-3)
     demo = params.Demo(teacher=size, student=size, examples=4, training=learning)
-    assert shards.fingerprint(models_stage.identity(demo, "teacher")) == "15f513ae1ec82762587ffca0ebacdec6"
+    assert hashing.fingerprint(models_stage.identity(demo, "teacher")) == "15f513ae1ec82762587ffca0ebacdec6"
 
 
 def test_the_fingerprint_of_rollouts(shard):
     of_teacher = rollouts.identity("teacher_rollouts", 1, shard, MODEL, params.Engine(), SAMPLING, 1, 0)
-    assert shards.fingerprint(of_teacher) == "ee7f36d1f770b1f9c2676859241c030f"
+    assert hashing.fingerprint(of_teacher) == "ee7f36d1f770b1f9c2676859241c030f"
     of_student = rollouts.identity("refresh", 1, shard, MODEL, params.Engine(), SAMPLING, 1, 0, round="r1")
-    assert shards.fingerprint(of_student) == "a2928fe26d84e62b23a1e024410ab10d"
+    assert hashing.fingerprint(of_student) == "a2928fe26d84e62b23a1e024410ab10d"
 
 
 def test_the_fingerprint_of_grades(shard, rollout_shard):
     identity, _ = grades.Grading(params.Grade(grader="exact")).of(shard, rollout_shard)
-    assert shards.fingerprint(identity) == "455f51f6f699f568abb6b6a9fd9dd182"
+    assert hashing.fingerprint(identity) == "455f51f6f699f568abb6b6a9fd9dd182"
 
 
 def test_the_fingerprint_of_scores(shard, rollout_shard):
@@ -70,10 +82,10 @@ def test_the_fingerprint_of_scores(shard, rollout_shard):
     settings = params.Score(views={"teacher": view})
     bucket = Bucket(rollout_shard, shard, shard.with_name("grades.parquet"))
     plain = scoring.identity(Job(bucket, view, MODEL), settings, "exact")
-    assert shards.fingerprint(plain) == "5d62a969968ca08d5c1775d32a31837e"
+    assert hashing.fingerprint(plain) == "5d62a969968ca08d5c1775d32a31837e"
     hinted = view.model_copy(update={"context": view_settings.Hint()})
     assert (
-        shards.fingerprint(scoring.identity(Job(bucket, hinted, MODEL), settings, "exact"))
+        hashing.fingerprint(scoring.identity(Job(bucket, hinted, MODEL), settings, "exact"))
         == "12be610bd21a7c6a038e52db4e9fcb05"
     )
 
@@ -82,4 +94,4 @@ def test_the_fingerprint_of_checkpoints(rollout_shard):
     learning = params.Training(steps=1, batch=1, learning_rate=1e-3)
     data = {"0.parquet": checkpoints.content(Shard(rollout_shard, {}))}
     identity = checkpoints.identity("sft", 1, MODEL, recipes.load("sft"), learning, data=data)
-    assert shards.fingerprint(identity) == "e5ed8328822c8756ae879d06fbdd570b"
+    assert hashing.fingerprint(identity) == "e5ed8328822c8756ae879d06fbdd570b"

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import demo, params, prompts, shards, sources, store
+from pipeline import demo, hashing, params, prompts, shards, sources, store
 from pipeline.errors import PromptError
 from pipeline.store import Store
 from stages import prompts as stage
@@ -291,7 +291,7 @@ def test_a_split_without_a_source_is_refused(tmp_path: Path, split: str) -> None
 
 def test_held_out_and_other_buckets_of_opd_both_need_prompts(tmp_path: Path) -> None:
     told = three(tmp_path, opd=rows("opd", 1))
-    bucket = prompts.bucket_of(shards.digest(shards.canonical([{"role": "user", "content": "opd 0"}])), 4)
+    bucket = prompts.bucket_of(hashing.digest(hashing.canonical([{"role": "user", "content": "opd 0"}])), 4)
     for held_out in (bucket, (bucket + 1) % 4):
         with pytest.raises(
             PromptError, match=rf"prompts\.held_out is bucket {held_out} of 4, and [01] of 1 opd prompts"

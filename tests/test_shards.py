@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import shards
+from pipeline import hashing, rounding, shards
 from pipeline.errors import ShardError
 from pipeline.ragged import Ragged
 
@@ -126,7 +126,7 @@ def test_size_counts_rows_and_response_tokens(tmp_path):
 @given(st.lists(st.one_of(st.floats(-80, -(2**-20), width=32), st.just(-math.inf), st.just(0.0)), max_size=30))
 def test_rounding_errs_by_half_a_unit_of_fp16_and_keeps_infinities(values):
     exact = np.array(values, np.float32)
-    rounded = shards.to_half(exact)
+    rounded = rounding.to_half(exact)
     assert rounded.dtype == np.float32
     np.testing.assert_array_equal(np.isneginf(rounded), np.isneginf(exact))
     finite = exact[np.isfinite(exact)].astype(np.float64)
@@ -137,7 +137,7 @@ def test_rounding_errs_by_half_a_unit_of_fp16_and_keeps_infinities(values):
 
 def test_rounding_takes_arrays_that_are_not_contiguous():
     values = np.arange(-20, 0, dtype=np.float32)[::2] / 3
-    np.testing.assert_array_equal(shards.to_half(values), shards.to_half(values.copy()))
+    np.testing.assert_array_equal(rounding.to_half(values), rounding.to_half(values.copy()))
 
 
 def test_a_score_table_has_one_list_for_each_row():
@@ -163,7 +163,7 @@ def test_a_skipped_row_has_a_reason_and_nothing_else():
 
 
 def content(tmp_path, name, written, columns, **more):
-    return shards.content(write(tmp_path / name, written, **more), SCHEMAS["rollouts"], columns)
+    return hashing.content(write(tmp_path / name, written, **more), SCHEMAS["rollouts"], columns)
 
 
 def test_content_is_of_the_named_columns_and_no_others(tmp_path):
@@ -188,15 +188,15 @@ def test_content_does_not_depend_on_how_the_shard_was_written(tmp_path):
     assert content(tmp_path, "c.parquet", written, columns, identity={"stage": "other"}) == known
     plain = tmp_path / "plain.parquet"
     pq.write_table(written, plain, compression="none", use_dictionary=False, row_group_size=64)
-    assert shards.content(plain, shards.ROLLOUTS, columns) == known
-    assert shards.whole_content(plain) == known
+    assert hashing.content(plain, shards.ROLLOUTS, columns) == known
+    assert hashing.whole_content(plain) == known
 
 
 def test_content_tells_rows_apart_that_hold_the_same_values(tmp_path):
     def of(lists):
         rows = [{**_row("scores", 0), "support_ids": ids} for ids in lists]
         path = write(tmp_path / "a.parquet", pa.Table.from_pylist(rows, shards.SCORES))
-        return shards.content(path, shards.SCORES, ("support_ids",))
+        return hashing.content(path, shards.SCORES, ("support_ids",))
 
     cuts = [
         [[[1, 2]], [[3]]],
@@ -212,27 +212,27 @@ def test_content_tells_rows_apart_that_hold_the_same_values(tmp_path):
 def test_a_null_is_not_a_zero_an_empty_text_or_false(tmp_path):
     def of(row):
         path = write(tmp_path / "a.parquet", pa.Table.from_pylist([{"rollout_id": "r", **row}], shards.GRADES))
-        return shards.whole_content(path)
+        return hashing.whole_content(path)
 
     rows = [{}, {"correct": False}, {"reward": 0.0}, {"feedback": ""}]
     assert len({of(row) for row in rows}) == len(rows)
 
 
 def test_the_digest_tells_its_parts_apart():
-    assert shards.digest("ab", "c") != shards.digest("a", "bc")
-    assert shards.digest("a") == shards.digest(b"a")
-    assert shards.fingerprint({"a": 1, "b": [2, 3]}) == shards.fingerprint({"b": [2, 3], "a": 1})
+    assert hashing.digest("ab", "c") != hashing.digest("a", "bc")
+    assert hashing.digest("a") == hashing.digest(b"a")
+    assert hashing.fingerprint({"a": 1, "b": [2, 3]}) == hashing.fingerprint({"b": [2, 3], "a": 1})
 
 
 def test_a_fingerprint_stays_what_it_was():
     """From the identity as written here; a change would have every user's shards made again."""
     identity = {"stage": "score", "version": [1, 2], "model": {"name": "é", "share": 0.1}, "none": None, "yes": True}
-    assert shards.fingerprint(identity) == "0312713cd89ac764d437d7c13e59d59a"
+    assert hashing.fingerprint(identity) == "0312713cd89ac764d437d7c13e59d59a"
 
 
 def test_an_identity_that_json_cannot_hold_is_an_error():
     with pytest.raises(ValueError, match="JSON"):
-        shards.fingerprint({"share": float("nan")})
+        hashing.fingerprint({"share": float("nan")})
 
 
 def _cut_off(path):
@@ -284,7 +284,7 @@ def _stored(probabilities: list[float], kept: int) -> tuple[Ragged, np.ndarray]:
     logprobs = np.log(np.array(probabilities) / math.fsum(probabilities))
     rest = math.fsum(np.exp(logprobs[kept:]))
     tails = np.array([math.log(rest) if rest else -math.inf], np.float32)
-    return Ragged.of([shards.to_half(logprobs[:kept].astype(np.float32))], np.float32), tails
+    return Ragged.of([rounding.to_half(logprobs[:kept].astype(np.float32))], np.float32), tails
 
 
 @given(
@@ -296,7 +296,7 @@ def _stored(probabilities: list[float], kept: int) -> tuple[Ragged, np.ndarray]:
 )
 def test_what_was_stored_is_a_distribution_again(probabilities, share):
     logprobs, tails = _stored(probabilities, math.ceil(share * len(probabilities)))
-    values, tail = shards.normalised(logprobs, tails, "here")
+    values, tail = rounding.normalised(logprobs, tails, "here")
     total = math.fsum([*np.exp(values.astype(np.float64)), *np.exp(tail.astype(np.float64))])
     assert total == pytest.approx(1, abs=2e-6)
     assert np.abs(values - logprobs.values).max(initial=0) < 5e-3
@@ -306,12 +306,12 @@ def test_what_was_stored_is_a_distribution_again(probabilities, share):
 def test_what_no_rounding_explains_is_refused(excess):
     logprobs = Ragged.of([[math.log(0.5)], [math.log(0.5) + excess]], np.float32)
     with pytest.raises(ShardError, match="here: the probabilities kept at one token sum to"):
-        shards.normalised(logprobs, np.full(2, math.log(0.5) + excess * np.array([0, 1]), np.float32), "here")
+        rounding.normalised(logprobs, np.full(2, math.log(0.5) + excess * np.array([0, 1]), np.float32), "here")
 
 
 def test_an_id_of_probability_zero_stays_one():
     logprobs = Ragged.of([[math.log(0.5), -math.inf]], np.float32)
-    values, tails = shards.normalised(logprobs, np.array([math.log(0.5)], np.float32), "here")
+    values, tails = rounding.normalised(logprobs, np.array([math.log(0.5)], np.float32), "here")
     np.testing.assert_allclose(np.exp([*values, *tails]), [0.5, 0, 0.5], atol=1e-6)
 
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pipeline import shards, store
+from pipeline import hashing, shards, store
 from pipeline.errors import ShardError
 from pipeline.store import Folder, Store
 
@@ -57,8 +57,8 @@ def test_an_entry_says_what_is_in_the_file(kept):
     entry = kept.obtain(IDENTITY, shard).entry
     path = kept.path(entry.fingerprint, ".parquet")
     assert (entry.rows, entry.tokens, entry.bytes) == (2, 0, path.stat().st_size)
-    assert entry.fingerprint == shards.fingerprint(IDENTITY)
-    assert entry.content == shards.whole_content(path)
+    assert entry.fingerprint == hashing.fingerprint(IDENTITY)
+    assert entry.content == hashing.whole_content(path)
 
 
 @pytest.mark.parametrize(("make", "suffix"), [(shard, ".parquet"), (checkpoint, "")])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import contexts, models, params, prompts, scoring, shards, view_checks, view_settings
+from pipeline import contexts, hashing, models, params, prompts, scoring, shards, view_checks, view_settings
 from pipeline.contexts import Bucket, Contexts, siblings
 from pipeline.engines import open_engine
 from pipeline.errors import EngineError, SettingsError, ShardError
@@ -238,7 +238,7 @@ def test_a_contexts_identity_holds_the_columns_it_reads_and_no_other(name, model
     def fingerprint(folder, asked, rows):
         folder.mkdir()
         made = write(folder, model, rows, asked)
-        return shards.fingerprint(contexts.identity(made, VIEWS[name], model))
+        return hashing.fingerprint(contexts.identity(made, VIEWS[name], model))
 
     known = fingerprint(tmp_path / "known", PROMPTS, ROWS)
     changed = {
@@ -261,7 +261,7 @@ def test_a_contexts_identity_holds_the_columns_it_reads_and_no_other(name, model
 def test_two_settings_of_a_view_are_two_identities(one, other, bucket, model):
     settings = params.Score(engine="fake", views={"teacher": one})
     first, second = (scoring.identity(Job(bucket, each, model), settings, "exact") for each in (one, other))
-    assert shards.fingerprint(first) != shards.fingerprint(second)
+    assert hashing.fingerprint(first) != hashing.fingerprint(second)
 
 
 def test_the_order_of_domains_and_ids_is_no_difference(bucket, model):
@@ -270,7 +270,7 @@ def test_the_order_of_domains_and_ids_is_no_difference(bucket, model):
         scoring.identity(Job(bucket, view(support={"ids": ids}, domains=domains), model), settings, "exact")
         for ids, domains in (([1, 2], ("sums", "talk")), ([2, 1], ("talk", "sums")))
     )
-    assert shards.fingerprint(one) == shards.fingerprint(other)
+    assert hashing.fingerprint(one) == hashing.fingerprint(other)
 
 
 def test_a_domain_that_does_not_occur_is_refused(bucket):

@@ -49,7 +49,7 @@ Seconds = dict[str, float]
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Batches that are timed, behind one that is not.")] = 4,
+    steps: Annotated[int, typer.Option(help="Batches that are timed, behind one that is not.")] = 3,
     vocabulary: Annotated[int, typer.Option(help="Of both models.")] = qwen3.VOCABULARY,
     results: JsonFile = None,
     check: Check = False,

@@ -23,7 +23,7 @@ LONGEST = 10
 
 def main(
     sequences: Annotated[int, typer.Option(help="Sequences whose packs are planned.")] = 2048,
-    timed: Annotated[int, typer.Option(help="Of these, how many are run through the model.")] = 32,
+    timed: Annotated[int, typer.Option(help="Of these, how many are run through the model.")] = 16,
     shortest: Annotated[int, typer.Option(help="Tokens of the shortest sequence.")] = 40,
     tokens: Annotated[int, typer.Option(help="Most tokens of a pack, and of a padded batch.")] = 4096,
     rounds: Annotated[int, typer.Option(help="Timed turns, behind one that is not timed.")] = 2,

@@ -343,7 +343,7 @@ def lengths(array: pa.Array) -> np.ndarray:
     """Values in each row of a list column; a null row has none."""
     if array.null_count == 0:
         return np.diff(array.offsets.to_numpy()).astype(np.int64)
-    return array.valuelengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def sync(path: Path) -> None:

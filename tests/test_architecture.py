@@ -61,8 +61,8 @@ HOMES = {
     },
     "pyarrow": {
         "pipeline/shards.py",  # owns the format; the others build tables, read a source or hold a file open
-        "pipeline/contexts.py", "pipeline/demo.py", "pipeline/grading.py", "pipeline/loading.py", "pipeline/prompts.py",
-        "pipeline/rollouts.py", "pipeline/scoring.py", "pipeline/sources.py",
+        "pipeline/contexts.py", "pipeline/demo.py", "pipeline/grading.py", "pipeline/hashing.py", "pipeline/loading.py",
+        "pipeline/prompts.py", "pipeline/rollouts.py", "pipeline/scoring.py", "pipeline/sources.py",
     },
 }  # fmt: skip
 """Who may import what."""

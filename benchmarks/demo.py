@@ -21,6 +21,8 @@ from typing import Annotated, Any
 import typer
 from ruamel.yaml import YAML
 
+from benchmarks import runs
+
 MORE_STEPS = 300
 
 
@@ -46,7 +48,7 @@ def experiment(seed: int, project: Path) -> list[dict[str, Any]]:
         subprocess.run(["git", "clone", "--quiet", ".", str(project)], check=True)
     settings = moved(_yaml().load(Path("params.yaml")), seed)
     _yaml().dump(settings, project / "params.yaml")
-    _run(project, "dvc", "repro", "--quiet")
+    runs.repro(project)
     _yaml().dump(_continued(settings), project / "control.yaml")
     _yaml().dump(_longer(settings), project / "longer.yaml")
     _fine_tune(project, "control", "data/models/r0", "data/prompts/opd", "control.yaml")

@@ -105,7 +105,14 @@ def prepare(project: Path, settings: Path, targets: Sequence[str]) -> None:
     subprocess.run(["git", "fetch", "--quiet", "origin", "HEAD"], cwd=project, check=True)
     subprocess.run(["git", "checkout", "--quiet", "--force", "FETCH_HEAD"], cwd=project, check=True)
     (project / "params.yaml").write_bytes(settings.read_bytes())
-    subprocess.run(["dvc", "repro", "--quiet", *targets], cwd=project, check=True)
+    repro(project, *targets)
+
+
+def repro(project: Path, *targets: str) -> None:
+    """Run a project's DAG, or as much of it, with this Python, whether its environment was activated or not."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    command_line = [sys.executable, "-m", "dvc", "repro", "--quiet", *targets]
+    subprocess.run(command_line, cwd=project, env={**os.environ, "PATH": path}, check=True)
 
 
 def each(runs: Sequence[Named], project: Path, workers: int) -> list[Facts]:

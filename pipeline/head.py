@@ -78,13 +78,14 @@ class Output:
         In the precision of the matrices; everything that sums over the vocabulary is at least fp32. They have no
         gradient, and the caller may write over them.
         """
-        count = max(1, math.ceil(len(hidden) / self.chunk))
         # Even chunks, in memory that is had once: to be given new pages costs as much as the product that fills them.
-        size = math.ceil(len(hidden) / count)
+        tokens = max(1, len(hidden))
+        size = math.ceil(tokens / math.ceil(tokens / self.chunk))
         room = hidden.new_empty(size, len(self.weight))
-        for start in range(0, count * size or 1, size or 1):
-            piece = slice(start, min(start + size, len(hidden)))
-            yield piece, self._logits(hidden[piece], temperature, room[: piece.stop - start])
+        for start in range(0, tokens, size):
+            piece = slice(start, start + size)
+            part = hidden[piece]
+            yield piece, self._logits(part, temperature, room[: len(part)])
 
     def _logits(self, hidden: Tensor, temperature: float, room: Tensor) -> Tensor:
         matrix = self.weight.T

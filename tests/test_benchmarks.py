@@ -62,3 +62,9 @@ def test_seconds_are_the_median_without_the_first_turn():
     found = measure.seconds({"one": lambda: time.sleep(next(waits)), "other": lambda: None}, rounds=3)
     assert 0.01 <= found["one"] < 0.05
     assert found["other"] < 0.01
+
+
+def test_a_warm_up_of_its_own_comes_first_and_is_no_turn():
+    done: list[str] = []
+    measure.seconds({"way": lambda: done.append("way")}, rounds=2, warm_up={"way": lambda: done.append("warm")})
+    assert done == ["warm", "way", "way"]

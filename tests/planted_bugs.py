@@ -306,6 +306,48 @@ PLANTS = [
         "number = max(0, int(self.first_row[group]) + row - 1)",
         ("tests/test_facts.py", "-k", "facts_of_its_own_row"),
     ),
+    Plant(
+        "temperature lost on the way back",
+        "head_gradient.py",
+        "one * (output.scale / ask.temperature) for",
+        "one * output.scale for",
+        ("tests/test_head.py",),
+    ),
+    Plant(
+        "scale of the logits lost on the way back",
+        "head_gradient.py",
+        "one * (output.scale / ask.temperature) for",
+        "one / ask.temperature for",
+        ("tests/test_head.py",),
+    ),
+    Plant(
+        "soft cap without a slope",
+        "head_gradient.py",
+        "if slope is not None:",
+        "if slope is not None and slope is None:",
+        ("tests/test_head.py",),
+    ),
+    Plant(
+        "padding adds to an id",
+        "head_gradient.py",
+        "for_logprobs = for_logprobs.masked_fill(ids < 0, 0.0)",
+        "for_logprobs = for_logprobs.nan_to_num()",
+        ("tests/test_head.py",),
+    ),
+    Plant(
+        "last chunk forgotten",
+        "head.py",
+        "for start in range(0, tokens, size):",
+        "for start in range(0, max(1, tokens - size), size):",
+        ("tests/test_head.py",),
+    ),
+    Plant(
+        "a null row has the values that lie in its place",
+        "shards.py",
+        "if array.null_count == 0:",
+        "if array.null_count >= 0:",
+        ("tests/test_shards.py",),
+    ),
 ]
 
 

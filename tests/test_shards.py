@@ -331,3 +331,9 @@ def test_list_columns_become_ragged_values_in_any_chunks():
     tokens, entries = shards.ragged2(nested.slice(1))
     assert tokens.tolist() == [0, 1]
     assert [row.tolist() for row in entries] == [[]]
+
+
+def test_a_null_row_has_no_values_whatever_lies_in_its_place():
+    offsets, values = pa.array([0, 2, 4], pa.int32()), pa.array([1, 2, 3, 4], pa.int32())
+    column = pa.ListArray.from_arrays(offsets, values, mask=pa.array([True, False]))
+    assert shards.lengths(column).tolist() == [0, 2]

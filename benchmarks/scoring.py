@@ -29,6 +29,7 @@ from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
 from pipeline import engines, models, packing, params, view_settings
 from pipeline.engines import Scored, Support, vllm_process
 from pipeline.engines.hf import HfEngine
+from pipeline.model_settings import EngineName
 
 KS = (1, 32, 128)
 SEQUENCES, PROMPT, RESPONSE = 8, 32, 224
@@ -96,7 +97,7 @@ def _opened(way: Way, folder: Path) -> Iterator[Callable[[int], object]]:
         with _naive(folder) as score:
             yield score
         return
-    name: params.EngineName = "hf" if way == "hf" else "vllm"
+    name: EngineName = "hf" if way == "hf" else "vllm"
     views = {"teacher": view_settings.View(support=view_settings.SupportSettings(top_k=max(KS)))}
     settings = params.Score(engine=name, views=views, hidden_states=way != "vLLM flat")
     with engines.open_engine(models.record(str(folder)), settings, machine()) as engine:

@@ -22,7 +22,7 @@ import typer
 
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import loading, rounding, shards
+from pipeline import list_columns, rounding, shards, view_groups
 from pipeline.ragged import Ragged
 
 NOISES = (0.1, 0.5)
@@ -183,7 +183,7 @@ def speeds(path: Path, kept: Kept, tokens: int) -> list[Row]:
 
     The bar is for one thread each, as beside a trainer; what comes behind pyarrow's decoding is one thread always.
     """
-    columns = list(loading.SCORE_COLUMNS)
+    columns = list(view_groups.COLUMNS)
 
     def groups() -> Iterator[pa.Table]:
         with pq.ParquetFile(path) as file:
@@ -192,10 +192,10 @@ def speeds(path: Path, kept: Kept, tokens: int) -> list[Row]:
 
     def read() -> None:
         for table in groups():
-            shards.ragged2(table.column("support_ids"))
-            _, logprobs = shards.ragged2(table.column("support_logprobs"))
-            rounding.normalised(logprobs, shards.ragged(table.column("tail_logprobs")).values, str(path))
-            shards.ragged(table.column("sampled_logprobs"))
+            list_columns.ragged2(table.column("support_ids"))
+            _, logprobs = list_columns.ragged2(table.column("support_logprobs"))
+            rounding.normalised(logprobs, list_columns.ragged(table.column("tail_logprobs")).values, str(path))
+            list_columns.ragged(table.column("sampled_logprobs"))
 
     table = shards.read(path, shards.SCORES)
     with tempfile.TemporaryDirectory() as folder:
@@ -218,8 +218,8 @@ def demo(paths: list[Path]) -> list[Row]:
     tokens = sum(shards.size(path)[1] for path in paths)
     size = sum(path.stat().st_size for path in paths)
     columns = [shards.read(path, shards.SCORES, ["own", "tail_logprobs"]) for path in paths]
-    kept = np.concatenate([shards.ragged(table.column("own")).values for table in columns])
-    tails = np.concatenate([shards.ragged(table.column("tail_logprobs")).values for table in columns])
+    kept = np.concatenate([list_columns.ragged(table.column("own")).values for table in columns])
+    tails = np.concatenate([list_columns.ragged(table.column("tail_logprobs")).values for table in columns])
     return [
         Row(f"demo teacher, {kept.mean():.1f} ids per token on average: size", "bytes/token", size / tokens),
         Row("demo teacher: mass outside its support", "probability", float(np.exp(tails).mean())),

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import derived, facts, hashing, head, loading, models, params, recipes, shards, training
+from pipeline import derived, facts, hashing, head, loading, models, params, recipes, shards, training, view_groups
 from pipeline.made_with import versions
 from pipeline.objectives import compiled
 from pipeline.store import Obtained, Store
@@ -120,7 +120,7 @@ def content(shard: loading.Shard, recipe: recipes.Recipe | None = None) -> dict[
     """What training reads of a shard, by content: an edit to any other column trains nothing anew."""
     rollouts = hashing.content(shard.rollouts, shards.ROLLOUTS, facts.rollout_columns(recipe))
     views = {
-        view: hashing.content(path, shards.SCORES, loading.score_columns(recipe, view))
+        view: hashing.content(path, shards.SCORES, view_groups.columns(recipe, view))
         for view, path in shard.scores.items()
     }
     found = {"rollouts": rollouts, "views": views}

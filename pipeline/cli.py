@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline import command
+from pipeline import command, manifest
 from pipeline.errors import PotstillError
 
 if TYPE_CHECKING:
@@ -160,15 +160,13 @@ def verify(
     data: DataFolder = DATA,
 ) -> None:
     """Read every file again and compare it with its folder's manifest."""
-    from pipeline import store
-
-    chosen = folders or sorted(path.parent for path in data.rglob(store.MANIFEST))
+    chosen = folders or sorted(path.parent for path in data.rglob(manifest.MANIFEST))
     if not chosen:
-        raise PotstillError(f"{data} has no folder with a {store.MANIFEST}: run `dvc repro` or `dvc pull` first.")
+        raise PotstillError(f"{data} has no folder with a {manifest.MANIFEST}: run `dvc repro` or `dvc pull` first.")
     wrong, files, tokens, size = [], 0, 0, 0
     for folder in chosen:
-        wrong += store.verify(folder)
-        entries = store.read_manifest(folder).values()
+        wrong += manifest.verify(folder)
+        entries = manifest.read(folder).values()
         files += len(entries)
         tokens += sum(entry.tokens for entry in entries)
         size += sum(entry.bytes for entry in entries)
@@ -236,11 +234,9 @@ def _pairs(facts: dict[str, Any]) -> str:
 
 def _bytes_per_token(data: Path, view: str) -> str:
     """What its scores of the latest round take on this disk."""
-    from pipeline import store
-
     for scores in sorted((data / "scores").glob("*"), reverse=True):
         folder = scores / "teacher" if view == "teacher" else scores / "views" / view
-        entries = store.read_manifest(folder).values() if (folder / store.MANIFEST).exists() else ()
+        entries = manifest.read(folder).values() if (folder / manifest.MANIFEST).exists() else ()
         if tokens := sum(entry.tokens for entry in entries):
             return f"{sum(entry.bytes for entry in entries) / tokens:.0f} bytes per token in {folder}"
     return f"not in {data / 'scores'} yet"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import grades, hashing, models, prompts, shards, view_settings
+from pipeline import grades, hashing, list_columns, models, prompts, shards, view_settings
 from pipeline.grading import Grade
 from pipeline.prompts import Prompt
 
@@ -100,7 +100,7 @@ class Contexts:
         Args:
             group: some rows of the shard; `rollout_id` and `prompt_ids` are read.
         """
-        rows = zip(group.column("rollout_id").to_pylist(), shards.ragged(group.column("prompt_ids")), strict=True)
+        rows = zip(group.column("rollout_id").to_pylist(), list_columns.ragged(group.column("prompt_ids")), strict=True)
         return [self._of_row(self._told.get(rollout_id), prompt_ids) for rollout_id, prompt_ids in rows]
 
     def _of_row(self, row: Told | None, prompt_ids: np.ndarray) -> np.ndarray | str:

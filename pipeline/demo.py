@@ -10,9 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from pipeline import facts, hashing, models, params, shards, view_settings
+from pipeline import facts, hashing, models, shards, view_settings
 from pipeline.errors import PromptError
 from pipeline.grading import MARKER
+from pipeline.model_settings import Demo, TinyModel
 
 SMALLEST, LARGEST = 10, 99
 """Every number has two digits, so every prompt is as long as the others."""
@@ -162,7 +163,7 @@ def _with_chat(inner: Any) -> Any:
     return made
 
 
-def make_model(size: params.TinyModel, architecture: Literal["qwen3", "llama"], tokenizer: Any, seed: int) -> Any:
+def make_model(size: TinyModel, architecture: Literal["qwen3", "llama"], tokenizer: Any, seed: int) -> Any:
     """A causal language model with random fp32 weights; its vocabulary and its marks are the tokenizer's.
 
     Args:
@@ -199,7 +200,7 @@ def make_model(size: params.TinyModel, architecture: Literal["qwen3", "llama"], 
         return kind(made)
 
 
-def write_examples(path: Path, tokenizer: Any, settings: params.Demo) -> None:
+def write_examples(path: Path, tokenizer: Any, settings: Demo) -> None:
     """Write worked sums as a shard that training can read; nobody sampled them, so they have no log-probabilities."""
     rows = list(sums(settings.seed, settings.examples))
     written = slipping(settings.slips, settings.seed)

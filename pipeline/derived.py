@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline import axes
+from pipeline import derived_settings
 
 VERSION = 1  # raise it when a column would change; checkpoints that read one are then trained anew
 
@@ -52,27 +52,27 @@ class Stored:
         return np.bincount(self.row, values, len(self.lengths)) / self.lengths
 
 
-def column(spec: axes.AnyDerived, stored: Stored) -> np.ndarray:
+def column(spec: derived_settings.AnyDerived, stored: Stored) -> np.ndarray:
     """One derived column, float64: of each row, or of each token where the kind says so."""
     match spec:
-        case axes.GroupAdvantage():
+        case derived_settings.GroupAdvantage():
             return group_advantage(_of(spec.of, stored), stored.group, spec.scaled)
-        case axes.GroupTotal():
+        case derived_settings.GroupTotal():
             total, count = _group_sums(_of(spec.of, stored), stored.group)
             return total if spec.kind == "group_total" else total / np.maximum(count, 1)
-        case axes.Perplexity():
+        case derived_settings.Perplexity():
             of = _read(stored.sampling) if spec.of == "behaviour" else stored.views[spec.of]
             is_among = _read(stored.correct) == (spec.among == "correct")
             sign = -1 if spec.favour == "high" else 1
             return group_softmax(sign * stored.mean(of) / spec.temperature, is_among, stored.group)
-        case axes.Margin():
+        case derived_settings.Margin():
             gain = stored.mean(stored.views[spec.view] - _read(stored.sampling))
             return margin_shift(gain, _read(stored.correct), stored.group, spec.margin)
-        case axes.Balance():
+        case derived_settings.Balance():
             return balance(_read(stored.correct), stored.group, np.random.default_rng(spec.seed))
-        case axes.AgreementCut():
+        case derived_settings.AgreementCut():
             return agreement_cut(spec, stored)
-        case axes.CrossFittedBias():
+        case derived_settings.CrossFittedBias():
             return cross_fitted_bias(spec, stored)
 
 
@@ -127,7 +127,7 @@ def balance(correct: np.ndarray, group: np.ndarray, random: np.random.Generator)
     return keep
 
 
-def agreement_cut(spec: axes.AgreementCut, stored: Stored) -> np.ndarray:
+def agreement_cut(spec: derived_settings.AgreementCut, stored: Stored) -> np.ndarray:
     """0 from the start of the first of `runs` windows in a row whose mean divergence is low, else 1.
 
     The divergence of a token is e^d − 1 − d with d = log view − log behaviour, an estimate of KL(behaviour ‖ view) that
@@ -152,7 +152,7 @@ def agreement_cut(spec: axes.AgreementCut, stored: Stored) -> np.ndarray:
     return np.concatenate(kept).astype(np.float64)
 
 
-def cross_fitted_bias(spec: axes.CrossFittedBias, stored: Stored) -> np.ndarray:
+def cross_fitted_bias(spec: derived_settings.CrossFittedBias, stored: Stored) -> np.ndarray:
     """½ mean(d | token) + ½ mean(d | position, surprisal), d = log view − log behaviour, estimated on other prompts.
 
     Every row has total weight 1. Few observations are drawn to the mean over all: each mean counts `shrink` rows of

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import shards
+from pipeline import list_columns, shards
 from pipeline.engines import Engine, Progress, Scored, Support
 from pipeline.errors import SettingsError
 
@@ -67,7 +67,7 @@ def _rows(path: Path, chosen: set[int]) -> Iterator[tuple[int, tuple[np.ndarray,
     """Of some rows the prompt's ids, the response's and their log-probabilities; a row group is held at a time."""
     first = 0
     for group in shards.groups(path, shards.ROLLOUTS, COLUMNS[1:]):
-        columns = [shards.ragged(group.column(name)) for name in COLUMNS[1:]]
+        columns = [list_columns.ragged(group.column(name)) for name in COLUMNS[1:]]
         for row in chosen.intersection(range(first, first + group.num_rows)):
             yield row, tuple(column[row - first].copy() for column in columns)
         first += group.num_rows

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import derived, grades, shards
+from pipeline import derived, grades, list_columns, shards
 from pipeline.errors import ShardError
 from pipeline.ragged import Ragged
 from pipeline.recipes import Recipe
@@ -173,7 +173,7 @@ def _stored(sources: Sequence[Shard], recipe: Recipe, rows: Mapping[str, np.ndar
     numbers: dict[str, int] = {}
     for source in sources:
         for table, scored in zip(_groups(source, recipe), _scored(source, views), strict=True):
-            responses = shards.ragged(table.column("response_ids"))
+            responses = list_columns.ragged(table.column("response_ids"))
             prompt_ids = table.column("prompt_id").to_pylist()
             group = np.array([numbers.setdefault(prompt_id, len(numbers)) for prompt_id in prompt_ids], np.int64)
             has_sampling = "sampling_logprobs" in recipe.reads
@@ -202,7 +202,7 @@ def _sampling(rollouts: Any, responses: Ragged, where: str) -> np.ndarray:
     drawn = rollouts.column("sampling_logprobs")
     same = rollouts.column("behaviour_logprobs")
     found = _or_nan(drawn, responses)
-    values = np.where(np.isnan(found), shards.ragged(same).values, found)
+    values = np.where(np.isnan(found), list_columns.ragged(same).values, found)
     if not np.isfinite(values).all():
         raise ShardError(
             f"{where}: sampling_logprobs that are not finite. Remove the shard and run `dvc repro refresh`."
@@ -214,7 +214,7 @@ def _or_nan(column: Any, responses: Ragged) -> np.ndarray:
     """[T] of a list column, NaN in rows where it is null."""
     values = np.full(len(responses.values), np.nan)
     is_known = np.repeat(column.is_valid().to_numpy(), responses.lengths)
-    values[is_known] = shards.ragged(column.drop_null()).values
+    values[is_known] = list_columns.ragged(column.drop_null()).values
     return values
 
 

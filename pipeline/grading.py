@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from pipeline import params, shards, store
+from pipeline import hashing, params, shards
 from pipeline.errors import GradeError
 from pipeline.grader_pool import Pool
 
@@ -95,7 +95,7 @@ def identity(settings: params.Grade) -> dict[str, Any]:
     if settings.grader == "math":
         facts["math_verify"] = importlib.metadata.version("math-verify")
     elif settings.grader != "exact":
-        facts["source"] = store.content(_source(settings.grader))
+        facts["source"] = hashing.content_of(_source(settings.grader))
     if settings.grader != "exact" and settings.timeout_s != params.Grade.model_fields["timeout_s"].default:
         facts["timeout_s"] = settings.timeout_s
     return facts

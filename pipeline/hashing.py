@@ -1,5 +1,6 @@
 """Names for what was made: hashes of identities, and of what files hold rather than of their bytes."""
 
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from pipeline import shards
+from pipeline import list_columns, shards
 
 
 def digest(*parts: str | bytes) -> str:
@@ -50,7 +51,7 @@ def _feed(state: Any, array: pa.Array) -> None:
     state.update(str(array.type).encode())
     state.update(np.asarray(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
     if pa.types.is_list(array.type):
-        state.update(shards.lengths(array).tobytes())
+        state.update(list_columns.lengths(array).tobytes())
         _feed(state, array.flatten())
     elif pa.types.is_struct(array.type):
         for child in array.flatten():
@@ -63,8 +64,18 @@ def _feed(state: Any, array: pa.Array) -> None:
         state.update(np.ascontiguousarray(array.fill_null(nothing).to_numpy(zero_copy_only=False)).tobytes())
 
 
-def whole_content(path: Path) -> str:
-    """`content` of every column that the file has."""
+def content_of(path: Path) -> str:
+    """Hash of what a shard, a folder or any other file holds; of a shard not of how it was encoded."""
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        return digest(*[f"{file.relative_to(path)}:{_bytes_hash(file)}" for file in inside])
+    if path.suffix != ".parquet":
+        return _bytes_hash(path)
     with shards.parquet(path) as file:
         schema = file.schema_arrow
     return content(path, schema, schema.names)
+
+
+def _bytes_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.store import MANIFEST, Store, read_manifest
+from pipeline import manifest
+from pipeline.store import Store
 
 DAY_S = 86_400.0
 
@@ -45,7 +46,8 @@ def find(data: Path, state: Path, older_than_s: float, now: float) -> list[Lefto
         ShardError: a manifest is damaged: what it refers to is not known.
     """
     store = Store(state / "store")
-    named = {entry.fingerprint for path in data.rglob(MANIFEST) for entry in read_manifest(path.parent).values()}
+    folders = [path.parent for path in data.rglob(manifest.MANIFEST)]
+    named = {entry.fingerprint for folder in folders for entry in manifest.read(folder).values()}
     unnamed = [path for path in store.entries() if path.name.partition(".")[0] not in named and not _is_linked(path)]
     half = sorted(store.root.glob("??/*.making-*"))
     states = sorted((state / "training").glob("*"))

@@ -14,21 +14,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import facts, packing, pairs, rounding, shards
+from pipeline import facts, list_columns, packing, pairs, shards, view_groups
 from pipeline.columns import Columns, Target
 from pipeline.errors import ShardError
 from pipeline.facts import Facts, Shard
 from pipeline.objectives.compiled import Objective
-from pipeline.objectives.outcomes import Outcomes
 from pipeline.packing import Pack
 from pipeline.ragged import Ragged
 from pipeline.recipes import Recipe
+from pipeline.view_groups import ViewGroup
 
 WINDOW = 32
 """Row groups whose rows are shuffled together: 2,048 rows."""
-
-SCORE_COLUMNS = ("rollout_id", "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "skipped")
-"""Of a score shard, what training always reads; a recipe's own columns come to these."""
 
 VERSION = 1  # raise it when another order or another packing would train on something else
 
@@ -39,20 +36,12 @@ class _Group:
 
     prompts: Ragged
     responses: Ragged
-    views: Mapping[str, "_ViewGroup"]
+    views: Mapping[str, ViewGroup]
     facts: Mapping[str, np.ndarray]
 
-
-@dataclass(frozen=True)
-class _ViewGroup:
-    """A view of one row group; entries are cut by token, tokens as in `responses`."""
-
-    ids: Ragged
-    logprobs: np.ndarray
-    tails: np.ndarray
-    sampled: np.ndarray
-    own: np.ndarray
-    entropies: np.ndarray
+    def tokens(self, row: int) -> slice:
+        """Where a row's tokens lie among those of all rows."""
+        return slice(int(self.responses.offsets[row]), int(self.responses.offsets[row + 1]))
 
 
 class Rows:
@@ -126,7 +115,7 @@ class Rows:
                 "token_mean": np.full(taken.sum(), 1 / step_tokens),
                 "sequence_mean": np.repeat(1 / (taken * step_sequences), taken),
             }
-            views = {name: _target(name, groups, places) for name in self.views}
+            views = {name: _target(name, [(groups[group], row) for group, row in places]) for name in self.views}
             as_tensors = {name: torch.from_numpy(values.astype(np.float32)) for name, values in weights.items()}
             columns = Columns(
                 views,
@@ -142,10 +131,8 @@ class Rows:
         """What the recipe reads of the tokens of a pack besides views."""
         of_rows = []
         for group, row in places:
-            responses = groups[group].responses
-            tokens = slice(responses.offsets[row], responses.offsets[row + 1])
-            number = int(self.first_row[group]) + row
-            of_rows.append(self.facts.of(number, responses[row], groups[group].facts, tokens))
+            here, number = groups[group], int(self.first_row[group]) + row
+            of_rows.append(self.facts.of(number, here.responses[row], here.facts, here.tokens(row)))
         return {name: torch.from_numpy(np.concatenate([each[name] for each in of_rows])) for name in of_rows[0]}
 
     def _kept(self, place: int) -> np.ndarray:
@@ -167,18 +154,18 @@ class Rows:
         number, group = self.groups[index]
         source = self.sources[number]
         rollouts = _read(source.rollouts, group, facts.rollout_columns(self.recipe))
-        responses = shards.ragged(rollouts.column("response_ids"))
+        responses = list_columns.ragged(rollouts.column("response_ids"))
         views = {}
         for name, path in source.scores.items():
-            scores = _read(path, group, score_columns(self.recipe, name))
+            scores = _read(path, group, view_groups.columns(self.recipe, name))
             if scores.column("rollout_id").to_pylist() != rollouts.column("rollout_id").to_pylist():
                 raise ShardError(
                     f"{path} does not score the rows of {source.rollouts}, in their order. Run `dvc repro score`."
                 )
             may_lack = self.recipe is not None and name in self.recipe.optional_views
-            views[name] = _view_group(scores, responses, f"{path}, row group {group}", may_lack)
+            views[name] = view_groups.decoded(scores, responses, f"{path}, row group {group}", may_lack)
         of_tokens = self.facts.of_group(rollouts, responses, f"{source.rollouts}, row group {group}")
-        return _Group(shards.ragged(rollouts.column("prompt_ids")), responses, views, of_tokens)
+        return _Group(list_columns.ragged(rollouts.column("prompt_ids")), responses, views, of_tokens)
 
 
 class Loader:
@@ -220,82 +207,7 @@ def _read(path: Path, group: int, columns: Sequence[str]) -> Any:
         return shards.read_group(path, file, group, columns)
 
 
-def score_columns(recipe: Recipe | None, view: str) -> tuple[str, ...]:
-    """Of a score shard, what training reads for a recipe."""
-    if recipe is None:
-        return SCORE_COLUMNS
-    own = ("own",) if view in recipe.own_views else ()
-    return SCORE_COLUMNS + own + (("entropies",) if view in recipe.entropy_views else ())
-
-
-def _view_group(scores: Any, responses: Ragged, where: str, may_lack: bool) -> _ViewGroup:
-    """A view of one row group; rows without a score have no entries, and a tail of probability 1."""
-    is_scored = scores.column("skipped").is_null().to_numpy()
-    if not may_lack and not is_scored.all():
-        reasons = sorted({reason for reason in scores.column("skipped").to_pylist() if reason is not None})
-        raise ShardError(
-            f"{where}: {(~is_scored).sum()} of {scores.num_rows} rows have no score "
-            f"({', '.join(reasons)}), so its view cannot be a target for all rollouts. Give every prompt what "
-            "the view needs, or choose a train.objective that does not learn from it."
-        )
-    scored = scores.filter(is_scored)
-    has_score = np.repeat(is_scored, responses.lengths)
-    lengths, ids = shards.ragged2(scored.column("support_ids"))
-    if not np.array_equal(lengths, responses.lengths[is_scored]):
-        raise ShardError(f"{where}: its lists are not as long as the responses. Run `dvc repro score`.")
-    _, logprobs = shards.ragged2(scored.column("support_logprobs"))
-    values, tails = rounding.normalised(logprobs, shards.ragged(scored.column("tail_logprobs")).values, where)
-
-    def spread(known: np.ndarray) -> np.ndarray:
-        """Tokens are end to end as in the responses, so that row boundaries are the responses' own."""
-        if is_scored.all():
-            return known
-        everywhere = np.zeros(len(has_score), known.dtype)
-        everywhere[has_score] = known
-        return everywhere
-
-    def column(name: str) -> np.ndarray:
-        """Zeros where the recipe does not read it."""
-        if name not in scores.column_names:
-            return np.zeros(len(has_score), np.float32)
-        return spread(shards.ragged(scored.column(name)).values)
-
-    entries = ids if is_scored.all() else Ragged.cut(ids.values, spread(ids.lengths))
-    return _ViewGroup(entries, values, spread(tails), *(column(n) for n in ("sampled_logprobs", "own", "entropies")))
-
-
-def _unscored(responses: Ragged) -> _ViewGroup:
-    """A view of responses that it was never asked about: those of another source."""
-    nothing = np.zeros(len(responses.values), np.float32)
-    no_ids = Ragged(np.empty(0, np.int32), np.zeros(len(responses.values) + 1, np.int64))
-    return _ViewGroup(no_ids, np.empty(0, np.float32), nothing, nothing, nothing, nothing)
-
-
-def _target(name: str, groups: Mapping[int, _Group], places: Sequence[tuple[int, int]]) -> Target:
-    """One view of the sequences of a pack, as padded tensors; no loop over tokens."""
-    ids, logprobs, counts, tails, sampled = [], [], [], [], []
-    own, entropies = [], []
-    for group, row in places:
-        offsets = groups[group].responses.offsets
-        view = groups[group].views.get(name) or _unscored(groups[group].responses)
-        tokens = slice(offsets[row], offsets[row + 1])
-        entries = slice(view.ids.offsets[offsets[row]], view.ids.offsets[offsets[row + 1]])
-        counts.append(view.ids.lengths[tokens])
-        ids.append(view.ids.values[entries])
-        logprobs.append(view.logprobs[entries])
-        tails.append(view.tails[tokens])
-        sampled.append(view.sampled[tokens])
-        own.append(view.own[tokens])
-        entropies.append(view.entropies[tokens])
-    count = np.concatenate(counts)
-    is_entry = np.arange(count.max(initial=0)) < count[:, None]
-    padded_ids = np.full(is_entry.shape, -1, np.int64)
-    padded_ids[is_entry] = np.concatenate(ids)
-    padded = np.full(is_entry.shape, -np.inf, np.float32)
-    padded[is_entry] = np.concatenate(logprobs)
-    outcomes = Outcomes(torch.from_numpy(padded), torch.from_numpy(np.concatenate(tails)))
-    chosen = torch.from_numpy(np.concatenate(sampled))
-    counts_own = torch.from_numpy(np.concatenate(own).astype(np.int64))
-    return Target(
-        torch.from_numpy(padded_ids), outcomes, chosen, counts_own, torch.from_numpy(np.concatenate(entropies))
-    )
+def _target(view: str, rows: Sequence[tuple[_Group, int]]) -> Target:
+    """A view of some rows; of another source's, which it was never asked about, it has no score."""
+    parts = [(group.views.get(view) or view_groups.unscored(group.responses), group.tokens(row)) for group, row in rows]
+    return view_groups.target(parts)

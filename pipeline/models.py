@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline import hashing, store
+from pipeline import hashing
 from pipeline.errors import ModelError
 
 CHECKPOINT = "potstill.json"
@@ -251,4 +251,4 @@ def _folder_weights(folder: Path) -> str:
 @functools.cache
 def _hashed(stamp: tuple[tuple[str, int, int], ...]) -> str:
     """Hash files once in a process; size and time tell whether they changed since."""
-    return hashing.fingerprint({Path(name).name: store.content(Path(name)) for name, _, _ in stamp})
+    return hashing.fingerprint({Path(name).name: hashing.content_of(Path(name)) for name, _, _ in stamp})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import axes, grades, pairs, params, shards
+from pipeline.derived_settings import Balance, GroupAdvantage, Margin, Perplexity
 from pipeline.errors import SettingsError, ShardError
 from pipeline.facts import Shard
 from pipeline.recipes import Recipe
@@ -67,7 +68,10 @@ def _check_rollouts(recipe: Recipe, source: Shard) -> None:
             told = "was not sampled from the whole distribution and has rows without sampling_logprobs, for the ratio"
             raise _lacks(recipe, source.rollouts, told, "refresh.sampling: {temperature: 1.0, top_p: 1.0}", "refresh")
     needs_groups = any(
-        isinstance(spec, axes.GroupAdvantage | axes.Perplexity | axes.Margin | axes.Balance)
+        isinstance(
+            spec,
+            GroupAdvantage | Perplexity | Margin | Balance,
+        )
         for spec in recipe.derived.values()
     )
     if needs_groups and identity["samples"] < 2:

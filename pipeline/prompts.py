@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline import hashing, params, shards, sources
 from pipeline.errors import PromptError
+from pipeline.prompt_settings import Split
 from pipeline.sources import Row
 
 VALIDATION = "validation"
@@ -47,7 +48,7 @@ class Prompt:
     split: str
 
 
-def collect(settings: params.Prompts) -> dict[params.Split, list[Prompt]]:
+def collect(settings: params.Prompts) -> dict[Split, list[Prompt]]:
     """Read every source; each split's prompts, without duplicates, ordered by `prompt_id`.
 
     A prompt may be both in sft and in opd. One that is in evaluation is in no other split, nor is one that differs from
@@ -57,8 +58,8 @@ def collect(settings: params.Prompts) -> dict[params.Split, list[Prompt]]:
         PromptError: a source cannot be read; rows cannot be used, or contradict each other (all are named at once); a
             split, the held-out bucket, or all buckets of opd but that one are empty.
     """
-    found: dict[params.Split, dict[str, Row]] = {split: {} for split in get_args(params.Split)}
-    read: Counter[params.Split] = Counter()
+    found: dict[Split, dict[str, Row]] = {split: {} for split in get_args(Split)}
+    read: Counter[Split] = Counter()
     mistakes: list[str] = []
     for number, source in enumerate(settings.sources):
         rows, unusable = sources.read(source, f"prompts.sources.{number}")
@@ -67,7 +68,7 @@ def collect(settings: params.Prompts) -> dict[params.Split, list[Prompt]]:
     if mistakes:
         raise _all_of(mistakes)
     forbidden = {_text(row.messages) for row in found["evaluation"].values()}
-    prompts: dict[params.Split, list[Prompt]] = {}
+    prompts: dict[Split, list[Prompt]] = {}
     for split, rows in found.items():
         kept = {key: row for key, row in rows.items() if split == "evaluation" or _text(row.messages) not in forbidden}
         duplicates, leaked = read[split] - len(rows), len(rows) - len(kept)
@@ -149,7 +150,7 @@ def _text(messages: Sequence[dict[str, str]]) -> tuple[str, ...]:
     return tuple(f"{message['role']}: {' '.join(message['content'].split()).casefold()}" for message in said)
 
 
-def _prompt(settings: params.Prompts, split: params.Split, prompt_id: str, row: Row) -> Prompt:
+def _prompt(settings: params.Prompts, split: Split, prompt_id: str, row: Row) -> Prompt:
     bucket = bucket_of(prompt_id, settings.buckets)
     prompt = Prompt(prompt_id, row.domain, row.messages, row.answer, row.hint, bucket, split)
     return replace(prompt, split=VALIDATION) if split == "opd" and bucket == settings.held_out else prompt

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline import axes
+from pipeline import axes, derived_settings
 from pipeline.errors import SettingsError
 from pipeline.settings import Name, Settings, checked, read_yaml
 from pipeline.terms import Term
@@ -34,7 +34,7 @@ class Recipe(Settings):
     fidelity: Fidelity
     needs: dict[Name, str] = Field(default_factory=dict)
     """What each view besides `teacher` has to be, for people: `score.views` says it to the machine."""
-    derived: dict[Name, axes.AnyDerived] = Field(default_factory=dict)
+    derived: dict[Name, derived_settings.AnyDerived] = Field(default_factory=dict)
     terms: Annotated[tuple[Term, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -137,15 +137,15 @@ def _facts_of(weight: axes.AnyWeight) -> set[str]:
     return set()
 
 
-def _facts_behind(spec: axes.AnyDerived) -> set[str]:
+def _facts_behind(spec: derived_settings.AnyDerived) -> set[str]:
     match spec:
-        case axes.GroupAdvantage() | axes.GroupTotal():
+        case derived_settings.GroupAdvantage() | derived_settings.GroupTotal():
             return {spec.of}
-        case axes.Perplexity() | axes.Margin():
+        case derived_settings.Perplexity() | derived_settings.Margin():
             return {"correct", "sampling_logprobs"}
-        case axes.Balance():
+        case derived_settings.Balance():
             return {"correct"}
-        case axes.AgreementCut() | axes.CrossFittedBias():
+        case derived_settings.AgreementCut() | derived_settings.CrossFittedBias():
             return {"sampling_logprobs"}
 
 

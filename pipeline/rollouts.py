@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import hashing, models, params, shards, store
+from pipeline import hashing, models, params, shards
 from pipeline.command import Bar
 from pipeline.engines import OnDemand, Progress, Request, Response
 from pipeline.made_with import versions
@@ -179,7 +179,7 @@ LIBRARIES = {"hf": ("torch", "transformers"), "vllm": ("torch", "vllm", "vllm-cp
 
 
 def _adapter(folder: str | None) -> str | None:
-    return None if folder is None else store.content(Path(folder))
+    return None if folder is None else hashing.content_of(Path(folder))
 
 
 def _lists(rows: Sequence[Any], kind: Any) -> pa.Array:

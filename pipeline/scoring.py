@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import contexts, hashing, models, params, rollouts, shards, view_settings
+from pipeline import contexts, hashing, list_columns, models, params, rollouts, shards, view_settings
 from pipeline.contexts import Bucket, Contexts
 from pipeline.engines import Engine, Progress, Scored, Support
 from pipeline.made_with import versions
@@ -94,7 +94,7 @@ def _score(
 ) -> pa.Table:
     """The scores of one row group; rows without a context keep their place."""
     ids = group.column("rollout_id").to_pylist()
-    responses = shards.ragged(group.column("response_ids"))
+    responses = list_columns.ragged(group.column("response_ids"))
     here = [row for row, context in enumerate(before) if not isinstance(context, str)]
     tables = []
     if here:
@@ -113,7 +113,7 @@ def _score(
 
 def _asked(group: pa.Table, others: Sequence[pa.Table], ids_everywhere: Sequence[int]) -> list[np.ndarray] | None:
     """For each row the ids [T, k] to score besides the model's own, padded with −1; None where nothing is asked."""
-    lengths = shards.ragged(group.column("response_ids")).lengths
+    lengths = list_columns.ragged(group.column("response_ids")).lengths
     everywhere = np.array(ids_everywhere, np.int64)
     parts: list[list[np.ndarray]] = [[np.tile(everywhere, (length, 1))] for length in lengths]
     has_behaviour = "behaviour_topk_ids" in group.column_names
@@ -132,7 +132,7 @@ def _asked(group: pa.Table, others: Sequence[pa.Table], ids_everywhere: Sequence
 
 def _padded(column: pa.ChunkedArray) -> list[np.ndarray]:
     """A list<list<int32>> column as one matrix for each row."""
-    lengths, entries = shards.ragged2(column)
+    lengths, entries = list_columns.ragged2(column)
     is_entry = np.arange(entries.lengths.max(initial=0)) < entries.lengths[:, None]
     padded = np.full(is_entry.shape, -1, np.int64)
     padded[is_entry] = entries.values

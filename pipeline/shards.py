@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import rounding
+from pipeline import list_columns, rounding
 from pipeline.errors import ShardError
 from pipeline.ragged import Ragged
 
@@ -185,14 +185,16 @@ def score_table(
     """
 
     def per_row(values: pa.Array) -> pa.Array:
-        return _list(lengths, values)
+        return list_columns.of(lengths, values)
 
-    per_token = scores.ids.lengths
+    def per_entry(values: pa.Array) -> pa.Array:
+        return per_row(list_columns.of(scores.ids.lengths, values))
+
     columns = {
         "rollout_id": pa.array(rollout_ids, pa.string()),
         "sampled_logprobs": per_row(pa.array(scores.sampled_logprobs, pa.float32())),
-        "support_ids": per_row(_list(per_token, pa.array(scores.ids.values, pa.int32()))),
-        "support_logprobs": per_row(_list(per_token, pa.array(rounding.to_half(scores.logprobs.values), pa.float32()))),
+        "support_ids": per_entry(pa.array(scores.ids.values, pa.int32())),
+        "support_logprobs": per_entry(pa.array(rounding.to_half(scores.logprobs.values), pa.float32())),
         "own": per_row(pa.array(scores.own, pa.uint16())),
         "tail_logprobs": per_row(pa.array(scores.tail_logprobs, pa.float32())),
         "entropies": pa.nulls(len(lengths), _NATS)
@@ -208,13 +210,6 @@ def skipped_table(rollout_ids: Sequence[str], reasons: Sequence[str]) -> pa.Tabl
     """Rows of a score shard that have no score, and why."""
     columns: dict[str, Any] = {field.name: pa.nulls(len(reasons), field.type) for field in SCORES}
     return pa.table(columns | {"rollout_id": pa.array(rollout_ids), "skipped": pa.array(reasons)}, SCORES)
-
-
-def _list(lengths: np.ndarray, values: pa.Array) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    assert offsets[-1] == len(values)
-    assert offsets[-1] < 2**31, "a row group holds fewer than 2^31 entries"
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
 def in_order(folder: Path, stage: str) -> list[Path]:
@@ -303,31 +298,6 @@ def _damaged(path: Path, error: Exception) -> ShardError:
     )
 
 
-def ragged(column: pa.ChunkedArray | pa.Array) -> Ragged:
-    """A list column without nulls as numpy, without copying where Arrow allows."""
-    array = _whole(column)
-    assert array.null_count == 0
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    return Ragged(array.flatten().to_numpy(zero_copy_only=False), offsets - offsets[0])
-
-
-def ragged2(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, Ragged]:
-    """A list<list> column without nulls: tokens of each row, and the entries cut by token."""
-    array = _whole(column)
-    return lengths(array), ragged(array.flatten())
-
-
-def _whole(column: pa.ChunkedArray | pa.Array) -> Any:
-    """A column as one array."""
-    if isinstance(column, pa.ChunkedArray):
-        return (
-            column.chunk(0)
-            if column.num_chunks == 1
-            else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-        )
-    return column
-
-
 def size(path: Path) -> tuple[int, int]:
     """Rows, and response tokens where the shard has any."""
     with parquet(path) as file:
@@ -336,14 +306,7 @@ def size(path: Path) -> tuple[int, int]:
         if per_token is None:
             return total, 0
         columns = [read_group(path, file, number, [per_token]).column(0) for number in range(file.num_row_groups)]
-    return total, sum(int(lengths(chunk).sum()) for column in columns for chunk in column.chunks)
-
-
-def lengths(array: pa.Array) -> np.ndarray:
-    """Values in each row of a list column; a null row has none."""
-    if array.null_count == 0:
-        return np.diff(array.offsets.to_numpy()).astype(np.int64)
-    return array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return total, sum(int(list_columns.lengths(chunk).sum()) for column in columns for chunk in column.chunks)
 
 
 def sync(path: Path) -> None:

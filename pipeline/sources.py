@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import params
 from pipeline.errors import PromptError
+from pipeline.prompt_settings import Fields, Source
 
-SUMS = params.Fields(prompt="question", answer="answer", hint="hint", domain="domain")
+SUMS = Fields(prompt="question", answer="answer", hint="hint", domain="domain")
 """The fields of the demo's rows."""
 
 _ROLES = ("system", "user", "assistant")
@@ -44,7 +44,7 @@ class _UnusableError(Exception):
     """Why one row cannot be used."""
 
 
-def read(source: params.Source, setting: str) -> tuple[list[Row], list[str]]:
+def read(source: Source, setting: str) -> tuple[list[Row], list[str]]:
     """Read a source to its end or its `limit`.
 
     Args:
@@ -68,21 +68,21 @@ def read(source: params.Source, setting: str) -> tuple[list[Row], list[str]]:
     return rows, mistakes
 
 
-def _name(source: params.Source) -> str:
+def _name(source: Source) -> str:
     return source.path or source.dataset or f"sums {source.sums}"
 
 
-def _fields(source: params.Source) -> params.Fields:
+def _fields(source: Source) -> Fields:
     return source.fields if source.sums is None else SUMS
 
 
-def _columns(source: params.Source) -> list[str]:
+def _columns(source: Source) -> list[str]:
     fields = _fields(source)
     named = (fields.prompt, fields.answer, fields.hint, fields.domain)
     return list(dict.fromkeys(name for name in named if name is not None))
 
 
-def _found(source: params.Source, setting: str) -> Iterator[tuple[str, Any]]:
+def _found(source: Source, setting: str) -> Iterator[tuple[str, Any]]:
     """Each row's place and its fields; of a JSONL file the line itself, which may be anything."""
     if source.sums is not None:
         # The demo brings its task along; nobody else needs it.
@@ -111,7 +111,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, bytes]]:
             yield f"{path}, line {number}", line
 
 
-def _parquet(path: Path, source: params.Source, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(path: Path, source: Source, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         with pq.ParquetFile(path) as file:
             _need(source, setting, file.schema_arrow.names)
@@ -122,7 +122,7 @@ def _parquet(path: Path, source: params.Source, setting: str) -> Iterator[tuple[
         raise PromptError(f"{setting}.path: {path} cannot be read as Parquet: {_first_line(error)}") from None
 
 
-def _dataset(source: params.Source, name: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _dataset(source: Source, name: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
     # Slow to import, and needed by this kind of source alone.
     import datasets
     from datasets.exceptions import DatasetsError
@@ -144,7 +144,7 @@ def _dataset(source: params.Source, name: str, setting: str) -> Iterator[tuple[s
         yield f"{name} ({source.dataset_split}), row {number}", row
 
 
-def _need(source: params.Source, setting: str, found: Sequence[str]) -> None:
+def _need(source: Source, setting: str, found: Sequence[str]) -> None:
     missing = [name for name in _columns(source) if name not in found]
     if missing:
         raise PromptError(
@@ -156,7 +156,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _checked(source: params.Source, place: str, found: Any) -> Row:
+def _checked(source: Source, place: str, found: Any) -> Row:
     fields = _fields(source)
     row = _parsed(found) if isinstance(found, bytes) else found
     missing = [f"`{name}`" for name in _columns(source) if name not in row]

@@ -6,7 +6,6 @@ DVC deletes a stage's outputs before it runs the stage: the store is what makes 
 stay, and two experiments share what they have in common. Nothing is ever moved out of it.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,29 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import hashing, shards
+from pipeline import hashing, manifest, shards
 from pipeline.errors import ShardError
-
-MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known of a finished file or folder.
-
-    Attributes:
-        fingerprint: of its identity: how it was made.
-        content: hash of what is in it.
-        rows: rows of a shard, 0 of anything else.
-        tokens: response tokens in a shard.
-        bytes: on disk.
-    """
-
-    fingerprint: str
-    content: str
-    rows: int
-    tokens: int
-    bytes: int
+from pipeline.manifest import Entry
 
 
 @dataclass(frozen=True)
@@ -107,7 +86,7 @@ class Store:
         Raises:
             ShardError: it is damaged, or does not say how it was made.
         """
-        fingerprint = hashing.fingerprint(identity_of(path))
+        fingerprint = hashing.fingerprint(manifest.identity_of(path))
         final = self.path(fingerprint, path.suffix)
         if not final.exists():
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +121,7 @@ class Store:
 
     def _note(self, final: Path, fingerprint: str, seconds: float | None) -> None:
         rows, tokens = shards.size(final) if final.suffix == ".parquet" else (0, 0)
-        entry = Entry(fingerprint, content(final), rows, tokens, _bytes(final))
+        entry = Entry(fingerprint, hashing.content_of(final), rows, tokens, _bytes(final))
         side = _side(final)
         temporary = side.with_name(f"{side.name}.making-{uuid.uuid4().hex}")
         temporary.write_text(json.dumps({"entry": asdict(entry), "seconds": seconds}))
@@ -158,7 +137,7 @@ class Folder:
         self.entries: dict[str, Entry] = {}
         self.seconds: list[float | None] = []
         path.mkdir(parents=True, exist_ok=True)
-        (path / MANIFEST).unlink(missing_ok=True)
+        (path / manifest.MANIFEST).unlink(missing_ok=True)
 
     def obtain(self, name: str, identity: dict[str, Any], make: Callable[[Path], None]) -> Entry:
         """As `Store.obtain`, with `name` in this folder as target."""
@@ -174,7 +153,7 @@ class Folder:
         for path in self.path.iterdir():
             if path.name not in self.entries:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_manifest(self.path, self.entries)
+        manifest.write(self.path, self.entries)
 
     @property
     def rows(self) -> int:
@@ -190,80 +169,6 @@ class Folder:
     def bytes(self) -> int:
         """Bytes of all files."""
         return sum(entry.bytes for entry in self.entries.values())
-
-
-def write_manifest(folder: Path, entries: dict[str, Entry]) -> None:
-    """List the files of a folder, whole and by content."""
-    listed = {name: asdict(entries[name]) for name in sorted(entries)}
-    (folder / MANIFEST).write_text(json.dumps(listed, indent=1) + "\n")
-
-
-def read_manifest(folder: Path) -> dict[str, Entry]:
-    """The entries that a folder's manifest lists.
-
-    Raises:
-        ShardError: there is no manifest: the stage that writes the folder has not finished.
-    """
-    path = folder / MANIFEST
-    if not path.exists():
-        raise ShardError(f"{folder} has no {MANIFEST}: its stage has not finished. Run `dvc repro`.")
-    try:
-        return {name: Entry(**entry) for name, entry in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError):
-        raise ShardError(f"{path} is cut off or damaged. Remove it and run `dvc checkout {folder}`.") from None
-
-
-def verify(folder: Path) -> list[str]:
-    """Recompute a folder's manifest; what does not fit, one sentence each."""
-    listed = read_manifest(folder)
-    wrong = [f"{folder / name} is not in {MANIFEST}" for name in _names(folder) if name not in listed]
-    for name, entry in listed.items():
-        path = folder / name
-        try:
-            if not path.exists():
-                wrong.append(f"{path} is missing")
-            elif content(path) != entry.content:
-                wrong.append(f"{path} has another content than when it was written")
-            elif hashing.fingerprint(identity_of(path)) != entry.fingerprint:
-                wrong.append(f"{path} was made from something else than {MANIFEST} says")
-        except ShardError as error:
-            wrong.append(str(error))
-    return wrong
-
-
-def identity_of(path: Path) -> dict[str, Any]:
-    """The identity that a shard, a checkpoint folder or a JSON entry carries.
-
-    Raises:
-        ShardError: it carries none.
-    """
-    if path.suffix == ".parquet":
-        return shards.about(path)["identity"]
-    record = path / "potstill.json" if path.is_dir() else path
-    try:
-        return json.loads(record.read_text())["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ShardError(f"{record} does not say how it was made.") from None
-
-
-def content(path: Path) -> str:
-    """Hash of what a shard, a folder or a file holds, not of how it was encoded."""
-    if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.is_file())
-        return hashing.digest(*[f"{file.relative_to(path)}:{_bytes_hash(file)}" for file in inside])
-    if path.suffix == ".parquet":
-        return hashing.whole_content(path)
-    return _bytes_hash(path)
-
-
-def _bytes_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-
-
-def _names(folder: Path) -> list[str]:
-    """What a manifest answers for; a folder inside that has its own answers for itself."""
-    return sorted(path.name for path in folder.iterdir() if path.name != MANIFEST and not (path / MANIFEST).exists())
 
 
 def _bytes(path: Path) -> int:

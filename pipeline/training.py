@@ -23,15 +23,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from pipeline import params, ranks
+from pipeline import params, ranks, validation
 from pipeline.callbacks import SavedState, StepBar
 from pipeline.columns import Columns
 from pipeline.errors import ModelError, SettingsError
 from pipeline.loading import Loader, Rows
 from pipeline.objectives import diagnostics
 from pipeline.objectives.compiled import Objective
-from pipeline.objectives.divergences import reverse_kl
-from pipeline.objectives.outcomes import Outcomes
 from pipeline.packing import Pack
 from pipeline.recipes import Recipe
 from pipeline.student import Student
@@ -163,7 +161,7 @@ class Distillation(lightning.LightningModule):
     def validate_now(self, step: int) -> None:
         """Reverse KL to the teacher on the held-out rows, whatever the recipe trains on."""
         if self.run.held_out is not None:
-            mean, mass = validation_kl(self.student, self.run.held_out, self.run.machine)
+            mean, mass = validation.kl(self.student, self.run.held_out, self.run.machine)
             self.validation.append({"step": step, "validation_kl": mean, "validation_mass": mass})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -261,25 +259,6 @@ def _strategy(machine: params.Machine) -> Any:
     )
 
 
-@torch.no_grad()
-def validation_kl(student: Student, rows: Rows, machine: params.Machine) -> tuple[float, float]:
-    """Mean reverse KL to the `teacher` view over all tokens of some rows (nats), and the student's mass on its ids."""
-    ask, was_training = Objective(_VALIDATION).ask, student.training
-    device = next(student.parameters()).device
-    student.eval()
-    total = torch.zeros(3, dtype=torch.float64)
-    places = rows.sequential()
-    for start in range(0, len(places), 256):
-        for pack, columns in rows.batch(places[start : start + 256], machine.train_tokens):
-            here, target = pack.to(device), columns.to(device)
-            answer = student(here, ask(here.sampled_ids, target))
-            outcomes = Outcomes(answer.logprobs, answer.tail)
-            kl = reverse_kl(outcomes, target.targets["teacher"].outcomes)
-            total += torch.tensor([float(kl.sum()), float(outcomes.mass.sum()), len(kl)], dtype=torch.float64)
-    student.train(was_training)
-    return float(total[0] / total[2]), float(total[1] / total[2])
-
-
 def schedule(settings: params.Training) -> Callable[[int], float]:
     """The learning rate's factor at each step: a linear rise over the warm-up, then constant, cosine or linear to 0."""
     warm = round(settings.warmup * settings.steps)
@@ -296,14 +275,3 @@ def schedule(settings: params.Training) -> Callable[[int], float]:
         return falls[settings.schedule]
 
     return factor
-
-
-_VALIDATION = Recipe.model_validate(
-    {
-        "name": "validation",
-        "paper": "",
-        "description": "",
-        "fidelity": {"level": "full", "note": ""},
-        "terms": ({"estimator": "analytic", "divergence": "reverse_kl", "support": "view"},),
-    }
-)

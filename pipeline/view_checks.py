@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline import contexts, lineage, models, params, shards, view_settings
+from pipeline import contexts, lineage, list_columns, models, params, shards, view_settings
 from pipeline.contexts import Bucket, Contexts
 from pipeline.errors import EngineError, SettingsError, ShardError
 
@@ -88,7 +88,7 @@ def check_lengths(name: str, view: view_settings.View, model: models.Model, buck
         return
     made = Contexts(bucket, view, model)
     for group in shards.groups(bucket.rollouts, shards.ROLLOUTS, ("rollout_id", "prompt_ids", "response_ids")):
-        responses = shards.ragged(group.column("response_ids")).lengths
+        responses = list_columns.ragged(group.column("response_ids")).lengths
         ids = group.column("rollout_id").to_pylist()
         for rollout_id, context, response in zip(ids, made.of(group), responses, strict=True):
             if not isinstance(context, str) and len(context) + response > limit:

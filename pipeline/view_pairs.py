@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import models, rounding, shards, view_settings
+from pipeline import list_columns, models, rounding, shards, view_settings
 from pipeline.errors import ShardError
 from pipeline.ragged import Ragged
 
@@ -141,8 +141,8 @@ def _rows_of_both(paths: tuple[Path, Path]) -> Iterator[tuple[str, Kept, Kept]]:
 
 
 def _kept(row: Any, path: Path) -> Kept:
-    _, ids = shards.ragged2(row.column("support_ids"))
-    _, logprobs = shards.ragged2(row.column("support_logprobs"))
-    values, tails = rounding.normalised(logprobs, shards.ragged(row.column("tail_logprobs")).values, str(path))
-    sampled = shards.ragged(row.column("sampled_logprobs")).values.astype(np.float64)
+    _, ids = list_columns.ragged2(row.column("support_ids"))
+    _, logprobs = list_columns.ragged2(row.column("support_logprobs"))
+    values, tails = rounding.normalised(logprobs, list_columns.ragged(row.column("tail_logprobs")).values, str(path))
+    sampled = list_columns.ragged(row.column("sampled_logprobs")).values.astype(np.float64)
     return Kept(sampled, ids, values, tails)

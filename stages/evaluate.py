@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pipeline import command, evaluation, grades, models, params, rollouts, shards
+from pipeline import command, evaluation, grades, list_columns, models, params, rollouts, shards
 from pipeline.command import Bar, Made
 from pipeline.engines import OnDemand
 from pipeline.evaluation import Answered
@@ -91,7 +91,7 @@ def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[
     reasons: list[str] = []
     for path in written:
         for group in shards.groups(path, shards.ROLLOUTS, ("response_ids", "finish_reason")):
-            responses = shards.ragged(group.column("response_ids"))
+            responses = list_columns.ragged(group.column("response_ids"))
             lengths += responses.lengths.tolist()
             repetitions += [evaluation.repetition(response) for response in responses]
             reasons += group.column("finish_reason").to_pylist()

@@ -19,6 +19,7 @@ import typer
 from pipeline import command, hashing, models, params
 from pipeline.command import Made
 from pipeline.errors import SettingsError
+from pipeline.model_settings import Demo
 from pipeline.store import Obtained, Store
 
 VERSION = 1  # raise it when the same settings would give other demo models
@@ -68,7 +69,7 @@ def run(
     )
 
 
-def identity(settings: params.Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
+def identity(settings: Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
     """What decides a demo model; of the training state's frequency nothing depends."""
     from pipeline import head, loading, training
     from pipeline.objectives import compiled
@@ -88,7 +89,12 @@ def _told(model: models.Model) -> str:
 
 
 def _demo(
-    named: params.Models, settings: params.Demo, machine: params.Machine, store: Store, state: Path, folder: Path
+    named: params.Models,
+    settings: Demo,
+    machine: params.Machine,
+    store: Store,
+    state: Path,
+    folder: Path,
 ) -> list[Obtained]:
     for role, name in (("teacher", named.teacher), ("student", named.student)):
         if Path(name).resolve() != (folder / role).resolve():
@@ -113,7 +119,7 @@ def _demo(
     return obtained
 
 
-def _untrained(settings: params.Demo, role: Literal["teacher", "student"], folder: Path) -> None:
+def _untrained(settings: Demo, role: Literal["teacher", "student"], folder: Path) -> None:
     """A model with random weights, and its tokenizer."""
     from pipeline import demo
 
@@ -123,7 +129,7 @@ def _untrained(settings: params.Demo, role: Literal["teacher", "student"], folde
     tokenizer.save_pretrained(folder)
 
 
-def _teach(settings: params.Demo, machine: params.Machine, state: Path, facts: dict[str, Any], target: Path) -> None:
+def _teach(settings: Demo, machine: params.Machine, state: Path, facts: dict[str, Any], target: Path) -> None:
     """Train the demo's teacher on worked sums."""
     from pipeline import checkpoints, demo, loading, recipes, training
     from pipeline.student import open_student

@@ -15,14 +15,25 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import command, contexts, models, params, scoring, shards, view_checks, view_pairs, view_settings
+from pipeline import (
+    command,
+    contexts,
+    manifest,
+    models,
+    params,
+    scoring,
+    shards,
+    view_checks,
+    view_pairs,
+    view_settings,
+)
 from pipeline.command import Bar, Made
 from pipeline.contexts import Bucket
 from pipeline.engines import OnDemand
 from pipeline.errors import SettingsError
 from pipeline.scoring import VERSION as SCORING_VERSION
 from pipeline.scoring import Job
-from pipeline.store import Folder, Store, write_manifest
+from pipeline.store import Folder, Store
 
 VERSION = SCORING_VERSION
 Source = Literal["student", "teacher"]
@@ -153,7 +164,7 @@ def _remove_others(views_out: Path, names: set[str]) -> None:
     for path in views_out.iterdir():
         if path.is_dir() and path.name not in names:
             shutil.rmtree(path)
-    write_manifest(views_out, {})
+    manifest.write(views_out, {})
 
 
 def main(

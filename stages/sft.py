@@ -11,10 +11,10 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from pipeline import command, grades, lineage, models, params, shards
+from pipeline import command, grades, lineage, manifest, models, params, shards
 from pipeline.command import Made
 from pipeline.errors import ShardError
-from pipeline.store import Store, write_manifest
+from pipeline.store import Store
 
 VERSION = 1  # raise it when equal settings would give another student
 log = logging.getLogger("sft")
@@ -64,7 +64,7 @@ def run(
     obtained = checkpoints.obtain(store, out, identity, start, plan, facts, eos_ids)
     for folder in empty:
         folder.mkdir(parents=True, exist_ok=True)
-        write_manifest(folder, {})
+        manifest.write(folder, {})
     log.info("%s: %d steps on responses of %s", out, settings.steps, sft_teacher["name"])
     return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
 

@@ -20,7 +20,7 @@ import typer
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from pipeline import command, store
+from pipeline import command, hashing, store
 from tests import tiny_models
 
 ROOT = Path(__file__).parent.parent
@@ -223,7 +223,7 @@ def write_prompts(project: Path, split: str, rows: Sequence[Mapping[str, Any]]) 
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder with the hash of what it holds."""
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): store.content(path) for path in files}
+    return {str(path.relative_to(folder)): hashing.content_of(path) for path in files}
 
 
 def _stage(stage: Any, project: Path) -> Stage:

@@ -302,8 +302,8 @@ PLANTS = [
     Plant(
         "facts of the row before",
         "loading.py",
-        "number = int(self.first_row[group]) + row",
-        "number = max(0, int(self.first_row[group]) + row - 1)",
+        "here, number = groups[group], int(self.first_row[group]) + row",
+        "here, number = groups[group], max(0, int(self.first_row[group]) + row - 1)",
         ("tests/test_facts.py", "-k", "facts_of_its_own_row"),
     ),
     Plant(
@@ -343,7 +343,7 @@ PLANTS = [
     ),
     Plant(
         "a null row has the values that lie in its place",
-        "shards.py",
+        "list_columns.py",
         "if array.null_count == 0:",
         "if array.null_count >= 0:",
         ("tests/test_shards.py",),

@@ -29,6 +29,7 @@ from pipeline import (
 )
 from pipeline.contexts import Bucket
 from pipeline.loading import Shard
+from pipeline.model_settings import Demo, TinyModel
 from pipeline.scoring import Job
 from stages import models as models_stage
 from stages import prompts as prompts_stage
@@ -61,8 +62,9 @@ HOMES = {
     },
     "pyarrow": {
         "pipeline/shards.py",  # owns the format; the others build tables, read a source or hold a file open
-        "pipeline/contexts.py", "pipeline/demo.py", "pipeline/grading.py", "pipeline/hashing.py", "pipeline/loading.py",
-        "pipeline/prompts.py", "pipeline/rollouts.py", "pipeline/scoring.py", "pipeline/sources.py",
+        "pipeline/contexts.py", "pipeline/demo.py", "pipeline/grading.py", "pipeline/hashing.py",
+        "pipeline/list_columns.py", "pipeline/loading.py", "pipeline/prompts.py",
+        "pipeline/rollouts.py", "pipeline/scoring.py", "pipeline/sources.py",
     },
 }  # fmt: skip
 """Who may import what."""
@@ -152,7 +154,7 @@ def identities(tmp_path):
     )  # fmt: skip
     view = view_settings.View(support=view_settings.SupportSettings(top_k=1))
     learning = params.Training(steps=1, batch=1, learning_rate=1.0)
-    size = params.TinyModel(layers=1, hidden=8, heads=2)
+    size = TinyModel(layers=1, hidden=8, heads=2)
 
     def written(engine: str):
         how = params.Engine(engine=engine)  # pyright: ignore[reportArgumentType]
@@ -172,7 +174,7 @@ def identities(tmp_path):
     def of_all(entry: str):
         match entry:
             case "models":
-                demo = params.Demo(teacher=size, student=size, examples=4, training=learning)
+                demo = Demo(teacher=size, student=size, examples=4, training=learning)
                 return [models_stage.identity(demo, role) for role in ("teacher", "student")]
             case "prompts":
                 return prompts_stage.identity([prompt])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, command, leftovers, store, transcript
+from pipeline import cli, command, leftovers, manifest, store, transcript
 from pipeline.sql import Database
 from tests import example_data
 
@@ -48,7 +48,7 @@ def test_sql_prints_csv(project: Path, capsys: pytest.CaptureFixture[str]):
     tokens = sum(
         entry.tokens
         for folder, names in (("r2", None), ("r1", {"00001.parquet", "00002.parquet"}))
-        for name, entry in store.read_manifest(project / "data/rollouts" / folder).items()
+        for name, entry in manifest.read(project / "data/rollouts" / folder).items()
         if names is None or name in names
     )
     assert capsys.readouterr().out == f"n\n{tokens}\n"

@@ -10,10 +10,11 @@ import torch
 
 from pipeline import demo, facts, grading, loading, models, params, shards
 from pipeline.errors import ModelError, PromptError, SettingsError
+from pipeline.model_settings import Demo, TinyModel
 from pipeline.store import Store
 from stages import models as stage
 
-SIZE = params.TinyModel(layers=1, hidden=16, heads=2)
+SIZE = TinyModel(layers=1, hidden=16, heads=2)
 QUESTION = "17+48+25=?"
 Kind = Literal["characters", "bpe"]
 Architecture = Literal["qwen3", "llama"]
@@ -28,9 +29,9 @@ def saved(folder: Path, kind: Kind = "characters", architecture: Architecture = 
     return models.record(str(folder))
 
 
-def examples(**changes: object) -> params.Demo:
+def examples(**changes: object) -> Demo:
     training = params.Training(steps=3, batch=8, learning_rate=1e-3)
-    return params.Demo(teacher=SIZE, student=SIZE, examples=64, training=training).model_copy(update=changes)
+    return Demo(teacher=SIZE, student=SIZE, examples=64, training=training).model_copy(update=changes)
 
 
 def test_answer_and_hint_are_what_arithmetic_says():

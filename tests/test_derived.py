@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pipeline import axes, derived
+from pipeline import derived, derived_settings
 from pipeline.derived import Stored
 
 NAN = math.nan
@@ -45,23 +45,23 @@ def test_a_group_advantage_is_the_reward_less_the_groups_mean(stored, scaled):
         spread = math.sqrt(sum((stored.reward[row] - mean) ** 2 for row in rows) / len(rows))
         for row in rows:
             expected[row] = (stored.reward[row] - mean) / (spread + 1e-4 if scaled else 1)
-    found = derived.column(axes.GroupAdvantage(kind="group_advantage", scaled=scaled), stored)
+    found = derived.column(derived_settings.GroupAdvantage(kind="group_advantage", scaled=scaled), stored)
     assert found.tolist() == pytest.approx(expected)
 
 
 def test_a_missing_grade_is_neither_correct_nor_wrong(stored):
-    found = derived.column(axes.GroupAdvantage(kind="group_advantage", of="correct", scaled=False), stored)
+    found = derived.column(derived_settings.GroupAdvantage(kind="group_advantage", of="correct", scaled=False), stored)
     assert found.tolist() == pytest.approx([1 / 3, -0.5, -2 / 3, 0, 0.5, 1 / 3, 0, 0, 0])
-    total = derived.column(axes.GroupTotal(kind="group_total", of="correct"), stored)
+    total = derived.column(derived_settings.GroupTotal(kind="group_total", of="correct"), stored)
     assert total.tolist() == [2, 1, 2, 1, 1, 2, 0, 0, 1]
-    rate = derived.column(axes.GroupTotal(kind="group_mean", of="correct"), stored)
+    rate = derived.column(derived_settings.GroupTotal(kind="group_mean", of="correct"), stored)
     assert rate.tolist() == pytest.approx([2 / 3, 0.5, 2 / 3, 1, 0.5, 2 / 3, 0, 0, 0.5])
 
 
 @pytest.mark.parametrize(("among", "favour", "of"), [("wrong", "low", "teacher"), ("correct", "high", "behaviour")])
 def test_perplexity_weights_sum_to_one_over_the_alike_rows_of_a_prompt(stored, among, favour, of):
     """SCOPE's w = PPL^(±1/τ) / Σ PPL^(±1/τ)."""
-    spec = axes.Perplexity(kind="perplexity", of=of, among=among, favour=favour, temperature=2.0)
+    spec = derived_settings.Perplexity(kind="perplexity", of=of, among=among, favour=favour, temperature=2.0)
     values = rows_of(stored, stored.views["teacher"] if of == "teacher" else stored.sampling)
     perplexity = [math.exp(-sum(row) / len(row)) ** ((1 if favour == "high" else -1) / 2.0) for row in values]
     wanted = 1.0 if among == "correct" else 0.0
@@ -75,7 +75,7 @@ def test_perplexity_weights_sum_to_one_over_the_alike_rows_of_a_prompt(stored, a
 
 @pytest.mark.parametrize("margin", [0.4, 50.0])
 def test_after_the_shift_correct_rows_gain_more_by_the_margin(stored, margin):
-    shift = derived.column(axes.Margin(kind="margin", view="teacher", margin=margin), stored)
+    shift = derived.column(derived_settings.Margin(kind="margin", view="teacher", margin=margin), stored)
     d = rows_of(stored, stored.views["teacher"] - stored.sampling)
     gain = [sum(row) / len(row) for row in d]
     for rows in groups_of(stored).values():
@@ -93,7 +93,7 @@ def test_after_the_shift_correct_rows_gain_more_by_the_margin(stored, margin):
 
 
 def test_balance_leaves_as_many_correct_as_wrong_rows_of_a_mixed_prompt(stored):
-    found = [derived.column(axes.Balance(kind="balance", seed=seed), stored) for seed in (0, 0, 1, 2, 3)]
+    found = [derived.column(derived_settings.Balance(kind="balance", seed=seed), stored) for seed in (0, 0, 1, 2, 3)]
     assert np.array_equal(found[0], found[1])
     assert any(not np.array_equal(found[0], other) for other in found[2:])
     for keep in found:
@@ -106,7 +106,7 @@ def test_a_rollout_is_cut_where_its_first_long_agreement_begins():
     """By hand: windows of 2, two in a row below the quantile; the exempt beginning does not count."""
     d = [3.0, 3, 0, 0, 0, 3, 3, 3, 3, 3, 3, 3, 0, 0, 0, 0]
     stored = Stored(np.array([0, 1]), np.array([8, 8]), None, None, None, np.zeros(16), {"teacher": np.array(d)})
-    spec = axes.AgreementCut(kind="agreement_cut", view="teacher", window=2, runs=2, quantile=1.0)
+    spec = derived_settings.AgreementCut(kind="agreement_cut", view="teacher", window=2, runs=2, quantile=1.0)
     stored.views["teacher"][0] = 3.0
     cut = derived.column(spec.model_copy(update={"quantile": 0.5}), stored)
     assert cut.tolist() == [1.0] * 16  # both lowest windows are 0, and nothing is below 0
@@ -118,7 +118,7 @@ def test_a_rollout_is_cut_where_its_first_long_agreement_begins():
 
 
 def test_a_bias_is_estimated_on_other_prompts_alone(stored):
-    spec = axes.CrossFittedBias(kind="cross_fitted_bias", view="teacher", folds=2, shrink=0.5)
+    spec = derived_settings.CrossFittedBias(kind="cross_fitted_bias", view="teacher", folds=2, shrink=0.5)
     found = derived.column(spec, stored)
     changed = Stored(**{**vars(stored), "views": {"teacher": stored.views["teacher"].copy()}})
     mine = np.repeat(stored.group == 1, stored.lengths)
@@ -129,7 +129,7 @@ def test_a_bias_is_estimated_on_other_prompts_alone(stored):
 
 
 def test_a_bias_equals_the_definition(stored):
-    spec = axes.CrossFittedBias(kind="cross_fitted_bias", view="teacher", folds=3, shrink=0.5, seed=4)
+    spec = derived_settings.CrossFittedBias(kind="cross_fitted_bias", view="teacher", folds=3, shrink=0.5, seed=4)
     fold = np.random.default_rng(4).integers(0, 3, 4)
     rows = zip(
         *(rows_of(stored, v) for v in (stored.tokens, stored.sampling, stored.views["teacher"] - stored.sampling)),

@@ -22,6 +22,7 @@ from pipeline import (
 )
 from pipeline.contexts import Bucket
 from pipeline.loading import Shard
+from pipeline.model_settings import Demo, TinyModel
 from pipeline.scoring import Job
 from stages import models as models_stage
 from stages import prompts as prompts_stage
@@ -59,9 +60,9 @@ def test_the_fingerprint_of_prompts():
 
 
 def test_the_fingerprint_of_demo_models():
-    size = params.TinyModel(layers=1, hidden=8, heads=2)
+    size = TinyModel(layers=1, hidden=8, heads=2)
     learning = params.Training(steps=1, batch=1, learning_rate=1e-3)
-    demo = params.Demo(teacher=size, student=size, examples=4, training=learning)
+    demo = Demo(teacher=size, student=size, examples=4, training=learning)
     assert hashing.fingerprint(models_stage.identity(demo, "teacher")) == "15f513ae1ec82762587ffca0ebacdec6"
 
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import demo, hashing, params, prompts, shards, sources, store
+from pipeline import demo, hashing, manifest, params, prompts, shards, sources
 from pipeline.errors import PromptError
+from pipeline.prompt_settings import Fields, Source
 from pipeline.store import Store
 from stages import prompts as stage
 
@@ -44,7 +45,7 @@ def three(folder: Path, **named: Sequence[Any]) -> params.Prompts:
 
 
 def read(path: Path | str, **options: Any) -> tuple[list[sources.Row], list[str]]:
-    source = params.Source.model_validate_json(json.dumps({"split": "sft", "path": str(path), **options}))
+    source = Source.model_validate_json(json.dumps({"split": "sft", "path": str(path), **options}))
     return sources.read(source, "prompts.sources.0")
 
 
@@ -95,25 +96,25 @@ def test_a_folder_is_read_by_datasets_as_its_file_is_read_directly(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "set").mkdir()
     path = write(tmp_path / "set" / "train.jsonl", rows("sft", 5))
-    source = params.Source(split="sft", dataset=str(tmp_path / "set"), fields=params.Fields(answer="answer"))
+    source = Source(split="sft", dataset=str(tmp_path / "set"), fields=Fields(answer="answer"))
     found, _ = sources.read(source, "prompts.sources.0")
     assert [(row.messages, row.answer) for row in found] == [
         (row.messages, row.answer) for row in read(path, fields={"answer": "answer"})[0]
     ]
     assert found[4].place == f"{tmp_path / 'set'} (train), row 5"
     with pytest.raises(PromptError, match=r"sources\.0\.fields: .* has no column `?solution`?; it has prompt, answer"):
-        sources.read(source.model_copy(update={"fields": params.Fields(answer="solution")}), "prompts.sources.0")
+        sources.read(source.model_copy(update={"fields": Fields(answer="solution")}), "prompts.sources.0")
     with pytest.raises(PromptError, match=r"sources\.0\.dataset: .* cannot be read"):
         sources.read(source.model_copy(update={"dataset_split": "none"}), "prompts.sources.0")
 
 
 def test_a_hub_data_set_needs_a_revision() -> None:
     with pytest.raises(PromptError, match=r"prompts\.sources\.0\.dataset: .*`openai/gsm8k@main`"):
-        sources.read(params.Source(split="sft", dataset="openai/gsm8k"), "prompts.sources.0")
+        sources.read(Source(split="sft", dataset="openai/gsm8k"), "prompts.sources.0")
 
 
 def test_the_demos_sums_bring_answers_hints_and_domains() -> None:
-    found, mistakes = sources.read(params.Source(split="opd", sums=3, limit=7), "prompts.sources.0")
+    found, mistakes = sources.read(Source(split="opd", sums=3, limit=7), "prompts.sources.0")
     assert not mistakes
     expected = list(demo.sums(3, 7))
     assert [row.messages[0]["content"] for row in found] == [row["question"] for row in expected]
@@ -125,7 +126,7 @@ def test_the_demos_sums_bring_answers_hints_and_domains() -> None:
 
 def test_the_demos_sums_can_show_their_hint_and_be_of_a_domain() -> None:
     plain = list(demo.sums(3, 7))
-    source = params.Source(split="opd", sums=3, limit=7, hinted=True, domain="told")
+    source = Source(split="opd", sums=3, limit=7, hinted=True, domain="told")
     found, _ = sources.read(source, "prompts.sources.0")
     assert found[0].messages[0]["content"] == f"{plain[0]['question']}\n\nHint: {plain[0]['hint']}"
     assert [(row.answer, row.hint) for row in found] == [(row["answer"], row["hint"]) for row in plain]
@@ -313,7 +314,7 @@ def test_the_stage_writes_what_was_collected_and_load_reads_it_back(tmp_path: Pa
     collected = prompts.collect(told)
     for split, expected in collected.items():
         folder = tmp_path / "out" / split
-        assert store.verify(folder) == []
+        assert manifest.verify(folder) == []
         shard_names = [path.name for path in shards.in_order(folder, "prompts")]
         assert shard_names == [f"{bucket:05d}.parquet" for bucket in sorted({prompt.bucket for prompt in expected})]
         found = [prompt for path in shards.in_order(folder, "prompts") for prompt in prompts.load(path)]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import hashing, rounding, shards
+from pipeline import hashing, list_columns, rounding, shards
 from pipeline.errors import ShardError
 from pipeline.ragged import Ragged
 
@@ -189,7 +189,7 @@ def test_content_does_not_depend_on_how_the_shard_was_written(tmp_path):
     plain = tmp_path / "plain.parquet"
     pq.write_table(written, plain, compression="none", use_dictionary=False, row_group_size=64)
     assert hashing.content(plain, shards.ROLLOUTS, columns) == known
-    assert hashing.whole_content(plain) == known
+    assert hashing.content_of(plain) == known
 
 
 def test_content_tells_rows_apart_that_hold_the_same_values(tmp_path):
@@ -212,7 +212,7 @@ def test_content_tells_rows_apart_that_hold_the_same_values(tmp_path):
 def test_a_null_is_not_a_zero_an_empty_text_or_false(tmp_path):
     def of(row):
         path = write(tmp_path / "a.parquet", pa.Table.from_pylist([{"rollout_id": "r", **row}], shards.GRADES))
-        return hashing.whole_content(path)
+        return hashing.content_of(path)
 
     rows = [{}, {"correct": False}, {"reward": 0.0}, {"feedback": ""}]
     assert len({of(row) for row in rows}) == len(rows)
@@ -326,9 +326,9 @@ def test_rows_of_ragged_values_are_what_went_in():
 
 def test_list_columns_become_ragged_values_in_any_chunks():
     column = pa.chunked_array([[[1], [2, 3]], [[]], [[4]]], pa.list_(pa.int32()))
-    assert [row.tolist() for row in shards.ragged(column)] == [[1], [2, 3], [], [4]]
+    assert [row.tolist() for row in list_columns.ragged(column)] == [[1], [2, 3], [], [4]]
     nested = pa.chunked_array([[[[1], [2, 3]], []], [[[]]]], pa.list_(pa.list_(pa.int32())))
-    tokens, entries = shards.ragged2(nested.slice(1))
+    tokens, entries = list_columns.ragged2(nested.slice(1))
     assert tokens.tolist() == [0, 1]
     assert [row.tolist() for row in entries] == [[]]
 
@@ -336,4 +336,4 @@ def test_list_columns_become_ragged_values_in_any_chunks():
 def test_a_null_row_has_no_values_whatever_lies_in_its_place():
     offsets, values = pa.array([0, 2, 4], pa.int32()), pa.array([1, 2, 3, 4], pa.int32())
     column = pa.ListArray.from_arrays(offsets, values, mask=pa.array([True, False]))
-    assert shards.lengths(column).tolist() == [0, 2]
+    assert list_columns.lengths(column).tolist() == [0, 2]

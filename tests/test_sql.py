@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import shards, store
+from pipeline import manifest, shards
 from pipeline.errors import PotstillError
 from pipeline.sql import VIEWS, Database
 from tests import example_data
@@ -30,7 +30,7 @@ def _count(database: Database, view: str, where: str = "true") -> int:
 
 def test_tokens_counts_each_distinct_rollout_once(data: Path, database: Database):
     """Two rounds, a kept shard and two views: none of them may count a token twice."""
-    manifests = [store.read_manifest(data / "rollouts" / round_) for round_ in ("r1", "r2")]
+    manifests = [manifest.read(data / "rollouts" / round_) for round_ in ("r1", "r2")]
     distinct = {entry.content: entry.tokens for manifest in manifests for entry in manifest.values()}
     everything = sum(entry.tokens for manifest in manifests for entry in manifest.values())
     assert sum(distinct.values()) < everything
@@ -145,7 +145,7 @@ def test_plain_duckdb_reads_the_shards(data: Path):
 
     with duckdb.connect() as plain:
         rows = plain.execute(f"select sum(len(response_ids)) from '{data}/rollouts/r1/*.parquet'").fetchall()
-    assert rows[0][0] == sum(entry.tokens for entry in store.read_manifest(data / "rollouts/r1").values())
+    assert rows[0][0] == sum(entry.tokens for entry in manifest.read(data / "rollouts/r1").values())
 
 
 def test_a_box_shows_control_characters_instead_of_obeying_them(database: Database):

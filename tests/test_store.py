@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from pipeline import hashing, shards, store
+from pipeline import hashing, manifest, shards
 from pipeline.errors import ShardError
 from pipeline.store import Folder, Store
 
@@ -58,7 +58,7 @@ def test_an_entry_says_what_is_in_the_file(kept):
     path = kept.path(entry.fingerprint, ".parquet")
     assert (entry.rows, entry.tokens, entry.bytes) == (2, 0, path.stat().st_size)
     assert entry.fingerprint == hashing.fingerprint(IDENTITY)
-    assert entry.content == hashing.whole_content(path)
+    assert entry.content == hashing.content_of(path)
 
 
 @pytest.mark.parametrize(("make", "suffix"), [(shard, ".parquet"), (checkpoint, "")])
@@ -193,18 +193,18 @@ def test_a_closed_folder_holds_this_run_and_nothing_else(kept, tmp_path):
     assert (folder.made, folder.found) == (1, 2)
     assert (folder.rows, folder.tokens, folder.bytes) == (6, 0, sum(entry.bytes for entry in folder.entries.values()))
     folder.close()
-    assert names(out) == ["1.parquet", "2.parquet", "3.parquet", store.MANIFEST]
-    assert store.read_manifest(out) == folder.entries
-    assert store.verify(out) == []
+    assert names(out) == ["1.parquet", "2.parquet", "3.parquet", manifest.MANIFEST]
+    assert manifest.read(out) == folder.entries
+    assert manifest.verify(out) == []
 
 
 def test_a_folder_has_no_manifest_until_it_is_closed(kept, tmp_path):
     folder_of(kept, tmp_path / "out", [0]).close()
     folder = folder_of(kept, tmp_path / "out", [0, 1])
     with pytest.raises(ShardError, match="has no manifest"):
-        store.read_manifest(tmp_path / "out")
+        manifest.read(tmp_path / "out")
     folder.close()
-    assert set(store.read_manifest(tmp_path / "out")) == {"0.parquet", "1.parquet"}
+    assert set(manifest.read(tmp_path / "out")) == {"0.parquet", "1.parquet"}
 
 
 def _remove(path):
@@ -212,7 +212,7 @@ def _remove(path):
 
 
 def _other_content(path):
-    identity = store.identity_of(path)
+    identity = manifest.identity_of(path)
     path.unlink()
     shard(path, identity, rows=3)
 
@@ -241,7 +241,7 @@ def test_verify_finds_what_is_wrong_and_where(kept, tmp_path, damage, told):
     out = tmp_path / "out"
     folder_of(kept, out, [0, 1]).close()
     damage(out / "1.parquet")
-    (sentence,) = store.verify(out)
+    (sentence,) = manifest.verify(out)
     assert told in sentence
     assert str(out / "1.parquet") in sentence
 
@@ -249,7 +249,7 @@ def test_verify_finds_what_is_wrong_and_where(kept, tmp_path, damage, told):
 def test_verify_finds_files_that_nobody_listed(kept, tmp_path):
     folder_of(kept, tmp_path / "out", [0]).close()
     shard(tmp_path / "out" / "7.parquet")
-    assert store.verify(tmp_path / "out") == [f"{tmp_path / 'out' / '7.parquet'} is not in manifest.json"]
+    assert manifest.verify(tmp_path / "out") == [f"{tmp_path / 'out' / '7.parquet'} is not in manifest.json"]
 
 
 def test_content_of_a_folder_is_its_names_and_bytes(tmp_path):
@@ -257,7 +257,7 @@ def test_content_of_a_folder_is_its_names_and_bytes(tmp_path):
         checkpoint(tmp_path / name)
     (tmp_path / "b" / "inside" / "weights").write_text("1 2 4")
     (tmp_path / "c" / "inside" / "weights").rename(tmp_path / "c" / "weights")
-    contents = {name: store.content(tmp_path / name) for name in "abc"}
+    contents = {name: hashing.content_of(tmp_path / name) for name in "abc"}
     assert len(set(contents.values())) == 3
     checkpoint(tmp_path / "d")
-    assert store.content(tmp_path / "d") == contents["a"]
+    assert hashing.content_of(tmp_path / "d") == contents["a"]

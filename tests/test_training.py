@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import checkpoints, models, params, recipes, training
+from pipeline import checkpoints, models, params, recipes, training, validation
 from pipeline.engines.fake import BigramEngine
 from pipeline.loading import Loader, Rows
 from pipeline.objectives import diagnostics
@@ -286,9 +286,7 @@ def test_sft_learns_what_its_responses_are(folders, engines, tmp_path):
 @pytest.mark.parametrize("train_tokens", [40, 16384])
 def test_validation_kl_is_the_mean_over_all_held_out_tokens(folders, engines, sources, train_tokens):
     student = opened(folders)
-    found, mass = training.validation_kl(
-        student, Rows(sources), params.Machine(device="cpu", train_tokens=train_tokens)
-    )
+    found, mass = validation.kl(student, Rows(sources), params.Machine(device="cpu", train_tokens=train_tokens))
     table, values, masses = engines["student"].logprobs, [], []
     for row in tiny_shards.stored(sources).values():
         contexts = [row["prompt_ids"][-1], *row["response_ids"][:-1]]

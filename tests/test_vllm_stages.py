@@ -17,7 +17,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline import engines, models, params, shards, view_settings
+from pipeline import engines, list_columns, models, params, shards, view_settings
 from pipeline.engines import Scored, Support
 from pipeline.store import Store
 from tests import dag
@@ -86,7 +86,7 @@ def sequences(scored) -> list[Scored]:
     return [
         Scored(prompt, response)
         for table in tables
-        for prompt, response in zip(*(shards.ragged(table[name]) for name in table.column_names), strict=True)
+        for prompt, response in zip(*(list_columns.ragged(table[name]) for name in table.column_names), strict=True)
     ]
 
 
@@ -127,13 +127,13 @@ def entropies(truth: np.ndarray) -> np.ndarray:
 def column(project: Path, folder: str, name: str, schema: pa.Schema = shards.SCORES) -> np.ndarray:
     """A list column of a folder's shards, end to end."""
     paths = shards.in_order(project / folder, "score")
-    return np.concatenate([shards.ragged(shards.read(path, schema, [name])[name]).values for path in paths])
+    return np.concatenate([list_columns.ragged(shards.read(path, schema, [name])[name]).values for path in paths])
 
 
 def ids_of(project: Path, folder: str, name: str, schema: pa.Schema = shards.SCORES) -> list[np.ndarray]:
     """A column of ids of a folder's shards, token by token."""
     tables = [shards.read(path, schema, [name]) for path in shards.in_order(project / folder, "score")]
-    return [ids for table in tables for ids in shards.ragged2(table[name])[1]]
+    return [ids for table in tables for ids in list_columns.ragged2(table[name])[1]]
 
 
 def test_refresh_keeps_the_probabilities_that_its_student_has(scored, sequences):

@@ -70,7 +70,7 @@ def _columns(recipe: Recipe, tokens: int, vocabulary: int, k: int) -> Columns:
     views = {view: _view(shared if composed else _ids(tokens, vocabulary, k)) for view in recipe.views}
     names = {*recipe.reads, *recipe.derived, *(f"source={source}" for source in recipe.sources)}
     facts = {name: torch.rand(tokens).round() for name in names}
-    facts["sampling_logprobs"] = -torch.rand(tokens)
+    facts["sampling_logprobs"] = facts["behaviour_logprobs"] = -torch.rand(tokens)
     even = torch.full((tokens,), 1 / tokens)
     lengths = torch.full((max(1, tokens // 64),), min(64, tokens))
     return Columns(

@@ -176,7 +176,13 @@ class Route(Settings):
     """One view for each domain; rows of other domains have no target."""
 
     kind: Literal["route"]
-    views: Annotated[dict[str, Name], Field(min_length=1)]
+    views: dict[str, Name]
+
+    @model_validator(mode="after")
+    def _has_a_choice(self) -> Self:
+        if len(set(self.views.values())) < 2:
+            raise ValueError("a route chooses between views: of one alone say `view`, with an `in_domain` weight")
+        return self
 
 
 class Mixture(Settings):

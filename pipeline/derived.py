@@ -24,7 +24,7 @@ class Stored:
         correct: [R], 1, 0, or NaN where the grader gave none; None where not read, as below.
         reward: [R], NaN likewise.
         tokens: [T], ids.
-        sampling: [T], log-probability under the distribution drawn from, nats.
+        behaviour: [T], log-probability under the student that wrote them, at temperature 1, nats.
         views: [T] by name, log-probability under a view, nats; NaN in rows that it has not scored.
     """
 
@@ -33,7 +33,7 @@ class Stored:
     correct: np.ndarray | None
     reward: np.ndarray | None
     tokens: np.ndarray | None
-    sampling: np.ndarray | None
+    behaviour: np.ndarray | None
     views: Mapping[str, np.ndarray]
 
     @property
@@ -61,12 +61,12 @@ def column(spec: derived_settings.AnyDerived, stored: Stored) -> np.ndarray:
             total, count = _group_sums(_of(spec.of, stored), stored.group)
             return total if spec.kind == "group_total" else total / np.maximum(count, 1)
         case derived_settings.Perplexity():
-            of = _read(stored.sampling) if spec.of == "behaviour" else stored.views[spec.of]
+            of = _read(stored.behaviour) if spec.of == "behaviour" else stored.views[spec.of]
             is_among = _read(stored.correct) == (spec.among == "correct")
             sign = -1 if spec.favour == "high" else 1
             return group_softmax(sign * stored.mean(of) / spec.temperature, is_among, stored.group)
         case derived_settings.Margin():
-            gain = stored.mean(stored.views[spec.view] - _read(stored.sampling))
+            gain = stored.mean(stored.views[spec.view] - _read(stored.behaviour))
             return margin_shift(gain, _read(stored.correct), stored.group, spec.margin)
         case derived_settings.Balance():
             return balance(_read(stored.correct), stored.group, np.random.default_rng(spec.seed))
@@ -105,14 +105,17 @@ def group_softmax(logits: np.ndarray, is_among: np.ndarray, group: np.ndarray) -
 def margin_shift(gain: np.ndarray, correct: np.ndarray, group: np.ndarray, margin: float) -> np.ndarray:
     """+½ shift for correct rows and −½ for wrong ones, where shift = max(0, margin − gap of their mean gains).
 
-    Groups without both kinds are not shifted. Source: Uni-OPD (arXiv:2605.03677), group, mean, both directions.
+    Rows that are neither, and groups without both kinds, are not shifted.
+
+    Source: Uni-OPD (arXiv:2605.03677), group, mean, both directions.
     """
     means = []
     for kind in (1.0, 0.0):
         total, count = _group_sums(np.where(correct == kind, gain, np.nan), group)
         means.append(total / np.where(count == 0, np.nan, count))
     shift = np.nan_to_num(np.maximum(0.0, margin - (means[0] - means[1])))
-    return np.nan_to_num(np.where(correct == 1, 0.5, -0.5) * shift)
+    sign = np.select([correct == 1, correct == 0], [0.5, -0.5], 0.0)
+    return np.nan_to_num(sign * shift)
 
 
 def balance(correct: np.ndarray, group: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -136,7 +139,7 @@ def agreement_cut(spec: derived_settings.AgreementCut, stored: Stored) -> np.nda
     Source: KAT (arXiv:2606.09471), whose threshold comes from a queue of the latest rollouts and whose divergence is
     summed over the top 64.
     """
-    d = np.clip(stored.views[spec.view] - _read(stored.sampling), -20, 20)
+    d = np.clip(stored.views[spec.view] - _read(stored.behaviour), -20, 20)
     windows = []
     for divergence in np.split(np.expm1(d) - d, np.cumsum(stored.lengths)[:-1]):
         upto = np.concatenate([[0.0], np.cumsum(divergence)])
@@ -160,10 +163,10 @@ def cross_fitted_bias(spec: derived_settings.CrossFittedBias, stored: Stored) ->
 
     Source: Lightning OPD 2.0 (arXiv:2607.28449); its bins and its shrinkage are not published.
     """
-    sampling, tokens = _read(stored.sampling), _read(stored.tokens).astype(np.int64)
-    d = stored.views[spec.view] - sampling
+    behaviour, tokens = _read(stored.behaviour), _read(stored.tokens).astype(np.int64)
+    d = stored.views[spec.view] - behaviour
     weight = np.repeat(1 / stored.lengths, stored.lengths)
-    surprisal = np.clip(-sampling, 0, 10).astype(np.int64)
+    surprisal = np.clip(-behaviour, 0, 10).astype(np.int64)
     context = np.floor(np.log2(stored.position + 1)).astype(np.int64) * 11 + surprisal
     fold_of_group = np.random.default_rng(spec.seed).integers(0, spec.folds, stored.group.max(initial=-1) + 1)
     fold = fold_of_group[stored.group][stored.row]

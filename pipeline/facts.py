@@ -21,6 +21,7 @@ ROLLOUT_COLUMNS = ("rollout_id", "prompt_ids", "response_ids")
 
 _BEHIND = {
     "sampling_logprobs": ("sampling_logprobs", "behaviour_logprobs"),
+    "behaviour_logprobs": ("behaviour_logprobs",),
     "segments": ("segments",),
     "finished": ("finish_reason",),
 }
@@ -127,6 +128,8 @@ class Facts:
         found = {}
         if "sampling_logprobs" in wanted:
             found["sampling_logprobs"] = _sampling(rollouts, responses, where)
+        if "behaviour_logprobs" in wanted:
+            found["behaviour_logprobs"] = _behaviour(rollouts)
         if "segments" in wanted:
             found["segments"] = _or_zeros(rollouts.column("segments"), responses)
         return found
@@ -176,13 +179,12 @@ def _stored(sources: Sequence[Shard], recipe: Recipe, rows: Mapping[str, np.ndar
             responses = list_columns.ragged(table.column("response_ids"))
             prompt_ids = table.column("prompt_id").to_pylist()
             group = np.array([numbers.setdefault(prompt_id, len(numbers)) for prompt_id in prompt_ids], np.int64)
-            has_sampling = "sampling_logprobs" in recipe.reads
-            sampling = _sampling(table, responses, str(source.rollouts)) if has_sampling else np.empty(0)
+            behaviour = _behaviour(table) if "behaviour_logprobs" in recipe.reads else np.empty(0)
             given = [_or_nan(scores.column("sampled_logprobs"), responses) for scores in scored]
-            parts.append((group, responses.lengths, responses.values, sampling, *given))
-    group, lengths, tokens, sampling, *given = (np.concatenate(column) for column in zip(*parts, strict=True))
+            parts.append((group, responses.lengths, responses.values, behaviour, *given))
+    group, lengths, tokens, behaviour, *given = (np.concatenate(column) for column in zip(*parts, strict=True))
     by_view = dict(zip(views, given, strict=True))
-    return derived.Stored(group, lengths, rows.get("correct"), rows.get("reward"), tokens, sampling, by_view)
+    return derived.Stored(group, lengths, rows.get("correct"), rows.get("reward"), tokens, behaviour, by_view)
 
 
 def _groups(source: Shard, recipe: Recipe) -> Iterator[Any]:
@@ -199,15 +201,18 @@ def _scored(source: Shard, views: Sequence[str]) -> Iterator[tuple[Any, ...]]:
 
 def _sampling(rollouts: Any, responses: Ragged, where: str) -> np.ndarray:
     """[T], under the distribution drawn from; where that was the whole one, the behaviour's own column says it."""
-    drawn = rollouts.column("sampling_logprobs")
-    same = rollouts.column("behaviour_logprobs")
-    found = _or_nan(drawn, responses)
-    values = np.where(np.isnan(found), list_columns.ragged(same).values, found)
+    found = _or_nan(rollouts.column("sampling_logprobs"), responses)
+    values = np.where(np.isnan(found), _behaviour(rollouts), found)
     if not np.isfinite(values).all():
         raise ShardError(
             f"{where}: sampling_logprobs that are not finite. Remove the shard and run `dvc repro refresh`."
         )
     return values
+
+
+def _behaviour(rollouts: Any) -> np.ndarray:
+    """[T], under the student that wrote them, at temperature 1."""
+    return list_columns.ragged(rollouts.column("behaviour_logprobs")).values
 
 
 def _or_nan(column: Any, responses: Ragged) -> np.ndarray:

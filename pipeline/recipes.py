@@ -44,7 +44,7 @@ class Recipe(Settings):
         asked |= {term.target.column for term in self.terms if isinstance(term.target, axes.Corrected)}
         if asked != set(self.derived):
             raise ValueError(f"derived columns: its terms read {sorted(asked)}, it defines {sorted(self.derived)}")
-        is_of_student = any("sampling_logprobs" in _facts_behind(spec) for spec in self.derived.values())
+        is_of_student = any("behaviour_logprobs" in _facts_behind(spec) for spec in self.derived.values())
         if is_of_student and len(self.sources) > 1:
             raise ValueError("derived columns that read a view are of the student's responses: use one source")
         return self
@@ -104,8 +104,10 @@ class Recipe(Settings):
     @property
     def reads(self) -> frozenset[str]:
         """The facts of rows and tokens that it reads besides views: names of `Columns.facts`, and their sources."""
-        found = {"sampling_logprobs"} if any(term.reads_sampling for term in self.terms) else set[str]()
+        found = set[str]()
         for term in self.terms:
+            found |= {"sampling_logprobs"} if term.reads_sampling else set()
+            found |= {"behaviour_logprobs"} if term.reads_behaviour else set()
             for weight in term.weights:
                 found |= _facts_of(weight)
             if isinstance(term.target, axes.Route):
@@ -142,11 +144,11 @@ def _facts_behind(spec: derived_settings.AnyDerived) -> set[str]:
         case derived_settings.GroupAdvantage() | derived_settings.GroupTotal():
             return {spec.of}
         case derived_settings.Perplexity() | derived_settings.Margin():
-            return {"correct", "sampling_logprobs"}
+            return {"correct", "behaviour_logprobs"}
         case derived_settings.Balance():
             return {"correct"}
         case derived_settings.AgreementCut() | derived_settings.CrossFittedBias():
-            return {"sampling_logprobs"}
+            return {"behaviour_logprobs"}
 
 
 def names() -> list[str]:

@@ -99,12 +99,13 @@ class Term(Settings):
             case "analytic" if self.support == "sampled" or self.divergence is None:
                 raise ValueError("`analytic` needs `support: view` and a divergence: one token has no divergence")
             case "policy_gradient" if self.support != "sampled" or self.divergence not in ("reverse_kl", None):
-                # A top-K divergence does not depend on the action: as an advantage its expected gradient is zero.
-                raise ValueError("`policy_gradient` needs `support: sampled` and `divergence: reverse_kl`")
+                raise ValueError("`policy_gradient` needs `support: sampled` and `divergence: reverse_kl`: one over "
+                                 "ids does not depend on the action, so its expected gradient is zero")  # fmt: skip
             case "nll" if self.has_target or self.divergence is not None or self.support != "sampled":
                 raise ValueError("`nll` has no target: `support: sampled`, `view: null` and no divergence")
-            case "residual" if self.support == "sampled" or self.divergence != "reverse_kl" or self.target:
-                raise ValueError("`residual` needs `divergence: reverse_kl`, ids to sum over, and one view")
+            case "residual" if self.support != "view" or self.divergence != "reverse_kl" or self.target:
+                raise ValueError("`residual` needs `support: view`, `divergence: reverse_kl` and one view: the sampled "
+                                 "token stands for all ids that it does not keep")  # fmt: skip
             case "preference":
                 self._is_plain_preference()
         if self.view is not None and self.target is not None:
@@ -211,9 +212,13 @@ class Term(Settings):
 
     @property
     def reads_sampling(self) -> bool:
-        """Whether it reads what the student that wrote a token gave it."""
-        by_weight = any(isinstance(weight, Earliness | StepRatio | Freshness) for weight in self.weights)
-        return self.ratio is not None or self.advantage == "stored" or by_weight
+        """Whether it reads the probability that a token was drawn with."""
+        return self.ratio is not None or self.advantage == "stored"
+
+    @property
+    def reads_behaviour(self) -> bool:
+        """Whether it reads what the student that wrote a token gave it, at temperature 1."""
+        return any(isinstance(weight, Earliness | StepRatio | Freshness) for weight in self.weights)
 
     @property
     def is_stored_advantage_unclipped(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline import head
-from pipeline.axes import HasView
+from pipeline.axes import HasView, Prefix, Schedule
 from pipeline.columns import Columns, Target
 from pipeline.objectives.compiled import Objective
 from pipeline.objectives.outcomes import Outcomes
@@ -26,7 +26,9 @@ CORRECT = (1.0, 0.0, 1.0)
 DOMAINS = ("math", "code", "math")
 SEGMENTS = ((0, 0, 1, 2), (0, 1, 1), (0,))
 STEP = 30
-"""The optimiser step: half way through every schedule, or at its end."""
+"""The optimiser step: on the way of every schedule."""
+PREFIX = (1.0, 4.0)
+"""Tokens that a recipe with a growing prefix shows at its first step, and at its hundredth."""
 
 
 @dataclass
@@ -44,7 +46,11 @@ class Token:
     q: dict[str, list[float]]
     ids: dict[str, list[int]]
     own: int
+    step: int
     mu: float
+    """Log-probability that the sampled token was drawn with."""
+    behaviour: float
+    """The same of the student that wrote it, at temperature 1."""
     facts: dict[str, float]
 
     @property
@@ -76,6 +82,8 @@ class Case:
         self.y = [int(id_) for id_ in random.integers(0, VOCABULARY, count)]
         self.mu = [float(number) for number in random.normal(size=count) * 0.3]
         """Log student − log sampling distribution of the sampled tokens."""
+        self.wrote = [float(number) for number in random.normal(size=count) * 0.3]
+        """Log student − log behaviour of the sampled tokens."""
         self.column = {name: random.uniform(0.4, 1.6, count).tolist() for name in self.recipe.derived}
         self.special = random.integers(0, 2, count).tolist()
         self.has = [1.0, 0.0, 1.0] * self.unit
@@ -88,6 +96,7 @@ class Case:
             "correct": CORRECT[row % 3], "finished": 1.0, "special": float(self.special[token]),
             "segments": float(SEGMENTS[row % 3][place % 4 if row % 3 == 0 else place % len(SEGMENTS[row % 3])]),
             "sampling_logprobs": student[self.y[token]] - self.mu[token],
+            "behaviour_logprobs": student[self.y[token]] - self.wrote[token],
         }  # fmt: skip
         found |= {f"domain={name}": float(DOMAINS[row % 3] == name) for name in ("math", "code")}
         of_teacher = row % 2 == 0 if self.unit == 2 else row == 2
@@ -142,7 +151,7 @@ class Case:
         outcomes = Outcomes(as_tensor(logprobs), as_tensor(tails))
         return Target(torch.tensor(ids), outcomes, as_tensor(sampled), own, as_tensor(entropy))
 
-    def tokens(self, live: Sequence[Sequence[float]] | None = None) -> list[Token]:
+    def tokens(self, live: Sequence[Sequence[float]] | None = None, step: int = STEP) -> list[Token]:
         """For slow loops: the student as it is, and live logits where given."""
         still = [reference.log_softmax(row) for row in self.logits.tolist()]
         moving = still if live is None else [reference.log_softmax(row) for row in live]
@@ -157,7 +166,9 @@ class Case:
                 q={view: rows[number] for view, rows in self.q.items() if self.is_scored(view, number)},
                 ids={view: rows[number] for view, rows in self.ids.items()},
                 own=self.own[number],
+                step=step,
                 mu=still[number][self.y[number]] - self.mu[number],
+                behaviour=still[number][self.y[number]] - self.wrote[number],
                 facts=self.facts(number, still[number]),
             )
             for number, row in enumerate(self.row_of)
@@ -183,22 +194,31 @@ class Case:
         (found,) = torch.autograd.grad(self.loss(logits, **how), logits, allow_unused=True)
         return torch.zeros_like(logits) if found is None else found
 
-    def slow_gradient(self, formula: Callable[[list[Token]], float], step: float = 1e-5) -> torch.Tensor:
+    def slow_gradient(self, formula: Callable[[list[Token]], float], step: int = STEP) -> torch.Tensor:
         """Central differences of a slow formula in its live student."""
-        found = torch.zeros_like(self.logits)
+        found, shift = torch.zeros_like(self.logits), 1e-5
         rows = self.logits.tolist()
         for token in range(len(rows)):
             for id_ in range(VOCABULARY):
                 ends = []
                 for sign in (1, -1):
                     moved = [list(row) for row in rows]
-                    moved[token][id_] += sign * step
-                    ends.append(formula(self.tokens(moved)))
-                found[token, id_] = (ends[0] - ends[1]) / (2 * step)
+                    moved[token][id_] += sign * shift
+                    ends.append(formula(self.tokens(moved, step)))
+                found[token, id_] = (ends[0] - ends[1]) / (2 * shift)
         return found
 
 
 def small(recipe: Recipe, top_k: int = 3) -> Recipe:
-    """The recipe with every number of ids cut to what a vocabulary of seven can tell apart."""
-    terms = [term.model_copy(update={"top_k": top_k}) if term.top_k else term for term in recipe.terms]
+    """The recipe with its prefixes and its numbers of ids cut to what four tokens and seven ids can tell apart."""
+    terms = []
+    for term in recipe.terms:
+        weights = tuple(_short(weight) if isinstance(weight, Prefix) else weight for weight in term.weights)
+        terms.append(term.model_copy(update={"top_k": top_k if term.top_k else None, "weights": weights}))
     return recipe.model_copy(update={"terms": tuple(terms)})
+
+
+def _short(prefix: Prefix) -> Prefix:
+    """That a rollout of four tokens is longer than it."""
+    first, last = PREFIX
+    return Prefix(kind="prefix", tokens=Schedule(start=first, end=last, steps=100))

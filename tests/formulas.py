@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from tests import reference
-from tests.cases import STEP, Token
+from tests.cases import PREFIX, Token
 from tests.reference import outcomes
 
 Formula = Callable[[list[Token]], float]
@@ -224,7 +224,8 @@ def tip(tokens: list[Token]) -> float:
 
 def iw_opd(tokens: list[Token]) -> float:
     def weight(k: Token) -> float:
-        gaps = [(other.place, abs(other.q["teacher"][other.y] - other.mu)) for other in tokens if other.row == k.row]
+        row = [other for other in tokens if other.row == k.row]
+        gaps = [(other.place, abs(other.q["teacher"][other.y] - other.behaviour)) for other in row]
         before = math.fsum(gap for place, gap in gaps if place < k.place) / math.fsum(gap for _, gap in gaps)
         return 1 + 0.5 * (1 - before)
 
@@ -247,10 +248,13 @@ def scope(tokens: list[Token]) -> float:
 
 
 def reopold(tokens: list[Token]) -> float:
-    """In its first phase: step 30 of 50."""
+    """Two phases, of 50 steps and of the others."""
     floor = -2.558
-    assert STEP < 50
-    return token_mean(tokens, lambda k: -log_ratio(k) * k.p[k.y], lambda k: float(log_ratio(k) >= floor))
+    value: Value = lambda k: -max(log_ratio(k), floor) * k.p[k.y]  # noqa: E731
+    if tokens[0].step < 50:
+        return token_mean(tokens, value, lambda k: float(log_ratio(k) >= floor))
+    chosen = best(tokens, lambda k: k.entropy, 0.2)
+    return math.fsum(value(tokens[place]) for place in chosen) / len(chosen)
 
 
 def stable_opd(tokens: list[Token]) -> float:
@@ -273,7 +277,7 @@ def brts(tokens: list[Token]) -> float:
 
 def f_opd(tokens: list[Token]) -> float:
     def weight(k: Token) -> float:
-        d = [other.s[other.y] - other.mu for other in tokens if other.row == k.row]
+        d = [other.s[other.y] - other.behaviour for other in tokens if other.row == k.row]
         drift = math.fsum(math.exp(each) - 1 - each for each in d) / len(d)
         return max(0.0, math.exp(-math.sqrt(drift)) - 0.1)
 
@@ -288,7 +292,7 @@ def group_term(tokens: Sequence[Token], high: float = 0.2, weight: Value = lambd
 def sod(tokens: list[Token]) -> float:
     def gap(k: Token, segment: float) -> float:
         step = [other for other in tokens if other.row == k.row and other.facts["segments"] == segment]
-        return math.fsum(abs(other.mu - other.q["teacher"][other.y]) for other in step) / len(step)
+        return math.fsum(abs(other.behaviour - other.q["teacher"][other.y]) for other in step) / len(step)
 
     def weight(k: Token) -> float:
         """The product over the steps before, as it is published."""
@@ -301,13 +305,14 @@ def sod(tokens: list[Token]) -> float:
 
 
 def tcod(tokens: list[Token]) -> float:
-    turns = min(1 + STEP // 6, 30)
+    turns = min(1 + tokens[0].step // 6, 30)
     value: Value = lambda k: -min(ratio(k), 2) * log_ratio(k) * k.p[k.y]  # noqa: E731
     return sequence_mean(tokens, value, lambda k: float(k.facts["segments"] < turns))
 
 
 def fast_prefix(tokens: list[Token]) -> float:
-    shown = 128 + (512 - 128) * STEP / 100
+    first, last = PREFIX
+    shown = first + (last - first) * tokens[0].step / 100
     return selected_mean(tokens, reverse, lambda k: float(k.place < shown))
 
 
@@ -319,6 +324,8 @@ def uni_opd(tokens: list[Token]) -> float:
 
 
 def srpo(tokens: list[Token]) -> float:
+    """The published JSD, which is not divided by β(1 − β)."""
+
     def distilled(k: Token) -> float:
         routed = k.facts["correct"] == 0 and k.facts["has=hinted"] == 1
         return math.exp(-reference.entropy(k.q["hinted"])) if routed else 0.0
@@ -326,7 +333,7 @@ def srpo(tokens: list[Token]) -> float:
     def rewarded(k: Token) -> float:
         return float(k.facts["correct"] == 1 or k.facts["has=hinted"] == 0)
 
-    learned = selected_mean(tokens, lambda k: jsd(*bucketed(k, "hinted"), 0.5), distilled)
+    learned = selected_mean(tokens, lambda k: 0.25 * jsd(*bucketed(k, "hinted"), 0.5), distilled)
     return group_term(tokens, weight=rewarded) + learned
 
 
@@ -372,7 +379,8 @@ def pw_opsd(tokens: list[Token]) -> float:
 
 
 def sdpo(tokens: list[Token]) -> float:
-    value: Value = lambda k: min(ratio(k), 2) * jsd(*bucketed(k, "hinted"), 0.5)  # noqa: E731
+    """As `srpo`."""
+    value: Value = lambda k: min(ratio(k), 2) * 0.25 * jsd(*bucketed(k, "hinted"), 0.5)  # noqa: E731
     return selected_mean(tokens, value, lambda k: k.facts["has=hinted"])
 
 
@@ -385,8 +393,8 @@ def crisp(tokens: list[Token]) -> float:
 
 
 def sead(tokens: list[Token]) -> float:
-    share = 0.5 * (1 + math.cos(math.pi * STEP / 100)) * 0.8
-    admitted: Value = lambda k: float(1 - k.facts["pass_rate"] <= 0.5 + 0.5 * STEP / 100)  # noqa: E731
+    share = 0.5 * (1 + math.cos(math.pi * tokens[0].step / 100)) * 0.8
+    admitted: Value = lambda k: float(1 - k.facts["pass_rate"] <= 0.5 + 0.5 * tokens[0].step / 100)  # noqa: E731
     covered = best(tokens, lambda k: reference.entropy(k.q["teacher"]), 0.1)
     sought = set()
     for row in {k.row for k in tokens}:

@@ -23,7 +23,7 @@ def stored() -> Stored:
         correct=np.array([1.0, 0, 0, 1, 1, 1, 0, 0, NAN]),
         reward=random.normal(size=9),
         tokens=random.integers(0, 5, count),
-        sampling=-random.exponential(2, count),
+        behaviour=-random.exponential(2, count),
         views={"teacher": -random.exponential(2, count)},
     )
 
@@ -62,7 +62,7 @@ def test_a_missing_grade_is_neither_correct_nor_wrong(stored):
 def test_perplexity_weights_sum_to_one_over_the_alike_rows_of_a_prompt(stored, among, favour, of):
     """SCOPE's w = PPL^(±1/τ) / Σ PPL^(±1/τ)."""
     spec = derived_settings.Perplexity(kind="perplexity", of=of, among=among, favour=favour, temperature=2.0)
-    values = rows_of(stored, stored.views["teacher"] if of == "teacher" else stored.sampling)
+    values = rows_of(stored, stored.views["teacher"] if of == "teacher" else stored.behaviour)
     perplexity = [math.exp(-sum(row) / len(row)) ** ((1 if favour == "high" else -1) / 2.0) for row in values]
     wanted = 1.0 if among == "correct" else 0.0
     expected = [0.0] * 9
@@ -76,7 +76,7 @@ def test_perplexity_weights_sum_to_one_over_the_alike_rows_of_a_prompt(stored, a
 @pytest.mark.parametrize("margin", [0.4, 50.0])
 def test_after_the_shift_correct_rows_gain_more_by_the_margin(stored, margin):
     shift = derived.column(derived_settings.Margin(kind="margin", view="teacher", margin=margin), stored)
-    d = rows_of(stored, stored.views["teacher"] - stored.sampling)
+    d = rows_of(stored, stored.views["teacher"] - stored.behaviour)
     gain = [sum(row) / len(row) for row in d]
     for rows in groups_of(stored).values():
         kinds = [[row for row in rows if stored.correct[row] == kind] for kind in (1, 0)]
@@ -90,6 +90,7 @@ def test_after_the_shift_correct_rows_gain_more_by_the_margin(stored, margin):
         assert after == pytest.approx(max(before, margin))
         assert all(shift[row] >= 0 for row in kinds[0])
         assert all(shift[row] <= 0 for row in kinds[1])
+    assert shift[8] == 0  # it has no grade
 
 
 def test_balance_leaves_as_many_correct_as_wrong_rows_of_a_mixed_prompt(stored):
@@ -132,13 +133,13 @@ def test_a_bias_equals_the_definition(stored):
     spec = derived_settings.CrossFittedBias(kind="cross_fitted_bias", view="teacher", folds=3, shrink=0.5, seed=4)
     fold = np.random.default_rng(4).integers(0, 3, 4)
     rows = zip(
-        *(rows_of(stored, v) for v in (stored.tokens, stored.sampling, stored.views["teacher"] - stored.sampling)),
+        *(rows_of(stored, v) for v in (stored.tokens, stored.behaviour, stored.views["teacher"] - stored.behaviour)),
         strict=True,
     )
     seen = [
         (fold[stored.group[row]], token, (int(math.log2(t + 1)), min(10, int(-mu))), d, 1 / len(tokens))
-        for row, (tokens, sampling, gaps) in enumerate(rows)
-        for t, (token, mu, d) in enumerate(zip(tokens, sampling, gaps, strict=True))
+        for row, (tokens, behaviour, gaps) in enumerate(rows)
+        for t, (token, mu, d) in enumerate(zip(tokens, behaviour, gaps, strict=True))
     ]
 
     def mean(others: list, key: int, value: object) -> float:

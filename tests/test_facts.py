@@ -26,7 +26,8 @@ OBJECTIVE = {
          "weights": [{"kind": "not_special"}, {"kind": "where", "fact": "correct"},
                      {"kind": "where", "fact": "finished"}, {"kind": "first_segments", "every": 1, "most": 9}]},
         REWARD,
-        {**SAMPLED, "view": "hinted", "weights": [{"kind": "has_view", "view": "hinted"}]},
+        {**SAMPLED, "view": "hinted",
+         "weights": [{"kind": "has_view", "view": "hinted"}, {"kind": "earliness", "highest": 2.0}]},
         {"estimator": "nll", "view": None, "support": "sampled", "source": "teacher", "fixed_point": "none: nll"},
     ],
     "derived": {"advantage": {"kind": "group_advantage", "of": "reward"}},
@@ -141,6 +142,7 @@ def test_each_token_has_the_facts_of_its_own_row_and_position(made, tokens):
             row = next(r for (_, ids), r in by_ids.items() if ids == response and matches(r, columns, start))
             mine = {name: values[start : start + length].tolist() for name, values in columns.facts.items()}
             assert mine["sampling_logprobs"] == pytest.approx(row["drawn"])
+            assert mine["behaviour_logprobs"] == pytest.approx(row["behaviour_logprobs"])
             assert mine["segments"] == row["steps"]
             assert mine["special"] == [float(id_ in SPECIAL) for id_ in response]
             for name, value in row["row"].items():

@@ -47,7 +47,7 @@ class AtRest(Case):
         (term,) = recipe.terms
         random = torch.Generator().manual_seed(seed)
         self.bias = torch.randn(VOCABULARY, generator=random, dtype=torch.float64).tolist()
-        self.mu = [0.0] * len(self.mu)
+        self.mu = self.wrote = [0.0] * len(self.mu)
         self.own = [self.k] * len(self.own)
         self.skips = False
         rows = [self.rest(term, token) for token in range(len(self.row_of))]

@@ -15,6 +15,7 @@ from pipeline.objectives.outcomes import Outcomes
 
 ANALYTIC = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}
 SAMPLED = {"estimator": "policy_gradient", "divergence": "reverse_kl", "support": "sampled"}
+ROUTE = {"kind": "route", "views": {"math": "teacher", "code": "teacher"}}
 MEAN = {"kind": "geometric", "views": {"a": 0.5, "b": 0.5}}
 NLL = {"estimator": "nll", "support": "sampled", "view": None}
 
@@ -87,7 +88,9 @@ def test_an_unknown_recipe_lists_those_there_are():
         ({**ANALYTIC, "divergence": None}, "needs `support: view` and a divergence"),
         ({**ANALYTIC, "view": None}, "`analytic` needs a view as target"),
         ({**SAMPLED, "support": "view"}, "`policy_gradient` needs `support: sampled` and `divergence: reverse_kl`"),
-        ({**SAMPLED, "divergence": "forward_kl"}, "`policy_gradient` needs `support: sampled`"),
+        ({**SAMPLED, "divergence": "forward_kl"}, "so its expected gradient is zero"),
+        ({**ANALYTIC, "estimator": "residual", "support": "own"}, "stands for all ids that it does not keep"),
+        ({**ANALYTIC, "view": None, "target": ROUTE}, "a route chooses between views: of one alone say `view`"),
         ({**SAMPLED, "view": None}, "`policy_gradient` needs a view as target"),
         ({**NLL, "view": "teacher"}, "`nll` has no target"),
         ({**ANALYTIC, "advantage_clip": 1.0}, "`advantage_clip` goes with `policy_gradient`, found `analytic`"),

@@ -108,8 +108,8 @@ def live(
             high = torch.inf if weight.high is None else weight.high
             return ((log_ratio >= low) & (log_ratio <= high)).to(student.dtype)
         case axes.Freshness():
-            sampling = columns.facts["sampling_logprobs"]
-            return weights.freshness(student, sampling, lengths, weight.rate, weight.threshold)
+            behaviour = columns.facts["behaviour_logprobs"]
+            return weights.freshness(student, behaviour, lengths, weight.rate, weight.threshold)
     raise AssertionError(f"{weight.kind} is no live weight")
 
 
@@ -153,4 +153,4 @@ def _of_column(weight: axes.Derived, values: Tensor, step: int) -> Tensor:
 def _discrepancy(target: Target | None, columns: Columns) -> Float[Tensor, " token"]:
     """|log target − log behaviour| of each token, nats."""
     assert target is not None
-    return (target.sampled - columns.facts["sampling_logprobs"]).abs()
+    return (target.sampled - columns.facts["behaviour_logprobs"]).abs()

@@ -143,17 +143,17 @@ def zone(
 
 def freshness(
     student: Float[Tensor, " token"],
-    sampling: Float[Tensor, " token"],
+    behaviour: Float[Tensor, " token"],
     lengths: Int[Tensor, " rollout"],
     rate: float,
     threshold: float,
 ) -> Float[Tensor, " token"]:
     """max(0, exp(−rate · √D) − threshold) of each rollout, D its mean drift from the student now, nats per token.
 
-    D is the mean of e^d − 1 − d over d = log student − log sampling, never negative.
+    D is the mean of e^d − 1 − d over d = log student − log behaviour, never negative.
     Source: f-OPD (arXiv:2605.17862), without its term for the supervisor's drift, which is 0 for a frozen teacher.
     """
-    d = (student.detach() - sampling).clamp(-20.0, 20.0)
+    d = (student.detach() - behaviour).clamp(-20.0, 20.0)
     drift = by_rollout(torch.expm1(d) - d, lengths).nanmean(dim=-1).clamp_min(0.0)
     return ((-rate * drift.sqrt()).exp() - threshold).clamp_min(0.0).repeat_interleave(lengths)
 

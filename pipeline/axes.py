@@ -1,5 +1,6 @@
 """The axes of a term that are more than a word: schedules, ratios, weights, composed targets."""
 
+import math
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +24,12 @@ class Ratio(Settings):
     """`importance`: at most `high`. `two_sided`: 0 outside [low, high]. `proximal`: PPO's clip, 1 − low to 1 + high."""
     low: NonNegativeFloat | None = None
     high: PositiveFloat | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lowest and highest ratio that counts as it is."""
+        low, high = self.low or 0.0, math.inf if self.high is None else self.high
+        return (1 - low, 1 + high) if self.kind == "proximal" else (low, high)
 
     @model_validator(mode="after")
     def _has_bounds(self) -> Self:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline.objectives.outcomes import Outcomes
@@ -27,6 +27,11 @@ class Target:
     sampled: Float[Tensor, " token"]
     own: Int[Tensor, " token"] | None = None
     entropy: Float[Tensor, " token"] | None = None
+
+    @property
+    def is_scored(self) -> Bool[Tensor, " token"]:
+        """Whether the view has a score of the row that a token is of."""
+        return (self.ids >= 0).any(dim=-1) | (self.outcomes.tail < 0) | (self.sampled < 0)
 
     def to(self, device: torch.device) -> "Target":
         """The same on another device."""

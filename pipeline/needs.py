@@ -3,19 +3,25 @@
 Every refusal names the file, the setting that would make what is missing, and the stage to run again.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import axes, grades, pairs, params, shards
+import numpy as np
+
+from pipeline import axes, grades, list_columns, pairs, params, shards
 from pipeline.derived_settings import Balance, GroupAdvantage, Margin, Perplexity
 from pipeline.errors import SettingsError, ShardError
 from pipeline.facts import Shard
+from pipeline.objectives.diagnostics import FAR, far_text, is_led_by_far_tokens
 from pipeline.recipes import Recipe
+
+log = logging.getLogger("train")
 
 
 def check(recipe: Recipe, sources: Sequence[Shard], settings: params.Training) -> None:
-    """Refuse shards that lack what the recipe reads.
+    """Refuse shards that lack what the recipe reads; warn of what is known to fail on such shards.
 
     Args:
         recipe: the objective.
@@ -36,6 +42,10 @@ def check(recipe: Recipe, sources: Sequence[Shard], settings: params.Training) -
         _check_grades(recipe, [source for source in sources if source.source == name])
     _check_passes(recipe, sources, settings)
     _check_pairs(recipe, sources, settings)
+    students = [source for source in sources if source.source == "student"]
+    if students:
+        _warn_of_fewer_ids(recipe, students[0])
+        _warn_of_far_tokens(recipe, students)
 
 
 def _check_scores(recipe: Recipe, view: str, path: Path) -> None:
@@ -67,13 +77,8 @@ def _check_rollouts(recipe: Recipe, source: Shard) -> None:
         if column.null_count:
             told = "was not sampled from the whole distribution and has rows without sampling_logprobs, for the ratio"
             raise _lacks(recipe, source.rollouts, told, "refresh.sampling: {temperature: 1.0, top_p: 1.0}", "refresh")
-    needs_groups = any(
-        isinstance(
-            spec,
-            GroupAdvantage | Perplexity | Margin | Balance,
-        )
-        for spec in recipe.derived.values()
-    )
+    of_groups = GroupAdvantage | Perplexity | Margin | Balance
+    needs_groups = any(isinstance(spec, of_groups) for spec in recipe.derived.values())
     if needs_groups and identity["samples"] < 2:
         raise _lacks(recipe, source.rollouts, "has one response to each prompt", "refresh.samples: 4", "refresh")
 
@@ -126,6 +131,36 @@ def _check_pairs(recipe: Recipe, sources: Sequence[Shard], settings: params.Trai
             f"train.batch is {settings.batch}, and train.objective `{recipe.name}` trains on pairs of sequences. Make "
             "it even."
         )
+
+
+def _warn_of_fewer_ids(recipe: Recipe, shard: Shard) -> None:
+    """`own` takes a view's likeliest ids; where it keeps fewer than the recipe asks for, those are all."""
+    for term in recipe.terms:
+        for view in term.views if term.support == "own" and term.top_k else ():
+            kept = shards.about(shard.scores[view])["identity"]["support"]["top_k"]
+            if kept < term.top_k:
+                asked = f"`{recipe.name}` takes the {term.top_k} likeliest ids of view `{view}`, which keeps {kept}"
+                log.warning("%s: these are trained on. More need another score.views.%s.support.top_k.", asked, view)
+
+
+def _warn_of_far_tokens(recipe: Recipe, sources: Sequence[Shard]) -> None:
+    """Before the first step the student is still close to the one that wrote the rollouts: stored columns tell."""
+    if not is_led_by_far_tokens(recipe):
+        return
+    views = {view for term in recipe.terms if term.estimator == "policy_gradient" for view in term.views}
+    for view in sorted(views):
+        d = np.concatenate([_log_ratios(source, view) for source in sources if view in source.scores])
+        share = float((d[np.abs(d) > FAR] ** 2).sum() / max((d**2).sum(), 1e-30))
+        if share > 0.9:
+            log.warning("%s, between view `%s` and the student that wrote the rollouts.", far_text(share), view)
+
+
+def _log_ratios(source: Shard, view: str) -> np.ndarray:
+    """Log behaviour − log view of the sampled tokens of scored rows, nats."""
+    written = shards.read(source.rollouts, shards.ROLLOUTS, ["behaviour_logprobs"]).column("behaviour_logprobs")
+    scored = shards.read(source.scores[view], shards.SCORES, ["sampled_logprobs"]).column("sampled_logprobs")
+    behaviour = list_columns.ragged(written.filter(scored.is_valid())).values
+    return behaviour - list_columns.ragged(scored.drop_null()).values
 
 
 def _lacks(recipe: Recipe, path: Path, what: str, setting: str, stage: str) -> ShardError:

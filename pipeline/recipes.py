@@ -57,6 +57,12 @@ class Recipe(Settings):
         return tuple(sorted({view for term in self.terms for view in term.views} | named | gated))
 
     @property
+    def main_view(self) -> str | None:
+        """The view that the student is compared with first: `teacher`, or else the first that a term learns from."""
+        learned = [view for term in self.terms for view in term.views]
+        return "teacher" if "teacher" in learned else next(iter(learned), None)
+
+    @property
     def exact_views(self) -> tuple[str, ...]:
         """The views whose ids and tails it reads, as numbers: tails may not be derived from a rounded sum."""
         return tuple(sorted({view for term in self.terms if term.reads_ids for view in term.views}))

@@ -90,7 +90,7 @@ def render(facts: Facts, title: str) -> str:
     figures = {
         "accuracy": plots.accuracy(facts.metrics),
         "loss": plots.by_step(distilled, "loss", "loss"),
-        "kl": plots.by_step(distilled, "kl", "KL to the target, nats per token"),
+        "kl": plots.by_step(distilled, "kl", "KL to the view, nats per token"),
         "mass": plots.by_step(distilled, "support_mass", "probability on the support"),
         "validation": plots.by_step(facts.validations, "validation_kl", "validation KL, nats per token", markers=True),
         "sft": plots.by_step({"r0": facts.histories.get("r0", {})}, "loss", "loss, nats per token"),

@@ -109,33 +109,34 @@ class Distillation(lightning.LightningModule):
         """One optimiser step over all its packs."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
-        means: dict[str, Tensor] = {}
+        step_loss, totals = torch.zeros((), device=self.device), dict[str, Tensor]()
         devices = self.trainer.world_size
         for pack, columns in packs:
             answer = self.student(pack, self.objective.ask(pack.sampled_ids, columns))
             loss, seen = self.objective.loss(answer, columns)
             self.manual_backward(loss * devices)  # DDP and FSDP2 take the mean over devices
-            for name, value in {"loss": loss.detach().unsqueeze(0), **seen}.items():
-                weight = 1.0 if name == "loss" else columns.weights["token_mean"]
-                means[name] = means.get(name, value.new_zeros(())) + (value * weight).sum()
+            step_loss = step_loss + loss.detach()
+            for name, total in diagnostics.totals(seen, columns.weights["token_mean"]).items():
+                totals[name] = totals.get(name, 0) + total
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.run.settings.clip)
         if devices > 1:
-            means = {name: self.trainer.strategy.reduce(value, reduce_op="sum") for name, value in means.items()}
+            step_loss = self.trainer.strategy.reduce(step_loss, reduce_op="sum")
+            totals = {name: self.trainer.strategy.reduce(total, reduce_op="sum") for name, total in totals.items()}
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
         rate = scheduler.get_last_lr()[0]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         scheduler.step()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue, reportOptionalMemberAccess]
         row = {"step": len(self.history) + 1, "learning_rate": rate, "gradient_norm": float(norm)}
-        row |= {name: float(value) for name, value in means.items()}
-        self.history.append(row | diagnostics.of_step(row))
-        self._warn(self.history[-1])
+        self.history.append(row | {"loss": float(step_loss)} | diagnostics.of_step(totals))
+        self._warn()
 
-    def _warn(self, row: dict[str, float]) -> None:
-        """Say once of each sign of a collapse that it shows."""
-        for alarm in diagnostics.alarms(self.run.recipe, row):
+    def _warn(self) -> None:
+        """Say once of each sign of a collapse that the history shows."""
+        start, now = self.history[: diagnostics.SPAN], self.history[-diagnostics.SPAN :]
+        for alarm in diagnostics.alarms(self.run.recipe, start, now):
             if alarm.name not in self.alarmed:
                 self.alarmed.add(alarm.name)
-                log.warning("step %d: %s", row["step"], alarm.text)
+                log.warning("step %d: %s", len(self.history), alarm.text)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         """Take this device's share; Lightning would take apart what it does not know."""

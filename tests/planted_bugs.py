@@ -335,6 +335,20 @@ PLANTS = [
         (DERIVED,),
     ),
     Plant(
+        "rows without a score in the mean",
+        "columns.py",
+        "return (self.ids >= 0).any(dim=-1) | (self.outcomes.tail < 0) | (self.sampled < 0)",
+        "return self.sampled <= 0",
+        ("tests/test_diagnostics.py",),
+    ),
+    Plant(
+        "mean over all tokens",
+        f"{OBJECTIVES}/diagnostics.py",
+        "(weights * ~values.isnan()).sum()",
+        "weights.sum()",
+        ("tests/test_diagnostics.py",),
+    ),
+    Plant(
         "temperature lost on the way back",
         "head_gradient.py",
         "one * (output.scale / ask.temperature) for",

@@ -189,7 +189,7 @@ HOW = params.Training(steps=1, batch=4, learning_rate=1.0)
 SCORE = {"tail": "exact", "entropies": True, "support": {"top_k": 4, "mass": None, "min_k": 1}, "asked": []}
 
 
-def with_identity(made, tmp_path, scores=SCORE, sampling=None, samples=3, **rollouts):
+def with_identity(made, tmp_path, scores=SCORE, sampling=None, samples=3):
     """The first shard, its footers changed."""
     shard = made[0][0]
     changed = tmp_path / "rollouts.parquet"
@@ -223,6 +223,31 @@ def test_shards_that_lack_what_a_recipe_reads_are_refused(made, tmp_path, recipe
     with pytest.raises(ShardError, match=f"(?s)train.objective `{recipe}`|{told}") as refused:
         needs.check(recipes.load(recipe), with_identity(made, tmp_path, **change), HOW)
     assert all(part in str(refused.value) for part in told.split(".*"))
+
+
+@pytest.mark.parametrize(("far", "is_told"), [(40.0, True), (5.5, False)])
+def test_a_few_far_tokens_that_lead_the_gradient_are_told_before_training(made, tmp_path, caplog, far, is_told):
+    """Every token a nat from the view, and the first of each row `far` nats."""
+    (shard,) = with_identity(made, tmp_path)
+    of_view = [row["sampled_logprobs"] for row in shards.read(shard.scores["teacher"], shards.SCORES).to_pylist()]
+    written = [[row[0] - far, *(value - 1 for value in row[1:])] for row in of_view]
+    identity = shards.about(shard.rollouts)["identity"]
+    rewritten(shard.rollouts, shards.ROLLOUTS, identity, behaviour_logprobs=written)
+    near = sum(len(row) - 1 for row in of_view)
+    share = far**2 * len(of_view) / (far**2 * len(of_view) + near)
+    assert (share > 0.9) == is_told
+    needs.check(recipes.load("lightning"), [shard], HOW)
+    needs.check(recipes.load("lightning_ratio"), [shard], HOW)
+    told = [f"{share:.0%} of the squared log-ratios are of tokens over 5 nats apart"] if is_told else []
+    assert [record.message.split(":")[0] for record in caplog.records] == told
+
+
+def test_a_view_that_keeps_fewer_ids_than_a_recipe_takes_is_told_of(made, tmp_path, caplog):
+    needs.check(recipes.load("eopd"), with_identity(made, tmp_path), HOW)
+    assert "`eopd` takes the 16 likeliest ids of view `teacher`, which keeps 4" in caplog.text
+    caplog.clear()
+    needs.check(recipes.load("eopd"), with_identity(made, tmp_path, support(top_k=16)), HOW)
+    assert not caplog.records
 
 
 def test_domains_without_a_view_are_refused(made):

@@ -7,20 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pipeline import axes, head
 from pipeline.columns import Columns, Target
 from pipeline.objectives import divergences, ratios, weighing
+from pipeline.objectives.composed import compose
 from pipeline.objectives.outcomes import Outcomes, contains, gathered, places
 from pipeline.objectives.targets import extrapolation_bound
 from pipeline.recipes import Recipe
+from pipeline.terms import Term
 
 FAR = 5.0
 """Nats: log-ratios beyond it are of tokens that one side finds a hundred times likelier than the other."""
 
 QUARTERS = 4
+
+SPAN = 10
+"""Optimiser steps at the beginning of a run, and now, whose means are compared where single batches say little."""
 
 
 @torch.no_grad()
@@ -28,6 +33,9 @@ def of_tokens(
     recipe: Recipe, student: head.Answer, ids: Int[Tensor, "token k"] | None, columns: Columns
 ) -> dict[str, Float[Tensor, " token"]]:
     """Per-token numbers whose means over a step say how far student and views are apart, and where.
+
+    Those of the recipe's main view have names of their own, those of others begin with the view's. NaN is where there
+    is nothing to say: rows that a view has not scored, ratios to a model that is not the student.
 
     Args:
         recipe: the objective.
@@ -37,18 +45,32 @@ def of_tokens(
     """
     found = {"nll": -student.sampled}
     for view, target in columns.targets.items():
-        name = "" if view == "teacher" else f"{view}_"
+        name = "" if view == recipe.main_view else f"{view}_"
         seen = _of_view(student, target, ids if view in recipe.exact_views else None, columns)
         if view in recipe.entropy_views and student.entropy is not None and target.entropy is not None:
             seen["entropy_gap"] = (target.entropy - student.entropy).abs()
-        found |= {f"{name}{key}": value for key, value in seen.items()}
+        found |= {f"{name}{key}": _where(target.is_scored, value) for key, value in seen.items()}
     for term in recipe.terms:
         if isinstance(term.target, axes.Extrapolation):
             found["past_cliff"] = _past_cliff(term.target, columns)
     if "sampling_logprobs" in columns.facts:
         ratio = ratios.importance(student.sampled, columns.facts["sampling_logprobs"], None)
+        ratio = _where(_is_of("student", columns), ratio)
         found |= {"ratio": ratio, "ratio_squared": ratio**2}
-    return found
+    by_term = [_clipped(term, student.sampled, columns) for term in recipe.terms]
+    clipped = [each for each in by_term if each is not None]
+    return found | ({"clip_rate": torch.stack(clipped).amax(dim=0)} if clipped else {})
+
+
+def _where(is_known: Bool[Tensor, " token"], values: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
+    return values.masked_fill(~is_known, torch.nan)
+
+
+def _is_of(source: str, columns: Columns) -> Bool[Tensor, " token"]:
+    """Whose responses they are; where there are no others, the student's."""
+    if f"source={source}" in columns.facts:
+        return columns.facts[f"source={source}"] > 0
+    return torch.full_like(columns.weights["token_mean"], source == "student", dtype=torch.bool)
 
 
 def _of_view(student: head.Answer, target: Target, ids: Tensor | None, columns: Columns) -> dict[str, Tensor]:
@@ -61,13 +83,29 @@ def _of_view(student: head.Answer, target: Target, ids: Tensor | None, columns: 
     kl = divergences.reverse_kl(own, target.outcomes)
     found |= {"kl": kl, "support_mass": own.mass, "target_mass": target.outcomes.mass}
     quarter = (QUARTERS * weighing.share_of_response(columns)).long()
-    # Times four, since a quarter of every response is in each: the mean over a step is then that quarter's own.
-    found |= {f"kl_quarter_{number + 1}": QUARTERS * kl * (quarter == number) for number in range(QUARTERS)}
-    if student.top_ids.shape[-1]:
-        is_shared = contains(student.top_ids, target.ids)
+    found |= {f"kl_quarter_{number + 1}": _where(quarter == number, kl) for number in range(QUARTERS)}
+    if k := student.top_ids.shape[-1]:
+        is_shared = contains(student.top_ids, target.ids[:, :k])
         found["overlap"] = is_shared.to(kl.dtype).mean(dim=-1)
         found["overlap_mass"] = (student.top_logprobs.exp() * is_shared).sum(dim=-1)
     return found
+
+
+def _clipped(term: Term, sampled: Float[Tensor, " token"], columns: Columns) -> Float[Tensor, " token"] | None:
+    """1 where a bound of the term's ratio or advantage holds a token back, else 0; None where it has no bound."""
+    is_out: list[Tensor] = []
+    if term.ratio is not None:
+        ratio = ratios.importance(sampled, columns.facts["sampling_logprobs"], None)
+        low, high = term.ratio.bounds
+        is_out.append((ratio < low) | (ratio > high))
+    if term.has_target and (term.advantage_clip is not None or term.advantage_floor is not None):
+        advantage = compose(term, columns).target.sampled - sampled
+        highest = torch.inf if term.advantage_clip is None else term.advantage_clip
+        lowest = max(-highest, -torch.inf if term.advantage_floor is None else term.advantage_floor)
+        is_out.append((advantage < lowest) | (advantage > highest))
+    if not is_out:
+        return None
+    return (torch.stack(is_out).any(dim=0) & _is_of(term.source, columns)).to(sampled.dtype)
 
 
 def _past_cliff(extrapolation: axes.Extrapolation, columns: Columns) -> Float[Tensor, " token"]:
@@ -79,14 +117,27 @@ def _past_cliff(extrapolation: axes.Extrapolation, columns: Columns) -> Float[Te
     return (at_reference.any(dim=-1) & (extrapolation.factor > bound)).to(view.sampled.dtype)
 
 
-def of_step(means: Mapping[str, float]) -> dict[str, float]:
-    """What is no mean over tokens: effective sample size, and the share of the squared log-ratios that is far out."""
-    found = {}
+def totals(
+    seen: Mapping[str, Float[Tensor, " token"]], weights: Float[Tensor, " token"]
+) -> dict[str, Float[Tensor, "2"]]:
+    """Of each number its sum over the tokens that have one, and what those weigh: packs and devices add up."""
+    return {
+        name: torch.stack([(values.nan_to_num() * weights).sum(), (weights * ~values.isnan()).sum()])
+        for name, values in seen.items()
+    }
+
+
+def of_step(totals: Mapping[str, Float[Tensor, "2"]]) -> dict[str, float]:
+    """The means of a step, and what is no mean over tokens.
+
+    That is the effective sample size as a share of the tokens, and the share of the squared log-ratios that is far out.
+    """
+    means = {name: float(total / weight) for name, (total, weight) in totals.items() if weight > 0}
     if "ratio" in means:
-        found["effective_share"] = means["ratio"] ** 2 / max(means["ratio_squared"], 1e-30)
+        means["effective_share"] = means["ratio"] ** 2 / max(means["ratio_squared"], 1e-30)
     if "square" in means:
-        found["far_share"] = means["far_square"] / max(means["square"], 1e-30)
-    return found
+        means["far_share"] = means["far_square"] / max(means["square"], 1e-30)
+    return means
 
 
 @dataclass(frozen=True)
@@ -100,37 +151,58 @@ class Alarm:
 def first_alarms(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> list[tuple[int, Alarm]]:
     """Each sign that a run showed, with the first step that did."""
     found: dict[str, tuple[int, Alarm]] = {}
-    for row in history:
-        for alarm in alarms(recipe, row):
+    for number, row in enumerate(history, start=1):
+        for alarm in alarms(recipe, history[:SPAN], history[max(0, number - SPAN) : number]):
             found.setdefault(alarm.name, (int(row["step"]), alarm))
     return list(found.values())
 
 
-def alarms(recipe: Recipe, row: Mapping[str, float]) -> list[Alarm]:
-    """The signs that a step shows.
+def alarms(recipe: Recipe, start: Sequence[Mapping[str, float]], now: Sequence[Mapping[str, float]]) -> list[Alarm]:
+    """The signs that the latest step shows, or the last `SPAN` steps against the first.
 
     Args:
         recipe: the objective.
-        row: of the step, means over its tokens and what `of_step` adds.
+        start: the first steps of the run, as `of_step` has them.
+        now: its latest steps.
     """
-    found = []
+    row, found = now[-1], []
     if row.get("effective_share", 1.0) < 0.5:
         text = f"the ratios leave {row['effective_share']:.0%} of the tokens to learn from: refresh the rollouts"
         found.append(Alarm("stale", f"{text} (alarm below 50 %)."))
     if row.get("support_mass", 1.0) < 0.9 * row.get("target_mass", 0.0):
-        text = f"the student gives the kept ids {row['support_mass']:.3f}, the teacher {row['target_mass']:.3f}"
-        found.append(Alarm("mass", f"{text}: probability leaves them (alarm below 90 % of the teacher's)."))
-    first, last = row.get("kl_quarter_1", 0.0), row.get("kl_quarter_4", 0.0)
-    if last > 4 * first > 0:
-        text = f"KL is {last:.3f} in the last quarter of responses, {first:.3f} in the first"
-        found.append(Alarm("suffix", f"{text}: collapse begins at the end (alarm above four times)."))
+        text = f"the student gives the kept ids {row['support_mass']:.3f}, the view {row['target_mass']:.3f}"
+        found.append(Alarm("mass", f"{text}: probability leaves them (alarm below 90 % of the view's)."))
     if row.get("past_cliff", 0.0) > 0.01:
         text = f"the factor is past the extrapolation cliff at {row['past_cliff']:.1%} of the tokens"
         found.append(Alarm("cliff", f"{text}: formats may break (arXiv:2605.08737; alarm above 1 %)."))
-    plain = [term for term in recipe.terms if term.estimator == "policy_gradient" and term.ratio is None]
-    if any(term.has_target for term in plain) and row.get("far_share", 0.0) > 0.9:
-        text = f"{row['far_share']:.0%} of the squared log-ratios are of tokens over {FAR:g} nats apart"
-        found.append(
-            Alarm("far", f"{text}: without a ratio they lead the gradient; see `lightning_ratio` (alarm above 90 %).")
-        )
+    if is_led_by_far_tokens(recipe) and row.get("far_share", 0.0) > 0.9:
+        found.append(Alarm("far", f"{far_text(row['far_share'])} (alarm above 90 %)."))
+    return found + _rising(start, now)
+
+
+def _rising(start: Sequence[Mapping[str, float]], now: Sequence[Mapping[str, float]]) -> list[Alarm]:
+    """Signs that training leads away from the view, or did so first where responses end."""
+    if len(start) < SPAN or len(now) < SPAN or now[0]["step"] <= start[-1]["step"]:
+        return []
+    found = []
+    for name, key, where in (("rising", "kl", ""), ("suffix", "kl_quarter_4", " in the last quarter of responses")):
+        if all(key in row for row in (*start, *now)):
+            before, after = (sum(row[key] for row in rows) / len(rows) for rows in (start, now))
+            if after > 2 * before:
+                text = f"KL to the view rose from {before:.3f} to {after:.3f} nats per token{where}"
+                found.append(Alarm(name, f"{text} (means of {SPAN} steps; alarm where it doubles)."))
     return found
+
+
+def is_led_by_far_tokens(recipe: Recipe) -> bool:
+    """Whether some term weighs a token by its log-ratio, with nothing that holds it back."""
+    plain = [term for term in recipe.terms if term.estimator == "policy_gradient" and term.ratio is None]
+    return any(term.has_target for term in plain)
+
+
+def far_text(share: float) -> str:
+    """What a share of the squared log-ratios says of a term without a ratio."""
+    return (
+        f"{share:.0%} of the squared log-ratios are of tokens over {FAR:g} nats apart: without a ratio they lead the "
+        "gradient; see `lightning_ratio`"
+    )

@@ -5,6 +5,7 @@ checkpoint is found, not trained again.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -170,13 +171,15 @@ def _check_teacher(path: Path, start: models.Model, sft_teacher: dict[str, str],
 
 
 def _split(sources: "list[Shard]", prompts: Path) -> "tuple[list[Shard], list[Shard]]":
-    """The shards to train on, and the held-out one."""
-    held_out = []
+    """The shards to train on, and the held-out one with the view that validation reads."""
+    trained, held_out = [], []
     for source in sources:
         column = shards.read(prompts / source.rollouts.name, shards.PROMPTS, ["split"]).column("split")
         if column[0].as_py() == "validation":
-            held_out.append(source)
-    return [source for source in sources if source not in held_out], held_out
+            held_out.append(replace(source, scores={"teacher": source.scores["teacher"]}))
+        else:
+            trained.append(source)
+    return trained, held_out
 
 
 def main(

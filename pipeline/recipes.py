@@ -101,6 +101,10 @@ class Recipe(Settings):
         """Whether each of the student's responses needs one of the teacher's to the same prompt beside it."""
         return any(term.estimator == "preference" for term in self.terms)
 
+    def told(self, view: str) -> str:
+        """A view and what it has to be, for errors."""
+        return f"the view `{view}`" + (f" ({self.needs[view]})" if view in self.needs else "")
+
     @property
     def reads(self) -> frozenset[str]:
         """The facts of rows and tokens that it reads besides views: names of `Columns.facts`, and their sources."""
@@ -163,10 +167,10 @@ def load(objective: str | Mapping[str, Any]) -> Recipe:
     """
     if isinstance(objective, str):
         if objective not in names():
-            raise SettingsError(f"train.objective: no recipe `{objective}`; there are {', '.join(names())}.")
+            raise SettingsError(f"no recipe `{objective}`; there are {', '.join(names())}.")
         with resources.as_file(resources.files("pipeline") / "recipes" / f"{objective}.yaml") as path:
             facts = {"name": objective, **read_yaml(path)}
     else:
         own = {"name": "own", "paper": "", "description": "", "fidelity": {"level": "full", "note": "written out"}}
         facts = {**own, **objective}
-    return checked(Recipe, f"train.objective `{facts['name']}`", facts)
+    return checked(Recipe, f"recipe `{facts['name']}`", facts)

@@ -57,6 +57,11 @@ class Recipe(Settings):
         return tuple(sorted({view for term in self.terms for view in term.views} | named | gated))
 
     @property
+    def learned_views(self) -> tuple[str, ...]:
+        """The views that a term learns towards, references left out."""
+        return tuple(sorted({view for term in self.terms for view in term.learned_views}))
+
+    @property
     def exact_views(self) -> tuple[str, ...]:
         """The views whose ids and tails it reads, as numbers: tails may not be derived from a rounded sum."""
         return tuple(sorted({view for term in self.terms if term.reads_ids for view in term.views}))

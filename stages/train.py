@@ -52,7 +52,7 @@ def run(
         for path in shards.in_order(rollouts, "refresh")
     ]
     for source in sources:
-        for view in recipe.views:
+        for view in recipe.learned_views:
             _check_teacher(source.scores[view], start, sft_teacher, settings)
     trained, held_out = _split(sources, prompts)
     learned = _of_student(trained, recipe, prompts, graded)
@@ -147,7 +147,7 @@ def _teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> 
 
 
 def _check_teacher(path: Path, start: models.Model, sft_teacher: dict[str, str], settings: params.Train) -> None:
-    """Refuse another teacher; the student itself, in another context or as the reference, is none."""
+    """Refuse another teacher; the student itself, in another context, is none."""
     scorer = lineage.of_scores(path)
     if scorer["weights"] != start.weights:
         lineage.check(sft_teacher, scorer, str(path), settings.allow_sft_teacher, "train")

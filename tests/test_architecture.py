@@ -180,8 +180,10 @@ def identities(tmp_path):
                 return prompts_stage.identity([prompt])
             case "score" | "score_teacher":
                 return [scored("hf"), scored("vllm")]
-            case "sft" | "train":
-                return trained("sft" if entry == "sft" else "topk_reverse_kl")
+            case "sft":
+                return trained("sft")
+            case "train":  # with and without derived columns
+                return [trained("kat"), trained("topk_reverse_kl")]
             case "report":
                 return []
         return [written("hf"), written("vllm")]

@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 
 from pipeline import command, params
 from pipeline.errors import PotstillError
+from pipeline.settings import checked
 from pipeline.store import Store
 
 T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -99,13 +100,18 @@ class Run:
 
 
 def prepare(project: Path, settings: Path, targets: Sequence[str]) -> None:
-    """Run the DAG as the settings say, up to some stages, in a clone of this repository as it is committed."""
+    """Run the DAG as the settings say, up to some stages, in a clone of this repository."""
+    clone(project)
+    (project / "params.yaml").write_bytes(settings.read_bytes())
+    repro(project, *targets)
+
+
+def clone(project: Path) -> None:
+    """Bring a clone of this repository to the commit checked out here; what was made in it stays."""
     if not project.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(project)], check=True)
     subprocess.run(["git", "fetch", "--quiet", "origin", "HEAD"], cwd=project, check=True)
     subprocess.run(["git", "checkout", "--quiet", "--force", "FETCH_HEAD"], cwd=project, check=True)
-    (project / "params.yaml").write_bytes(settings.read_bytes())
-    repro(project, *targets)
 
 
 def repro(project: Path, *targets: str) -> None:
@@ -161,11 +167,11 @@ def _train(run: Run, settings: params.Params, machine: params.Machine, store: St
 
     paths = {name: Path(path) for name, path in asdict(run.folders).items()}
     changed = settings.train.model_dump() | dict(run.changes) | {"objective": run.objective, "seed": run.seed}
-    how = params.Train.model_validate(changed)
     if run.objective == "sft":
-        shared = params.Sft.model_validate(how.model_dump(include=set(params.Training.model_fields)))
+        shared = checked(params.Sft, run.name, {name: changed[name] for name in params.Training.model_fields})
         student, rollouts, graded = (paths[name] for name in ("student", "teacher_rollouts", "teacher_grades"))
         return sft.run(shared, machine, store, student, Path("data/models/teacher.json"), rollouts, graded, out, [])
+    how = checked(params.Train, run.name, changed)
     return train.run(
         how, machine, store, paths["student"], paths["prompts"], paths["teacher_rollouts"], paths["teacher_grades"],
         paths["rollouts"], paths["grades"], paths["teacher_scores"], paths["view_scores"],

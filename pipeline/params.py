@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator
 
-from pipeline import settings
+from pipeline import recipes, settings
+from pipeline.errors import SettingsError
 from pipeline.model_settings import Engine, Models, Sampling, Training
 from pipeline.prompt_settings import Prompts
 from pipeline.settings import Name, NonNegative, Positive, PositiveFloat, Settings, Share
@@ -129,21 +130,38 @@ class Score(Engine):
         return self
 
 
-def _named_or_written_out(objective: Any) -> Any:
+def _trainable(objective: Any) -> Any:
+    """Refuse what is no recipe, and a recipe that learns from nothing that this stage has."""
     if not isinstance(objective, str | dict):
         raise ValueError(f"expected a recipe's name, or a recipe written out, found {objective!r}")
+    try:
+        recipe = recipes.load(objective)
+    except SettingsError as error:
+        raise ValueError(str(error).replace("\n", "\n  ")) from None
+    if "student" not in recipe.sources:
+        raise ValueError(f"`{recipe.name}` has no term on the student's own responses. Use it in `sft`.")
+    if "gold" in recipe.sources:
+        raise ValueError(
+            f"`{recipe.name}` has a term with `source: gold`; the pipeline has no gold responses. Take "
+            "`source: teacher`, its correct ones with `{kind: where, fact: correct}`."
+        )
     return objective
 
 
 class Train(Training):
     """Settings of train."""
 
-    objective: Annotated[str | dict[str, Any], BeforeValidator(_named_or_written_out)]
+    objective: Annotated[str | dict[str, Any], BeforeValidator(_trainable)]
     """A recipe's name (`potstill recipes` lists them), or a recipe written out."""
     validate_every: NonNegative = 0
     """Steps between two measurements of the KL on the held-out bucket; 0: only before and after."""
     allow_sft_teacher: str | None = None
     """As score.allow_sft_teacher."""
+
+    @property
+    def recipe(self) -> recipes.Recipe:
+        """The objective, read."""
+        return recipes.load(self.objective)
 
 
 class Evaluate(Engine):
@@ -207,6 +225,21 @@ class Params(Settings):
             raise ValueError(
                 f"score.views.{asks[0]}.support.behaviour needs the ids that the student found likeliest: "
                 "set refresh.behaviour_top_k"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_has_its_views(self) -> Self:
+        recipe, views = self.train.recipe, self.score.views
+        if missing := [view for view in recipe.views if view not in views]:
+            raise ValueError(
+                f"train.objective `{recipe.name}` needs {recipe.told(missing[0])}: name it in score.views, where "
+                f"{', '.join(sorted(views))} are"
+            )
+        if unscored := [view for view in recipe.teacher_views if not views[view].teacher_rollouts]:
+            raise ValueError(
+                f"train.objective `{recipe.name}` needs {recipe.told(unscored[0])} over the teacher's own responses, "
+                f"too: set `score.views.{unscored[0]}.teacher_rollouts: true`"
             )
         return self
 

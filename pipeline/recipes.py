@@ -57,10 +57,14 @@ class Recipe(Settings):
         return tuple(sorted({view for term in self.terms for view in term.views} | named | gated))
 
     @property
+    def learned_views(self) -> tuple[str, ...]:
+        """The views that a term learns towards, references left out."""
+        return tuple(sorted({view for term in self.terms for view in term.learned_views}))
+
+    @property
     def main_view(self) -> str | None:
-        """The view that the student is compared with first: `teacher`, or else the first that a term learns from."""
-        learned = [view for term in self.terms for view in term.views]
-        return "teacher" if "teacher" in learned else next(iter(learned), None)
+        """The view that the student is compared with first: `teacher`, or else another that a term learns towards."""
+        return "teacher" if "teacher" in self.learned_views else next(iter(self.learned_views), None)
 
     @property
     def exact_views(self) -> tuple[str, ...]:
@@ -106,6 +110,10 @@ class Recipe(Settings):
     def is_paired(self) -> bool:
         """Whether each of the student's responses needs one of the teacher's to the same prompt beside it."""
         return any(term.estimator == "preference" for term in self.terms)
+
+    def told(self, view: str) -> str:
+        """A view and what it has to be, for errors."""
+        return f"the view `{view}`" + (f" ({self.needs[view]})" if view in self.needs else "")
 
     @property
     def reads(self) -> frozenset[str]:
@@ -171,10 +179,10 @@ def load(objective: str | Mapping[str, Any]) -> Recipe:
     """
     if isinstance(objective, str):
         if objective not in names():
-            raise SettingsError(f"train.objective: no recipe `{objective}`; there are {', '.join(names())}.")
+            raise SettingsError(f"no recipe `{objective}`; there are {', '.join(names())}.")
         with resources.as_file(resources.files("pipeline") / "recipes" / f"{objective}.yaml") as path:
             facts = {"name": objective, **read_yaml(path)}
     else:
         own = {"name": "own", "paper": "", "description": "", "fidelity": {"level": "full", "note": "written out"}}
         facts = {**own, **objective}
-    return checked(Recipe, f"train.objective `{facts['name']}`", facts)
+    return checked(Recipe, f"recipe `{facts['name']}`", facts)

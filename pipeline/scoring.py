@@ -10,8 +10,7 @@ import pyarrow as pa
 
 from pipeline import contexts, hashing, list_columns, models, params, rollouts, shards, view_settings
 from pipeline.contexts import Bucket, Contexts
-from pipeline.engines import Engine, Progress, Scored, Support
-from pipeline.made_with import versions
+from pipeline.engines import Engine, Progress, Support, ToScore
 
 VERSION = 1  # raise it when a score would change; older shards are then scored again
 
@@ -76,7 +75,7 @@ def write(path: Path, identity: Mapping[str, Any], job: Job, engine: Engine, pro
     asked = [
         shards.groups(other, shards.SCORES, ("rollout_id", "support_ids", "own", "skipped")) for other in job.asked
     ]
-    made_with = {**versions(*rollouts.LIBRARIES[identity["engine"]["engine"]]), "model": job.model.name}
+    made_with = {**rollouts.libraries(identity["engine"]["engine"]), "model": job.model.name}
     with shards.Writer(path, shards.SCORES, dict(identity), made_with) as writer:
         told = Contexts(job.bucket, job.view, job.model)
         for group in shards.groups(job.bucket.rollouts, shards.ROLLOUTS, columns):
@@ -98,7 +97,7 @@ def _score(
     here = [row for row, context in enumerate(before) if not isinstance(context, str)]
     tables = []
     if here:
-        sequences = [Scored(before[row], responses[row], None if wanted is None else wanted[row]) for row in here]  # pyright: ignore[reportArgumentType]
+        sequences = [ToScore(before[row], responses[row], None if wanted is None else wanted[row]) for row in here]  # pyright: ignore[reportArgumentType]
         scores = engine.score(sequences, support, progress)
         hashes = [hashing.digest(np.asarray(before[row], "<i4").tobytes()) for row in here]
         tables.append(shards.score_table([ids[row] for row in here], responses.lengths[here], scores, hashes))

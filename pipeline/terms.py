@@ -194,6 +194,13 @@ class Term(Settings):
         return () if self.view is None else (self.view,)
 
     @property
+    def learned_views(self) -> tuple[str, ...]:
+        """Of these, the views that it learns towards: not what it only compares with."""
+        if self.estimator == "preference":
+            return ()
+        return (self.target.view,) if isinstance(self.target, Extrapolation | Contrast) else self.views
+
+    @property
     def reads_ids(self) -> bool:
         """Whether it reads the views' ids and tails, not the sampled token alone."""
         mixes = isinstance(self.target, Mixture)  # whose normaliser is a sum over the outcomes

@@ -5,6 +5,7 @@ checkpoint is found, not trained again.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +13,12 @@ import typer
 
 from pipeline import command, lineage, models, params, shards
 from pipeline.command import Made
-from pipeline.errors import SettingsError, ShardError
+from pipeline.errors import ShardError
+from pipeline.recipes import Recipe
 from pipeline.store import Store
 
-if TYPE_CHECKING:  # these bring torch, for which `--help` need not wait
+if TYPE_CHECKING:  # brings torch, for which `--help` need not wait
     from pipeline.loading import Shard
-    from pipeline.recipes import Recipe
 
 VERSION = 1  # raise it when equal shards and settings would give another student
 log = logging.getLogger("train")
@@ -39,12 +40,11 @@ def run(
     out: Path,
 ) -> Made:
     """Train a round's student, or find it."""
-    from pipeline import checkpoints, needs, recipes, training
+    from pipeline import checkpoints, needs, training
     from pipeline.loading import Rows, Shard
 
     start, sft_teacher = models.read(student), lineage.of_checkpoint(student)
-    recipe = recipes.load(settings.objective)
-    _check(recipe)
+    recipe = settings.recipe
     views = {*recipe.views, "teacher"}
     folders = {view: teacher_scores if view == "teacher" else view_scores / view for view in views}
     sources = [
@@ -52,7 +52,7 @@ def run(
         for path in shards.in_order(rollouts, "refresh")
     ]
     for source in sources:
-        for view in recipe.views:
+        for view in recipe.learned_views:
             _check_teacher(source.scores[view], start, sft_teacher, settings)
     trained, held_out = _split(sources, prompts)
     learned = _of_student(trained, recipe, prompts, graded)
@@ -80,10 +80,10 @@ def run(
     about = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(student)}}
     obtained = checkpoints.obtain(store, out, identity, start, plan, about, start.eos_ids)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, student)
-    return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
+    return Made.of_each(obtained)
 
 
-def _of_student(trained: "list[Shard]", recipe: "Recipe", prompts: Path, graded: Path) -> "list[Shard]":
+def _of_student(trained: "list[Shard]", recipe: Recipe, prompts: Path, graded: Path) -> "list[Shard]":
     """The round's shards with what the recipe reads of them.
 
     The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
@@ -102,7 +102,7 @@ def _of_student(trained: "list[Shard]", recipe: "Recipe", prompts: Path, graded:
     ]
 
 
-def _of_teacher(rollouts: Path, recipe: "Recipe", graded: Path, scores: Path) -> "list[Shard]":
+def _of_teacher(rollouts: Path, recipe: Recipe, graded: Path, scores: Path) -> "list[Shard]":
     """The same of the teacher's own responses."""
     from pipeline import facts
     from pipeline.loading import Shard
@@ -123,60 +123,46 @@ def _name(source: "Shard") -> str:
     return source.rollouts.name if source.source == "student" else f"{source.source}/{source.rollouts.name}"
 
 
-def _check(recipe: "Recipe") -> None:
-    if "student" not in recipe.sources:
-        raise SettingsError(
-            f"train.objective `{recipe.name}` has no term on the student's own responses. Use it in `sft`."
-        )
-    if "gold" in recipe.sources:
-        raise SettingsError(
-            f"train.objective `{recipe.name}` has a term with `source: gold`; the pipeline has no gold responses. Take "
-            "`source: teacher`, its correct ones with `{kind: where, fact: correct}`."
-        )
-
-
-def _scores(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
+def _scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
     """A view's scores of a shard; missing ones are refused."""
     path = folder / rollouts.name
     if not path.exists():
         raise ShardError(
-            f"{path} is missing: train.objective `{recipe.name}` needs the view `{view}`{_told(recipe, view)}. Name it "
+            f"{path} is missing: train.objective `{recipe.name}` needs {recipe.told(view)}. Name it "
             "in score.views and run `dvc repro score`."
         )
     return path
 
 
-def _teacher_scores(folder: Path, view: str, rollouts: Path, recipe: "Recipe") -> Path:
+def _teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
     """A view's scores of a shard of the teacher's own responses; missing ones are refused."""
     path = folder / rollouts.name
     if not path.exists():
         raise ShardError(
-            f"{path} is missing: train.objective `{recipe.name}` needs the view `{view}`{_told(recipe, view)} over the "
+            f"{path} is missing: train.objective `{recipe.name}` needs {recipe.told(view)} over the "
             f"teacher's own responses, too. Set `score.views.{view}.teacher_rollouts: true` and run "
             "`dvc repro score_teacher`."
         )
     return path
 
 
-def _told(recipe: "Recipe", view: str) -> str:
-    return f" ({recipe.needs[view]})" if view in recipe.needs else ""
-
-
 def _check_teacher(path: Path, start: models.Model, sft_teacher: dict[str, str], settings: params.Train) -> None:
-    """Refuse another teacher; the student itself, in another context or as the reference, is none."""
+    """Refuse another teacher; the student itself, in another context, is none."""
     scorer = lineage.of_scores(path)
     if scorer["weights"] != start.weights:
         lineage.check(sft_teacher, scorer, str(path), settings.allow_sft_teacher, "train")
 
 
 def _split(sources: "list[Shard]", prompts: Path) -> "tuple[list[Shard], list[Shard]]":
-    """The shards to train on, and the held-out one."""
-    held_out = []
+    """The shards to train on, and the held-out one with the view that validation reads."""
+    trained, held_out = [], []
     for source in sources:
         column = shards.read(prompts / source.rollouts.name, shards.PROMPTS, ["split"]).column("split")
         if column[0].as_py() == "validation":
-            held_out.append(source)
-    return [source for source in sources if source not in held_out], held_out
+            held_out.append(replace(source, scores={"teacher": source.scores["teacher"]}))
+        else:
+            trained.append(source)
+    return trained, held_out
 
 
 def main(

@@ -47,6 +47,8 @@ def test_what_cannot_be_trained_says_why_and_stops_no_other(scored, monkeypatch)
     facts = runs.outcome(wanted("mopd"))
     assert set(facts) == {"name", "seed", "refused"}
     assert "needs the view `teacher_b`" in facts["refused"]
+    cut = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view", "tail": "truncate"}
+    assert "`truncate` is refused" in runs.outcome(Run("cut", {"terms": [cut]}, 0, {}))["refused"]
     monkeypatch.setattr("stages.train.run", lambda *_: 1 / 0)
     assert runs.outcome(wanted("gkd", 2))["failed"] == "ZeroDivisionError: division by zero"
 

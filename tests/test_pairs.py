@@ -132,8 +132,9 @@ def test_soda_trains_from_what_the_stages_made(project):
 
 
 def test_a_view_that_has_not_scored_the_teachers_responses_is_named(project):
-    dag.change(project, score__views__reference__teacher_rollouts=False)
+    dag.change(project, score__views__reference__teacher_rollouts=False, train__objective="topk_reverse_kl")
     dag.run(project, [*TO_SCORES, "score_teacher@r1"])
+    dag.change(project, score__views__reference__teacher_rollouts=True, train__objective="soda")
     told = r"of_teacher/reference/0000.\.parquet is missing: .* Set `score\.views\.reference\.teacher_rollouts: true`"
     with pytest.raises(ShardError, match=told):
         dag.run(project, ["train@r1"])

@@ -113,6 +113,34 @@ def test_nothing_is_converted(edited, old, new, told):
         edited((old, new))
 
 
+OBJECTIVE = "objective: topk_reverse_kl"
+
+
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        ("topk_reverse_lk", "train.objective: no recipe `topk_reverse_lk`; there are align_distil"),
+        ("{terms: [{estimator: nll, suport: own}]}", "train.objective: recipe `own` has 2 mistakes:\n    terms.0."),
+        ("sft", "train.objective: `sft` has no term on the student's own responses"),
+        ("{terms: [{estimator: nll, view: null, support: sampled}, {estimator: nll, view: null, support: sampled, "
+         "source: gold}]}", "train.objective: `own` has a term with `source: gold`"),
+        ("sdpo", "train.objective `sdpo` needs the view `hinted` (the student itself shown the hint"),
+    ],
+)  # fmt: skip
+def test_an_objective_that_cannot_be_trained_is_refused_by_every_stage(edited, objective, told):
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        edited((OBJECTIVE, f"objective: {objective}"))
+
+
+def test_a_view_of_the_teachers_responses_has_to_score_them(edited):
+    reference = "reference: {target: false, model: student, support: {top_k: 1}}"
+    soda = (OBJECTIVE, "objective: soda"), ("teacher: {support", f"{reference}, teacher: {{support")
+    with pytest.raises(SettingsError, match=r"set `score\.views\.reference\.teacher_rollouts: true`"):
+        edited(*soda)
+    scores_them = ("target: false", "target: false, teacher_rollouts: true")
+    assert edited(*soda, scores_them).train.recipe.teacher_views == ("reference",)
+
+
 def test_a_title_that_looks_like_a_date_is_a_title(edited):
     assert edited(("title: Sums", "title: 2026-01-02")).report.title == "2026-01-02"
 

@@ -147,7 +147,7 @@ def test_terms_that_do_not_fit_together_are_refused_with_a_reason(term, reason):
     ],
 )
 def test_an_objective_that_is_no_recipe_is_refused(objective, reason):
-    with pytest.raises(SettingsError, match=rf"(?s)train\.objective `own` has .*\n  {re.escape(reason)}") as refused:
+    with pytest.raises(SettingsError, match=rf"(?s)recipe `own` has .*\n  {re.escape(reason)}") as refused:
         recipes.load(objective)
     assert ("terms: " in str(refused.value)) == reason.startswith("terms: ")  # not of a list of wrong terms as well
 

@@ -218,9 +218,9 @@ def support(**more):
 )
 def test_shards_that_lack_what_a_recipe_reads_are_refused(made, tmp_path, recipe, change, told):
     needs.check(recipes.load(recipe), with_identity(made, tmp_path), HOW)
-    with pytest.raises(ShardError, match=f"(?s)train.objective `{recipe}`|{told}") as refused:
+    with pytest.raises(ShardError, match=told) as refused:
         needs.check(recipes.load(recipe), with_identity(made, tmp_path, **change), HOW)
-    assert all(part in str(refused.value) for part in told.split(".*"))
+    assert f"train.objective `{recipe}`" in str(refused.value)
 
 
 def test_domains_without_a_view_are_refused(made):

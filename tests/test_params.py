@@ -159,12 +159,8 @@ def context(written: str, *more: str) -> str:
         (VIEWS, f"{BY_PROMPT_LOGPROBS}, few: {{support: {{ids: [1]}}}}", "view `few` takes ids from elsewhere"),
         (TEACHER_VIEW, "teacher: {support: {ids: [3, 5, 3]}}", "`ids` names 3 more than once"),
         (TEACHER_VIEW, "teacher: {support: {ids: [-1]}}", "support.ids.0: expected greater than or equal to 0"),
-        (TEACHER_VIEW, context("hint", "hint_template: '{prompt}'"), "template: the template lacks {hint}"),
-        (
-            TEACHER_VIEW,
-            context("plain", "hint_template: '{prompt} {hint}'"),
-            "`hint_template` goes with `context: hint`",
-        ),
+        (TEACHER_VIEW, context("{kind: hint, template: '{prompt}'}"), "template: the template lacks {hint}"),
+        (TEACHER_VIEW, context("hint", "hint_template: '{prompt} {hint}'"), "teacher.hint_template: no such setting"),
         (TEACHER_VIEW, context("hints"), "teacher.context: expected one of 'plain', 'hint', 'prefix', 'sibling'"),
         (TEACHER_VIEW, context("{template: '{prompt}'}"), "score.views.teacher.context.kind: is missing"),
         (TEACHER_VIEW, context("{kind: prefix, share: 0.0}"), "share: expected greater than 0, found 0.0"),
@@ -200,7 +196,6 @@ def test_settings_of_a_source_that_do_something_are_welcome(edited, source):
     ("short", "long"),
     [
         (context("hint"), context(r'{kind: hint, template: "{prompt}\n\nHint: {hint}"}')),
-        (context("hint", "hint_template: '{hint} {prompt}'"), context("{kind: hint, template: '{hint} {prompt}'}")),
         (context("feedback"), context("{kind: feedback}")),
     ],
 )

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from pipeline import head, recipes
 from pipeline.columns import Columns, Target
@@ -12,6 +13,8 @@ from pipeline.errors import SettingsError
 from pipeline.objectives import divergences
 from pipeline.objectives.compiled import Objective
 from pipeline.objectives.outcomes import Outcomes
+from pipeline.settings import checked
+from pipeline.view_settings import View
 
 ANALYTIC = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}
 SAMPLED = {"estimator": "policy_gradient", "divergence": "reverse_kl", "support": "sampled"}
@@ -28,6 +31,15 @@ def test_every_shipped_recipe_says_what_it_is(name):
     assert recipe.fidelity.note
     assert recipe.equation
     assert set(recipe.needs) == set(recipe.views) - {"teacher"}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_settings_that_a_recipe_names_exist(name):
+    for text in recipes.load(name).needs.values():
+        for quoted in re.findall("`(.+?)`", text):
+            if ": " in quoted:
+                written = YAML(typ="safe", pure=True).load(f"{{{quoted}}}")
+                checked(View, quoted, {"support": {"top_k": 1}} | written)
 
 
 def test_recipes_need_what_their_terms_read():

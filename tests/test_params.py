@@ -139,6 +139,8 @@ def context(written: str, *more: str) -> str:
         (POLICY, "fraction: 0.5", "`fraction` goes with `policy: fraction`"),
         (POLICY, "quantization: fp8", "refresh: quantization needs `engine: vllm`, found `engine: hf`"),
         (SUMS, "{split: sft, sums: 1}", "prompts.sources.0: `sums` needs `limit`"),
+        (f"\n    - {SUMS}", " []", "prompts.sources: should have at least 1 item, found []"),
+        ("  r1:", "  r 1:", "rounds.r 1: should match pattern '^[A-Za-z0-9_.-]+$', found 'r 1'"),
         (SUMS, "{split: sft}", "exactly one of `path`, `dataset` and `sums` is expected, found none"),
         (SUMS, "{split: sft, path: a, sums: 1, limit: 1}", "is expected, found ['path', 'sums']"),
         (SUMS, "{split: sft, sums: 1, limit: 1, fields: {prompt: q}}", "`fields` does nothing with `sums`"),
@@ -164,8 +166,8 @@ def context(written: str, *more: str) -> str:
         (TEACHER_VIEW, context("hints"), "teacher.context: expected one of 'plain', 'hint', 'prefix', 'sibling'"),
         (TEACHER_VIEW, context("{template: '{prompt}'}"), "score.views.teacher.context.kind: is missing"),
         (TEACHER_VIEW, context("{kind: prefix, share: 0.0}"), "share: expected greater than 0, found 0.0"),
-        (TEACHER_VIEW, context("{kind: prefix, shar: 0.5}"), "prefix.shar: no such setting; did you mean `share`?"),
-        (TEACHER_VIEW, context("instruction"), "instruction.template: is missing"),
+        (TEACHER_VIEW, context("{kind: prefix, shar: 0.5}"), "context.shar: no such setting; did you mean `share`?"),
+        (TEACHER_VIEW, context("instruction"), "context.template: is missing"),
         (TEACHER_VIEW, context("{kind: feedback, template: '{prompt} {hint}'}"), "the template lacks {feedback}"),
         (TEACHER_VIEW, context("{kind: instruction, template: '{prompt} {hint}'}"), "the template has {hint}, where"),
         (TEACHER_VIEW, context(r"{kind: instruction, template: '{prompt} \boxed{}'}"), "write {{ and }} for braces"),
@@ -217,6 +219,8 @@ def test_settings_do_not_change_after_loading(edited):
 def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path):
     with pytest.raises(SettingsError, match=r"params\.yaml is missing\. `presets/` has some"):
         params.load(tmp_path / "params.yaml")
+    with pytest.raises(SettingsError, match="cannot be read as a file of settings: Is a directory"):
+        params.load(tmp_path)
     (tmp_path / "bad.yaml").write_text("a: [1,\nb: 2")
     with pytest.raises(SettingsError, match=r"bad\.yaml is not YAML"):
         params.load(tmp_path / "bad.yaml")

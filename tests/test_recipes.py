@@ -146,12 +146,26 @@ def test_terms_that_do_not_fit_together_are_refused_with_a_reason(term, reason):
     ("objective", "reason"),
     [
         ({}, "terms: is missing"),
-        ({"terms": []}, "terms: expected Tuple should have at least 1 item"),
+        ({"terms": []}, "terms: should have at least 1 item, found []"),
         ({"terms": 5}, "terms: expected array, found 5"),
         ({"terms": [{"estimator": "analytc"}]}, "terms.0.estimator: expected 'analytic'"),
         (
             {"terms": [{"weights": [{"kind": "has_view", "veiw": "hint"}]}]},
-            "terms.0.weights.0.has_view.veiw: no such setting; did you mean `view`?",
+            "terms.0.weights.0.veiw: no such setting; did you mean `view`?",
+        ),
+        (
+            {"terms": [{"weights": [{"kind": "column", "name": "a", "at_least": {"start": 1, "shap": "linear"}}]}]},
+            "terms.0.weights.0.at_least.shap: no such setting; did you mean `shape`?",
+        ),
+        (
+            {"terms": [{**ANALYTIC, "coefficient": {"start": 1, "end": 0.1, "stepz": 100}}]},
+            "terms.0.coefficient.steps: is missing\n"
+            "  terms.0.coefficient.stepz: no such setting; did you mean `steps`?",
+        ),
+        ({"terms": [{**ANALYTIC, "coefficient": 0}]}, "terms.0.coefficient: expected greater than 0, found 0"),
+        (
+            {"terms": [{**ANALYTIC, "target": MEAN | {"viws": {}}}]},
+            "terms.0.target.viws: no such setting; did you mean `views`?",
         ),
     ],
 )

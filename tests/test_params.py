@@ -173,6 +173,9 @@ def context(written: str, *more: str) -> str:
         (TEACHER_VIEW, context(r"{kind: instruction, template: '{prompt} \boxed{}'}"), "write {{ and }} for braces"),
         (TEACHER_VIEW, context("{kind: instruction, template: '{prompt} {'}"), "the template is malformed"),
         (TEACHER_VIEW, context("sibling"), "score.views.teacher.context shows another response to the same prompt"),
+        (POLICY, "adapter: lora", "refresh.adapter would be put on every student as well"),
+        ("samples: 4", "samples: 4, adapter: lora", "evaluate.adapter would be put on every student as well"),
+        (VIEWS, f"adapter: lora, {VIEWS}", "teacher_rollouts.adapter is None, score.adapter lora: these are two"),
         ("{prev: r0}", "{prev: r2}", "rounds.r1.prev: `r0` or a round above it is expected, found `r2`"),
         ("{prev: r0}", "{prev: r1}", "rounds.r1.prev: `r0` or a round above it is expected, found `r1`"),
         ("  r1: {prev: r0}", "  r0: {prev: r0}", "rounds.r0: `r0` is the SFT student"),
@@ -181,6 +184,16 @@ def context(written: str, *more: str) -> str:
 def test_what_cannot_go_together_is_refused(edited, old, new, told):
     with pytest.raises(SettingsError, match=re.escape(told)):
         edited((old, new))
+
+
+def test_an_adapter_is_the_teachers_and_on_no_other_model(edited):
+    wrote = ("teacher_rollouts: {", "teacher_rollouts: {adapter: lora, ")
+    scores = (VIEWS, f"adapter: lora, {VIEWS}")
+    assert edited(wrote, scores).score.adapter == "lora"
+    for model in ("student", "owner/name@main"):
+        other = (f"{VIEWS}}}", f"{VIEWS}, other: {{model: {model}, context: hint, support: {{top_k: 8}}}}}}")
+        with pytest.raises(SettingsError, match=r"on the model of score\.views\.other as well"):
+            edited(wrote, other, scores)
 
 
 @pytest.mark.parametrize(

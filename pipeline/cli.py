@@ -1,5 +1,6 @@
 """Look at shards, verify them, and clear up. `dvc repro` runs the pipeline; this only looks at what it made."""
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -234,12 +235,18 @@ def _pairs(facts: dict[str, Any]) -> str:
 
 def _bytes_per_token(data: Path, view: str) -> str:
     """What its scores of the latest round take on this disk."""
-    for scores in sorted((data / "scores").glob("*"), reverse=True):
+    for scores in sorted((data / "scores").glob("*"), key=_round_number, reverse=True):
         folder = scores / "teacher" if view == "teacher" else scores / "views" / view
         entries = manifest.read(folder).values() if (folder / manifest.MANIFEST).exists() else ()
         if tokens := sum(entry.tokens for entry in entries):
             return f"{sum(entry.bytes for entry in entries) / tokens:.0f} bytes per token in {folder}"
     return f"not in {data / 'scores'} yet"
+
+
+def _round_number(folder: Path) -> int:
+    """r10 is later than r9; as `round_number` in views.sql."""
+    digits = re.search("[0-9]+", folder.name)
+    return int(digits[0]) if digits else -1
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class Engine(Settings):
     max_model_len: Positive | None = None
     """Longest sequence, tokens; null takes the model's own limit."""
     adapter: str | None = None
-    """A folder with a LoRA adapter in peft's format, put on top of the model."""
+    """A folder with a LoRA adapter in peft's format, put on top of the teacher: the same in `teacher_rollouts` and
+    `score`, where no view has another model, and nowhere else."""
 
     @model_validator(mode="after")
     def _vllm_alone(self) -> Self:

@@ -148,9 +148,25 @@ def render(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
     return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
 
 
-def _of_folder(folder: Path, name: str) -> Model:
+def config_of(location: str, commit: str | None) -> Any:
+    """The configuration of transformers, without remote code.
+
+    Raises:
+        ModelError: it cannot be read, or the architecture is none of transformers' own.
+    """
     from transformers import AutoConfig
 
+    try:
+        return AutoConfig.from_pretrained(location, revision=commit or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{location}: its configuration cannot be opened: {reason} Potstill runs no code that comes with a model: "
+            "choose one whose `model_type` (config.json) the installed transformers knows."
+        ) from None
+
+
+def _of_folder(folder: Path, name: str) -> Model:
     if not (folder / "config.json").exists():
         raise ModelError(f"{folder} holds no model: config.json is missing.")
     if not list(folder.glob("*.safetensors")):
@@ -161,17 +177,15 @@ def _of_folder(folder: Path, name: str) -> Model:
         raise ModelError(
             f"{folder} has no tokenizer (tokenizer_config.json). Save the model's tokenizer beside its weights."
         )
-    return _described(name, str(folder), None, _folder_weights(folder), AutoConfig.from_pretrained(folder))
+    return _described(name, str(folder), None, _folder_weights(folder), config_of(str(folder), None))
 
 
 def _of_hub(name: str, location: str, revision: str) -> Model:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-    from transformers import AutoConfig
 
     try:
         info = HfApi().model_info(location, revision=revision, files_metadata=True)
-        config = AutoConfig.from_pretrained(location, revision=info.sha)
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{name} cannot be looked up on the Hugging Face Hub: {reason}") from None
@@ -179,7 +193,7 @@ def _of_hub(name: str, location: str, revision: str) -> Model:
     weights = {file: sha for file, sha in files.items() if file.endswith(".safetensors") or file == "config.json"}
     if not any(file.endswith(".safetensors") for file in weights):
         raise ModelError(f"{name} has no *.safetensors; pickled weights are refused.")
-    return _described(name, location, info.sha, hashing.fingerprint(weights), config)
+    return _described(name, location, info.sha, hashing.fingerprint(weights), config_of(location, info.sha))
 
 
 def _described(name: str, location: str, commit: str | None, weights: str, config: Any) -> Model:
@@ -222,7 +236,7 @@ def _tokenizer(location: str, commit: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(location, revision=commit or "main")
+        return AutoTokenizer.from_pretrained(location, revision=commit or "main", trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"{location}: its tokenizer cannot be opened: {reason}") from None

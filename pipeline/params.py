@@ -243,6 +243,28 @@ class Params(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _an_adapter_is_the_teachers(self) -> Self:
+        """Models are known by their own weights: an adapter on any but the teacher would be seen by no check."""
+        for name, section in (("refresh", self.refresh), ("evaluate", self.evaluate)):
+            if section.adapter is not None:
+                raise ValueError(
+                    f"{name}.adapter would be put on every student as well: leave it out, or merge it into one"
+                )
+        wrote, scores = self.teacher_rollouts.adapter, self.score.adapter
+        if wrote != scores:
+            raise ValueError(
+                f"teacher_rollouts.adapter is {wrote}, score.adapter {scores}: these are two teachers, and the "
+                "gradient would be biased (arXiv:2604.13010). Set both to the same"
+            )
+        others = [name for name, view in self.score.views.items() if view.model != "teacher"]
+        if scores is not None and others:
+            raise ValueError(
+                f"score.adapter would be put on the model of score.views.{others[0]} as well: merge it into "
+                "models.teacher, or remove the view"
+            )
+        return self
+
 
 class VllmMachine(Settings):
     """How vLLM uses this machine."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline import hashing, models, params, shards
 from pipeline.command import Bar
 from pipeline.engines import OnDemand, Progress, Request, Response
+from pipeline.errors import ModelError
 from pipeline.made_with import versions
 from pipeline.prompts import Prompt, load
 from pipeline.ragged import Ragged
@@ -186,7 +187,14 @@ def _written(
 
 
 def _adapter(folder: str | None) -> str | None:
-    return None if folder is None else hashing.content_of(Path(folder))
+    if folder is None:
+        return None
+    if not (Path(folder) / "adapter_config.json").exists():
+        raise ModelError(
+            f"`adapter: {folder}` holds no LoRA adapter in peft's format: adapter_config.json is missing. Name the "
+            "folder that peft saved it to."
+        )
+    return hashing.content_of(Path(folder))
 
 
 def _lists(rows: Sequence[Any], kind: Any) -> pa.Array:

@@ -4,7 +4,7 @@ import difflib
 import json
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
@@ -20,6 +20,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 S = TypeVar("S", bound="Settings")
+
+_KEY = "[key]"
+"""Where pydantic finds fault with a key, and not with what stands under it."""
+_UNIONS = (Union, UnionType)
 
 
 class Settings(BaseModel):
@@ -39,6 +43,8 @@ def read_yaml(path: Path) -> Any:
         return YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise SettingsError(f"{path} is missing. `presets/` has some to copy from.") from None
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read as a file of settings: {error.strerror}.") from None
     except YAMLError as error:
         raise SettingsError(f"{path} is not YAML: {error}") from None
 
@@ -55,22 +61,38 @@ def checked(kind: type[S], named: object, data: Any) -> S:
         SettingsError: some of it is wrong; all mistakes are named at once, each with its key, what is expected there
             and what was found.
     """
+    # By way of JSON: there a strict model takes a list for a tuple, and still no "64" for 64.
+    # A date is the text it was written as.
+    written = json.dumps(data, default=str)
     try:
-        # By way of JSON: there a strict model takes a list for a tuple, and still no "64" for 64.
-        # A date is the text it was written as.
-        return kind.model_validate_json(json.dumps(data, default=str))
+        return kind.model_validate_json(written)
     except ValidationError as error:
-        wrong = {mistake["loc"]: mistake for mistake in error.errors()}
-        # A list of which every place is wrong counts as empty: that says nothing more.
+        wrong: dict[tuple[Any, ...], Any] = {}
+        for mistake in error.errors():
+            wrong.setdefault(_place(mistake, json.loads(written)), mistake)
+        # What is wrong inside says more: that a list of which every place is wrong counts as empty, or that a mapping
+        # is no number, does not.
         followed = {place[:length] for place in wrong for length in range(len(place))}
-        lines = [_told(kind, mistake) for place, mistake in wrong.items() if place not in followed]
+        lines = [_told(kind, place, mistake) for place, mistake in wrong.items() if place not in followed]
         count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
         raise SettingsError(f"{named} has {count}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def _told(kind: type[Settings], mistake: Any) -> str:
+def _place(mistake: Any, written: Any) -> tuple[Any, ...]:
+    """Where a mistake stands, in the user's own keys: pydantic's place also names each class and tag on the way."""
+    place = []
+    for part in mistake["loc"]:
+        keys = range(len(written)) if isinstance(written, list) else written
+        if isinstance(written, dict | list) and part in keys:
+            place.append(part)
+            written = written[part]
+    is_last_kept = mistake["type"] == "missing" or mistake["loc"][-1:] == (_KEY,)
+    return (*place, mistake["loc"][-1]) if is_last_kept else tuple(place)
+
+
+def _told(kind: type[Settings], keys: tuple[Any, ...], mistake: Any) -> str:
     """One mistake as `section.key: expected …, found …`."""
-    place = ".".join(str(part) for part in mistake["loc"]) or "the file as a whole"
+    place = ".".join(str(key) for key in keys if key != _KEY) or "the file as a whole"
     match mistake["type"]:
         case "extra_forbidden":
             known = _keys_beside(kind, mistake["loc"])
@@ -85,8 +107,9 @@ def _told(kind: type[Settings], mistake: Any) -> str:
             return f"{place}.kind: is missing"
         case "union_tag_invalid":
             return f"{place}: expected one of {mistake['ctx']['expected_tags']}, found '{mistake['ctx']['tag']}'"
-    expected = mistake["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{place}: expected {expected}, found {mistake['input']!r}"
+    wish = mistake["msg"].partition(" should ")[2].partition(" after validation")[0]
+    expected = f"expected {wish[3:].removeprefix('a valid ')}" if wish.startswith("be ") else f"should {wish}"
+    return f"{place}: {expected}, found {mistake['input']!r}"
 
 
 def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
@@ -97,9 +120,12 @@ def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
         if hasattr(kind, "model_fields"):
             kind = kind.model_fields[part].annotation
             options = [option for option in get_args(kind) if option is not type(None)]
-            kind = options[0] if isinstance(kind, UnionType) and len(options) == 1 else kind
-        elif isinstance(kind, UnionType):  # of classes that `kind` tells apart
-            kind = next(one for one in get_args(kind) if part in get_args(one.model_fields["kind"].annotation))
+            kind = options[0] if get_origin(kind) in _UNIONS and len(options) == 1 else kind
+        elif get_origin(kind) in _UNIONS:  # of classes that `kind` tells apart, or of a number and a class
+            classes = [option for option in get_args(kind) if hasattr(option, "model_fields")]
+            kind = next(
+                one for one in classes if part == one.__name__ or part in get_args(one.model_fields["kind"].annotation)
+            )
         else:  # the values of a mapping, the places of a list
             kind = next(option for option in reversed(get_args(kind)) if option is not Ellipsis)
     return list(getattr(kind, "model_fields", {}))

@@ -117,7 +117,11 @@ def open_student(model: Model, dtype: torch.dtype = torch.float32, adapter: str 
     model.check()
     try:
         transformer = AutoModelForCausalLM.from_pretrained(
-            model.location, revision=model.commit or "main", dtype=dtype, use_safetensors=True
+            model.location,
+            revision=model.commit or "main",
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -3,7 +3,7 @@
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.settings import Name, NonNegative, Positive, Settings, Share
 
@@ -108,8 +108,6 @@ class View(Settings):
 
     model: str = "teacher"
     """`teacher`, `student` (the one of the round before), or a model's name as in `models`."""
-    hint_template: str | None = None
-    """With `context: hint`: short for `context: {kind: hint, template: …}`."""
     context: Annotated[Context, Field(discriminator="kind")] = Plain()
     """What the model sees before the response; `hint` is short for `{kind: hint}`, and so on."""
     domains: tuple[str, ...] = ()
@@ -122,10 +120,7 @@ class View(Settings):
 
     @field_validator("context", mode="before")
     @classmethod
-    def _written_out(cls, context: Any, info: ValidationInfo) -> Any:
-        template = info.data.get("hint_template")  # known here, being declared before
-        if context == "hint" and template is not None:
-            return {"kind": "hint", "template": template}
+    def _written_out(cls, context: Any) -> Any:
         return {"kind": context} if isinstance(context, str) else context
 
     @model_validator(mode="after")
@@ -135,10 +130,4 @@ class View(Settings):
                 "`teacher_rollouts` goes with neither `behaviour` (of the teacher's responses no likeliest ids are "
                 "kept) nor a `sibling` or `feedback` context"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _template_is_used(self) -> Self:
-        if self.hint_template is not None and self.hint_template != getattr(self.context, "template", None):
-            raise ValueError(f"`hint_template` goes with `context: hint`, found `context: {self.context!r}`")
         return self

@@ -58,8 +58,7 @@ HOMES = {
     "math_verify": {"pipeline/math_grader.py"},
     "typer": {"pipeline/cli.py", "pipeline/command.py", *(f"stages/{name}.py" for name in STAGES)},
     "transformers": {
-        "pipeline/demo.py", "pipeline/engines/hf.py", "pipeline/engines/output_layer.py", "pipeline/models.py",
-        "pipeline/student.py",
+        "pipeline/demo.py", "pipeline/engines/hf.py", "pipeline/models.py", "pipeline/student.py",
     },
     "pyarrow": {
         "pipeline/shards.py",  # owns the format; the others build tables, read a source or hold a file open

@@ -124,6 +124,13 @@ def test_a_terminal_obeys_no_control_character():
     assert transcript.visible("a\x1b[31m\x7f\x9b\n\tb") == "a␛[31m␡�\n\tb"
 
 
+def test_recipes_takes_the_bytes_per_token_of_the_latest_round(own: Path, capsys: pytest.CaptureFixture[str]):
+    for old, new in (("r1", "r9"), ("r2", "r10")):
+        (own / "data/scores" / old).rename(own / "data/scores" / new)
+    _run(own, "recipes", "topk_reverse_kl")
+    assert f"bytes per token in {own / 'data/scores/r10/teacher'}" in capsys.readouterr().out
+
+
 def test_verify_counts_what_is_whole(project: Path, capsys: pytest.CaptureFixture[str]):
     _run(project, "verify")
     files = len([path for path in _files(project / "data") if path.suffix == ".parquet"])

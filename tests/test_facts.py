@@ -220,9 +220,9 @@ def support(**more):
 )
 def test_shards_that_lack_what_a_recipe_reads_are_refused(made, tmp_path, recipe, change, told):
     needs.check(recipes.load(recipe), with_identity(made, tmp_path), HOW)
-    with pytest.raises(ShardError, match=f"(?s)train.objective `{recipe}`|{told}") as refused:
+    with pytest.raises(ShardError, match=told) as refused:
         needs.check(recipes.load(recipe), with_identity(made, tmp_path, **change), HOW)
-    assert all(part in str(refused.value) for part in told.split(".*"))
+    assert f"train.objective `{recipe}`" in str(refused.value)
 
 
 @pytest.mark.parametrize(("far", "is_told"), [(40.0, True), (5.5, False)])

@@ -167,6 +167,8 @@ def context(written: str, *more: str) -> str:
         (POLICY, "fraction: 0.5", "`fraction` goes with `policy: fraction`"),
         (POLICY, "quantization: fp8", "refresh: quantization needs `engine: vllm`, found `engine: hf`"),
         (SUMS, "{split: sft, sums: 1}", "prompts.sources.0: `sums` needs `limit`"),
+        (f"\n    - {SUMS}", " []", "prompts.sources: should have at least 1 item, found []"),
+        ("  r1:", "  r 1:", "rounds.r 1: should match pattern '^[A-Za-z0-9_.-]+$', found 'r 1'"),
         (SUMS, "{split: sft}", "exactly one of `path`, `dataset` and `sums` is expected, found none"),
         (SUMS, "{split: sft, path: a, sums: 1, limit: 1}", "is expected, found ['path', 'sums']"),
         (SUMS, "{split: sft, sums: 1, limit: 1, fields: {prompt: q}}", "`fields` does nothing with `sums`"),
@@ -187,22 +189,21 @@ def context(written: str, *more: str) -> str:
         (VIEWS, f"{BY_PROMPT_LOGPROBS}, few: {{support: {{ids: [1]}}}}", "view `few` takes ids from elsewhere"),
         (TEACHER_VIEW, "teacher: {support: {ids: [3, 5, 3]}}", "`ids` names 3 more than once"),
         (TEACHER_VIEW, "teacher: {support: {ids: [-1]}}", "support.ids.0: expected greater than or equal to 0"),
-        (TEACHER_VIEW, context("hint", "hint_template: '{prompt}'"), "template: the template lacks {hint}"),
-        (
-            TEACHER_VIEW,
-            context("plain", "hint_template: '{prompt} {hint}'"),
-            "`hint_template` goes with `context: hint`",
-        ),
+        (TEACHER_VIEW, context("{kind: hint, template: '{prompt}'}"), "template: the template lacks {hint}"),
+        (TEACHER_VIEW, context("hint", "hint_template: '{prompt} {hint}'"), "teacher.hint_template: no such setting"),
         (TEACHER_VIEW, context("hints"), "teacher.context: expected one of 'plain', 'hint', 'prefix', 'sibling'"),
         (TEACHER_VIEW, context("{template: '{prompt}'}"), "score.views.teacher.context.kind: is missing"),
         (TEACHER_VIEW, context("{kind: prefix, share: 0.0}"), "share: expected greater than 0, found 0.0"),
-        (TEACHER_VIEW, context("{kind: prefix, shar: 0.5}"), "prefix.shar: no such setting; did you mean `share`?"),
-        (TEACHER_VIEW, context("instruction"), "instruction.template: is missing"),
+        (TEACHER_VIEW, context("{kind: prefix, shar: 0.5}"), "context.shar: no such setting; did you mean `share`?"),
+        (TEACHER_VIEW, context("instruction"), "context.template: is missing"),
         (TEACHER_VIEW, context("{kind: feedback, template: '{prompt} {hint}'}"), "the template lacks {feedback}"),
         (TEACHER_VIEW, context("{kind: instruction, template: '{prompt} {hint}'}"), "the template has {hint}, where"),
         (TEACHER_VIEW, context(r"{kind: instruction, template: '{prompt} \boxed{}'}"), "write {{ and }} for braces"),
         (TEACHER_VIEW, context("{kind: instruction, template: '{prompt} {'}"), "the template is malformed"),
         (TEACHER_VIEW, context("sibling"), "score.views.teacher.context shows another response to the same prompt"),
+        (POLICY, "adapter: lora", "refresh.adapter would be put on every student as well"),
+        ("samples: 4", "samples: 4, adapter: lora", "evaluate.adapter would be put on every student as well"),
+        (VIEWS, f"adapter: lora, {VIEWS}", "teacher_rollouts.adapter is None, score.adapter lora: these are two"),
         ("{prev: r0}", "{prev: r2}", "rounds.r1.prev: `r0` or a round above it is expected, found `r2`"),
         ("{prev: r0}", "{prev: r1}", "rounds.r1.prev: `r0` or a round above it is expected, found `r1`"),
         ("  r1: {prev: r0}", "  r0: {prev: r0}", "rounds.r0: `r0` is the SFT student"),
@@ -211,6 +212,16 @@ def context(written: str, *more: str) -> str:
 def test_what_cannot_go_together_is_refused(edited, old, new, told):
     with pytest.raises(SettingsError, match=re.escape(told)):
         edited((old, new))
+
+
+def test_an_adapter_is_the_teachers_and_on_no_other_model(edited):
+    wrote = ("teacher_rollouts: {", "teacher_rollouts: {adapter: lora, ")
+    scores = (VIEWS, f"adapter: lora, {VIEWS}")
+    assert edited(wrote, scores).score.adapter == "lora"
+    for model in ("student", "owner/name@main"):
+        other = (f"{VIEWS}}}", f"{VIEWS}, other: {{model: {model}, context: hint, support: {{top_k: 8}}}}}}")
+        with pytest.raises(SettingsError, match=r"on the model of score\.views\.other as well"):
+            edited(wrote, other, scores)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +239,6 @@ def test_settings_of_a_source_that_do_something_are_welcome(edited, source):
     ("short", "long"),
     [
         (context("hint"), context(r'{kind: hint, template: "{prompt}\n\nHint: {hint}"}')),
-        (context("hint", "hint_template: '{hint} {prompt}'"), context("{kind: hint, template: '{hint} {prompt}'}")),
         (context("feedback"), context("{kind: feedback}")),
     ],
 )
@@ -250,6 +260,8 @@ def test_settings_do_not_change_after_loading(edited):
 def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path):
     with pytest.raises(SettingsError, match=r"params\.yaml is missing\. `presets/` has some"):
         params.load(tmp_path / "params.yaml")
+    with pytest.raises(SettingsError, match="cannot be read as a file of settings: Is a directory"):
+        params.load(tmp_path)
     (tmp_path / "bad.yaml").write_text("a: [1,\nb: 2")
     with pytest.raises(SettingsError, match=r"bad\.yaml is not YAML"):
         params.load(tmp_path / "bad.yaml")

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from pipeline import head, recipes
 from pipeline.columns import Columns, Target
@@ -12,6 +13,8 @@ from pipeline.errors import SettingsError
 from pipeline.objectives import divergences
 from pipeline.objectives.compiled import Objective
 from pipeline.objectives.outcomes import Outcomes
+from pipeline.settings import checked
+from pipeline.view_settings import View
 
 ANALYTIC = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}
 SAMPLED = {"estimator": "policy_gradient", "divergence": "reverse_kl", "support": "sampled"}
@@ -29,6 +32,15 @@ def test_every_shipped_recipe_says_what_it_is(name):
     assert recipe.fidelity.note
     assert recipe.equation
     assert set(recipe.needs) == set(recipe.views) - {"teacher"}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_settings_that_a_recipe_names_exist(name):
+    for text in recipes.load(name).needs.values():
+        for quoted in re.findall("`(.+?)`", text):
+            if ": " in quoted:
+                written = YAML(typ="safe", pure=True).load(f"{{{quoted}}}")
+                checked(View, quoted, {"support": {"top_k": 1}} | written)
 
 
 def test_recipes_need_what_their_terms_read():
@@ -137,12 +149,26 @@ def test_terms_that_do_not_fit_together_are_refused_with_a_reason(term, reason):
     ("objective", "reason"),
     [
         ({}, "terms: is missing"),
-        ({"terms": []}, "terms: expected Tuple should have at least 1 item"),
+        ({"terms": []}, "terms: should have at least 1 item, found []"),
         ({"terms": 5}, "terms: expected array, found 5"),
         ({"terms": [{"estimator": "analytc"}]}, "terms.0.estimator: expected 'analytic'"),
         (
             {"terms": [{"weights": [{"kind": "has_view", "veiw": "hint"}]}]},
-            "terms.0.weights.0.has_view.veiw: no such setting; did you mean `view`?",
+            "terms.0.weights.0.veiw: no such setting; did you mean `view`?",
+        ),
+        (
+            {"terms": [{"weights": [{"kind": "column", "name": "a", "at_least": {"start": 1, "shap": "linear"}}]}]},
+            "terms.0.weights.0.at_least.shap: no such setting; did you mean `shape`?",
+        ),
+        (
+            {"terms": [{**ANALYTIC, "coefficient": {"start": 1, "end": 0.1, "stepz": 100}}]},
+            "terms.0.coefficient.steps: is missing\n"
+            "  terms.0.coefficient.stepz: no such setting; did you mean `steps`?",
+        ),
+        ({"terms": [{**ANALYTIC, "coefficient": 0}]}, "terms.0.coefficient: expected greater than 0, found 0"),
+        (
+            {"terms": [{**ANALYTIC, "target": MEAN | {"viws": {}}}]},
+            "terms.0.target.viws: no such setting; did you mean `views`?",
         ),
     ],
 )

@@ -4,6 +4,7 @@ import pytest
 
 from pipeline import models, params, prompts, rollouts, shards
 from pipeline.engines import OnDemand, Request
+from pipeline.errors import ModelError
 from pipeline.prompts import Prompt
 from pipeline.rollouts import Author
 from tests import tiny_models
@@ -44,3 +45,10 @@ def test_no_prompts_give_a_shard_without_rows(tmp_path):
     with OnDemand(model, engine, params.Machine()) as opened:
         rollouts.write(tmp_path / "rollouts", identity, [], Author(opened, "student"))
     assert shards.read(tmp_path / "rollouts", shards.ROLLOUTS).num_rows == 0
+
+
+def test_an_adapter_that_is_not_there_is_named_as_the_settings_name_it(tmp_path):
+    with pytest.raises(ModelError, match=r"`adapter: nosuch` holds no LoRA adapter.*adapter_config\.json is missing"):
+        rollouts.engine_identity(params.Engine(adapter="nosuch"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "adapter" in rollouts.engine_identity(params.Engine(adapter=str(tmp_path)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import head
+from pipeline import head, models
 from pipeline.errors import EngineError
 from pipeline.models import Model
 
@@ -19,9 +19,8 @@ def load(model: Model, device: torch.device) -> head.Output:
         EngineError: the files hold no plain matrix of the model's vocabulary, as where the layer is quantised.
     """
     from safetensors import safe_open
-    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(model.location, revision=model.commit or "main").get_text_config()
+    config = models.config_of(model.location, model.commit).get_text_config()
     endings = _TIED if config.tie_word_embeddings else (*_UNTIED, "lm_head.bias", "embed_out.bias")
     found: dict[str, torch.Tensor] = {}
     for file in sorted(_folder(model).glob("*.safetensors")):

@@ -1,0 +1,45 @@
+"""Records of models: what of a folder is refused before it is opened, and that nothing in it is run."""
+
+import json
+
+import pytest
+
+from pipeline import models
+from pipeline.errors import ModelError
+from tests import tiny_models
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tiny_models.bigram(tmp_path / "model")
+    (made / "own.py").write_text("")
+    return made
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What transformers asked on the terminal; it is told yes."""
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "y")
+    return questions
+
+
+def change(path, **facts):
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+@pytest.mark.parametrize("auto_map", [{}, {"auto_map": {"AutoConfig": "own.Config"}}])
+def test_an_architecture_that_transformers_does_not_know_is_refused_and_nobody_is_asked(folder, auto_map, asked):
+    change(folder / "config.json", model_type="own", **auto_map)
+    with pytest.raises(ModelError, match=r"model: its configuration cannot be opened: .*`model_type` \(config\.json\)"):
+        models.record(str(folder))
+    assert not asked
+
+
+def test_a_tokenizer_of_a_models_own_code_is_refused_and_nobody_is_asked(folder, asked):
+    own = {"AutoTokenizer": ["own.Tokenizer", None]}
+    change(folder / "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=own)
+    change(folder / "config.json", model_type="own")
+    with pytest.raises(ModelError, match="its tokenizer cannot be opened"):
+        models.Model.load_tokenizer(models.Model.model_construct(location=str(folder), commit=None))
+    assert not asked

@@ -29,6 +29,7 @@ from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
 from pipeline import engines, models, packing, params, view_settings
 from pipeline.engines import Support, ToScore, vllm_process
 from pipeline.engines.hf import HfEngine
+from pipeline.machine_settings import VllmMachine
 from pipeline.model_settings import EngineName
 
 KS = (1, 32, 128)
@@ -80,7 +81,7 @@ def sequences() -> list[ToScore]:
 
 def machine() -> params.Machine:
     """The same for every way that runs vLLM."""
-    return params.Machine(vllm=params.VllmMachine(enforce_eager=True, max_num_batched_tokens=1024))
+    return params.Machine(vllm=VllmMachine(enforce_eager=True, max_num_batched_tokens=1024))
 
 
 def rates_of(way: Way, folder: Path) -> dict[int, float]:

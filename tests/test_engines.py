@@ -15,6 +15,7 @@ from pipeline import engines, models, params, view_settings
 from pipeline.engines import Request, Support, ToScore
 from pipeline.engines.fake import bigram_logprobs
 from pipeline.errors import EngineError
+from pipeline.machine_settings import VllmMachine
 from pipeline.model_settings import EngineName
 from tests import tiny_models
 
@@ -55,7 +56,7 @@ class Opened(dict):
 
 def _vllm(model, stack):
     """Write with one engine of vLLM and score with another, as the stages do in their own processes."""
-    machine = params.Machine(vllm=params.VllmMachine(enforce_eager=True))
+    machine = params.Machine(vllm=VllmMachine(enforce_eager=True))
     view = view_settings.View(support=view_settings.SupportSettings(top_k=37))
     scoring = params.Score(engine="vllm", views={"teacher": view})
     writer, scorer = (

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import params
 from pipeline.errors import SettingsError
+from pipeline.machine_settings import VllmMachine
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
@@ -280,7 +281,7 @@ def test_machine_has_a_default_for_every_key(tmp_path):
     (tmp_path / "machine.yaml").write_text("device: cpu\nvllm: {tensor_parallel_size: 2}\n")
     machine = params.load_machine(tmp_path / "machine.yaml")
     assert (machine.device, machine.vllm.tensor_parallel_size) == ("cpu", 2)
-    assert machine.vllm.gpu_memory_utilization == params.VllmMachine().gpu_memory_utilization
+    assert machine.vllm.gpu_memory_utilization == VllmMachine().gpu_memory_utilization
 
 
 def test_an_unknown_key_of_the_machine_is_an_error(tmp_path):

@@ -23,6 +23,7 @@ from pipeline import models, params, view_settings
 from pipeline.engines import Request, Support, ToScore, output_layer, prompt_logprobs, vllm_lora, vllm_process
 from pipeline.engines.vllm import VllmEngine
 from pipeline.errors import EngineError
+from pipeline.machine_settings import VllmMachine
 from tests import tiny_models
 
 pytestmark = [
@@ -30,7 +31,7 @@ pytestmark = [
     pytest.mark.usefixtures("one_process"),
 ]
 
-SMALL_BATCHES = params.Machine(vllm=params.VllmMachine(enforce_eager=True, max_num_batched_tokens=32, max_num_seqs=8))
+SMALL_BATCHES = params.Machine(vllm=VllmMachine(enforce_eager=True, max_num_batched_tokens=32, max_num_seqs=8))
 WHOLE = params.Sampling(max_tokens=12)
 VIEWS = {"teacher": view_settings.View(support=view_settings.SupportSettings(top_k=30))}
 WRITING = params.Engine(engine="vllm")
@@ -261,7 +262,7 @@ def test_a_rejected_request_is_told_and_the_next_one_runs(writer, written):
 def test_a_batch_of_log_probabilities_is_bounded_by_the_vocabulary(model, use):
     """1 GiB of fp32 logits at most; a matrix that our own head computes has chunks of its own."""
     large = model.model_copy(update={"vocabulary": 151_936})
-    machine = params.Machine(vllm=params.VllmMachine(max_num_batched_tokens=65536))
+    machine = params.Machine(vllm=VllmMachine(max_num_batched_tokens=65536))
     engine = VllmEngine(large, DERIVED, machine)
     engine.device = "cuda"
     tokens = engine._arguments(use)["max_num_batched_tokens"]
@@ -383,6 +384,7 @@ from pipeline import models, params
 from pipeline.engines import Request
 from pipeline.engines.vllm import VllmEngine
 from pipeline.errors import EngineError
+from pipeline.machine_settings import VllmMachine
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts into the background deaf to it
 
@@ -392,7 +394,7 @@ def cores():
 
 
 def main():
-    machine = params.Machine(vllm=params.VllmMachine(enforce_eager=True))
+    machine = params.Machine(vllm=VllmMachine(enforce_eager=True))
     with VllmEngine(models.record(sys.argv[1]), params.Engine(engine="vllm"), machine) as engine:
         requests = [Request([5, 6, 7], seed) for seed in range(2000)]
         print(len(engine.generate(requests[:2], params.Sampling(max_tokens=4))), flush=True)

@@ -19,6 +19,7 @@ import pytest
 
 from pipeline import engines, list_columns, models, params, shards, view_settings
 from pipeline.engines import Support, ToScore
+from pipeline.machine_settings import VllmMachine
 from pipeline.store import Store
 from tests import dag
 from tests.dag import Stage
@@ -60,7 +61,7 @@ SETTINGS = {
     },
     "rounds": {"r1": {"prev": "r0"}},
 }
-MACHINE = params.Machine(vllm=params.VllmMachine(enforce_eager=True))
+MACHINE = params.Machine(vllm=VllmMachine(enforce_eager=True))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""The league as a picture: a dot for each recipe and its interval, best on top. SVG, so that any page can show it.
+"""The league as a picture: a dot for each recipe and its interval, best on top; as a page with the whole table, too.
 
 python -m benchmarks.league_plot league.json league.svg
+python -m benchmarks.league_plot league.json league.html
 """
 
 import json
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import typer
 
-from benchmarks import runs
+from benchmarks import league, runs
 from benchmarks.runs import Facts
 
 LINE, LEFT, WIDTH, TOP = 18, 190, 560, 34
@@ -21,7 +22,25 @@ LINE, LEFT, WIDTH, TOP = 18, 190, 560, 34
 def main(results: Path, picture: Path) -> None:
     """Draw what `benchmarks.league --json` wrote."""
     found = json.loads(results.read_text())
-    picture.write_text(svg(found["start"], found["runs"]))
+    draw = page if picture.suffix == ".html" else svg
+    picture.write_text(draw(found["start"], found["runs"]))
+
+
+def page(start: Sequence[Facts], facts: Sequence[Facts]) -> str:
+    """The picture, and under it what the league prints."""
+    told = league.report(list(start), list(facts)).splitlines()
+    head, _, *rows = [[cell.strip(" *`") for cell in line.strip("|").split("|")] for line in told if line[:1] == "|"]
+    lines = [_row("th", head), *(_row("td", row) for row in rows)]
+    below = [f"<p>{escape(line)}</p>" for line in told if line and line[0] != "|"]
+    style = "body{font:14px sans-serif;max-width:60em;margin:2em auto}td,th{padding:2px 10px;text-align:right}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>League</title><style>{style}</style>\n'
+        f"<h1>League of recipes</h1>\n{svg(start, facts)}<table>\n" + "\n".join([*lines, "</table>", *below]) + "\n"
+    )
+
+
+def _row(kind: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in cells) + "</tr>"
 
 
 def svg(start: Sequence[Facts], facts: Sequence[Facts]) -> str:

@@ -87,6 +87,16 @@ def test_the_picture_has_a_dot_where_the_table_has_a_number():
     xml.dom.minidom.parseString(drawn)
 
 
+def test_the_page_has_the_picture_and_the_whole_table():
+    done = [facts(name, seed, 0.5) for name in ("gkd", "vopd") for seed in (0, 1)]
+    start, refused = [facts("r0", 0, 0.25)], {"name": "mopd", "seed": 0, "refused": "no <view>"}
+    drawn = league_plot.page(start, [*done, refused])
+    assert league_plot.svg(start, done) in drawn
+    assert [*re.findall(r"<tr><t.>([^<]*)<", drawn)] == ["recipe", "r0", "gkd", "vopd"]
+    assert all(f"<th>{name}</th>" in drawn for name, *_ in league.COLUMNS)
+    assert "mopd` refused: no &lt;view&gt;" in drawn
+
+
 def test_an_interval_is_students():
     middle, half = runs.mean([1.0, 2.0, 3.0]) or (0.0, 0.0)
     assert (middle, half) == (2.0, pytest.approx(4.30 / math.sqrt(3)))

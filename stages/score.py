@@ -29,7 +29,7 @@ from pipeline import (
 )
 from pipeline.command import Bar, Made
 from pipeline.contexts import Bucket
-from pipeline.engines import OnDemand
+from pipeline.engines import OnDemand, context
 from pipeline.errors import SettingsError
 from pipeline.scoring import VERSION as SCORING_VERSION
 from pipeline.scoring import Job
@@ -118,7 +118,7 @@ def _check(settings: params.Score, store: Store, by_view: dict[str, models.Model
         for job in _jobs(buckets, view, model):
             # What another view's ids add to the identity is not known yet.
             if view.support.same_as or not store.has(scoring.identity(job, settings, _tail(settings))):
-                view_checks.check_lengths(name, view, model, job.bucket, settings.max_model_len or model.context)
+                view_checks.check_lengths(name, view, model, job.bucket, context(model, settings))
 
 
 def _obtain(settings: params.Score, machine: params.Machine, folder: Folder, jobs: list[Job], name: str) -> None:

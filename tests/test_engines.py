@@ -206,6 +206,8 @@ def test_more_ids_than_the_vocabulary_are_refused(opened, name):
     asked, responses = written(opened[name], 2)
     with pytest.raises(EngineError, match="37"):
         scored(opened[name], asked, responses, Support(38))
+    with pytest.raises(EngineError, match=r"top_k is 38.*\b37\b"):
+        opened[name].generate(asked, WHOLE, top_k=38)
 
 
 def test_packed_sequences_do_not_see_each_other(folders):
@@ -228,3 +230,10 @@ def test_a_sequence_longer_than_the_context_is_refused(folders):
         pytest.raises(EngineError, match="context is 128"),
     ):
         engine.generate([Request([5] * 120, 0)], WHOLE)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_a_limit_beyond_the_models_own_context_is_refused(folders, name):
+    model = models.record(str(folders["qwen3"]))
+    with pytest.raises(EngineError, match=r"max_model_len is 129, and .* has a context of 128 tokens"):
+        engines.open_engine(model, params.Engine(engine=name, max_model_len=129), params.Machine())

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline import params, shards
+from pipeline.errors import EngineError
 from pipeline.models import Model
 
 # vLLM says a first thing before it has read VLLM_LOGGING_LEVEL, in its own process too. That one imports the main
@@ -107,7 +108,8 @@ class Engine(Protocol):
             progress: told of responses as they are finished.
 
         Raises:
-            EngineError: a prompt leaves no room for a response in the model's context.
+            EngineError: a prompt leaves no room for a response in the model's context, or the vocabulary has fewer ids
+                than are asked for.
         """
         ...
 
@@ -126,6 +128,31 @@ class Engine(Protocol):
     def __enter__(self) -> "Engine": ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+def context(model: Model, settings: params.Engine) -> int | None:
+    """Longest sequence, tokens; None where neither the settings nor the model name a limit.
+
+    Raises:
+        EngineError: the settings ask for more than the model has.
+    """
+    asked = settings.max_model_len
+    if asked is not None and model.context is not None and asked > model.context:
+        raise EngineError(
+            f"max_model_len is {asked}, and {model.name} has a context of {model.context} tokens: lower it, or leave "
+            "it out to take the model's own."
+        )
+    return asked or model.context
+
+
+def check_top_k(top_k: int, model: Model, setting: str) -> None:
+    """Refuse to look for more ids than there are.
+
+    Raises:
+        EngineError: names the setting.
+    """
+    if top_k > model.vocabulary:
+        raise EngineError(f"top_k is {top_k}, {model.name} has {model.vocabulary} ids: lower {setting}.")
 
 
 def open_engine(model: Model, settings: params.Engine, machine: params.Machine) -> Engine:

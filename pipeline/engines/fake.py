@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from pipeline import params, shards
-from pipeline.engines import Progress, Request, Response, Scored, Support
+from pipeline.engines import Progress, Request, Response, Scored, Support, check_top_k
 from pipeline.errors import EngineError
 from pipeline.models import Model
 from pipeline.ragged import Ragged
@@ -44,6 +44,7 @@ class BigramEngine:
         self, requests: Sequence[Request], sampling: params.Sampling, top_k: int = 0, progress: Progress | None = None
     ) -> list[Response]:
         """As `Engine.generate`."""
+        check_top_k(top_k, self.model, "refresh.behaviour_top_k")
         responses = [self._write(request, sampling, top_k) for request in requests]
         if progress is not None:
             progress(len(responses), sum(len(response.ids) for response in responses))
@@ -51,11 +52,7 @@ class BigramEngine:
 
     def score(self, sequences: Sequence[Scored], support: Support, progress: Progress | None = None) -> shards.Scores:
         """As `Engine.score`."""
-        if support.top_k > len(self.logprobs):
-            raise EngineError(
-                f"top_k is {support.top_k}, {self.model.name} has {len(self.logprobs)} ids: lower "
-                "score.views.*.support.top_k."
-            )
+        check_top_k(support.top_k, self.model, "score.views.*.support.top_k")
         sampled, own, tails, entropies, values = [], [], [], [], []
         ids: list[list[int]] = []
         for sequence in sequences:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from pipeline import head, packing, params, shards
-from pipeline.engines import Progress, Request, Response, Scored, Support
+from pipeline.engines import Progress, Request, Response, Scored, Support, check_top_k, context
 from pipeline.engines.joined import cut, joined, of_head
 from pipeline.errors import EngineError
 from pipeline.models import Model
@@ -36,9 +36,8 @@ class HfEngine:
         self.device = torch.device("cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu")
         if machine.device == "cuda" and self.device.type != "cuda":
             raise EngineError("machine.yaml asks for `device: cuda`, and torch sees no GPU here.")
-        self.model, self.machine = model, machine
+        self.model, self.machine, self.context = model, machine, context(model, settings)
         self.student = open_student(model, getattr(torch, settings.dtype), settings.adapter).to(self.device).eval()
-        self.context = settings.max_model_len or model.context
 
     def __enter__(self) -> "HfEngine":
         return self
@@ -57,6 +56,7 @@ class HfEngine:
         self, requests: Sequence[Request], sampling: params.Sampling, top_k: int = 0, progress: Progress | None = None
     ) -> list[Response]:
         """As `Engine.generate`."""
+        check_top_k(top_k, self.model, "refresh.behaviour_top_k")
         for request in requests:
             self._fits(len(request.prompt_ids) + sampling.max_tokens, "a prompt and sampling.max_tokens")
         # Prompts of one length share a batch as far as possible: less padding, and it stands on the left.
@@ -80,7 +80,8 @@ class HfEngine:
         lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
         for length in lengths:
             self._fits(length, "a sequence")
-        self._known(prompts, responses, support)
+        check_top_k(support.top_k, self.model, "score.views.*.support.top_k")
+        self._known(prompts, responses)
         output = self.student.output()
         parts: dict[int, shards.Scores] = {}
         for rows in packing.plan(lengths, self.machine.score_tokens):
@@ -131,12 +132,8 @@ class HfEngine:
                 "Shorten sampling.max_tokens, or leave long prompts out in `prompts`."
             )
 
-    def _known(self, prompts: list[np.ndarray], responses: list[np.ndarray], support: Support) -> None:
+    def _known(self, prompts: list[np.ndarray], responses: list[np.ndarray]) -> None:
         vocabulary = len(self.student.output().weight)
-        if support.top_k > vocabulary:
-            raise EngineError(
-                f"top_k is {support.top_k}, {self.model.name} has {vocabulary} ids: lower score.views.*.support.top_k."
-            )
         highest = max(int(ids.max()) for ids in [*prompts, *responses])
         if highest >= vocabulary:
             raise EngineError(

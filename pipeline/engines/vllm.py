@@ -21,6 +21,7 @@ from pipeline.engines import (
     Response,
     Scored,
     Support,
+    context,
     output_layer,
     prompt_logprobs,
     vllm_lora,
@@ -53,6 +54,7 @@ class VllmEngine:
         model.check()
         self.device = vllm_process.device(machine)
         self.model, self.settings, self.machine = model, settings, machine
+        self.context = context(model, settings)
         self.by_hidden_states = isinstance(settings, params.Score) and settings.hidden_states
         self.tail = "exact" if self.by_hidden_states else "derived"
         self._lora_rank = vllm_lora.rank(settings.adapter, self.by_hidden_states) if settings.adapter else None
@@ -225,10 +227,10 @@ class VllmEngine:
 
     def _open(self, use: _Use, lengths: list[int], what: str) -> vllm_process.Runner:
         """The engine for the task, once everything is known to fit."""
-        longest, context = max(lengths), self.settings.max_model_len or self.model.context
-        if context is not None and longest > context:
+        longest = max(lengths)
+        if self.context is not None and longest > self.context:
             raise EngineError(
-                f"{what} of {longest} tokens does not fit {self.model.name}, whose context is {context} tokens. "
+                f"{what} of {longest} tokens does not fit {self.model.name}, whose context is {self.context} tokens. "
                 "Shorten sampling.max_tokens, or leave long prompts out in `prompts`."
             )
         if self._use != use:
@@ -279,7 +281,7 @@ class VllmEngine:
         if use == "hidden_states":
             return wanted
         if use == "writing" and self.device == "cpu":  # whole prompts
-            return max(wanted, self.settings.max_model_len or self.model.context or wanted)
+            return max(wanted, self.context or wanted)
         # vLLM wants a token for each of its sequences.
         return min(wanted, max(self.machine.vllm.max_num_seqs, LOGITS_AT_ONCE // self.model.vocabulary))
 

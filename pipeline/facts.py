@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import derived, grades, list_columns, shards
-from pipeline.errors import ShardError
+from pipeline.errors import damaged
 from pipeline.ragged import Ragged
 from pipeline.recipes import Recipe
 
@@ -122,12 +122,12 @@ class Facts:
             own["special"] = np.isin(response, self.special_ids)
         return {name: values.astype(np.float32) for name, values in own.items()}
 
-    def of_group(self, rollouts: Any, responses: Ragged, where: str) -> dict[str, np.ndarray]:
+    def of_group(self, rollouts: Any, responses: Ragged, path: Path) -> dict[str, np.ndarray]:
         """Facts of the tokens of a row group, [T] by name."""
         wanted = set() if self.recipe is None else self.recipe.reads
         found = {}
         if "sampling_logprobs" in wanted:
-            found["sampling_logprobs"] = _sampling(rollouts, responses, where)
+            found["sampling_logprobs"] = _sampling(rollouts, responses, path)
         if "behaviour_logprobs" in wanted:
             found["behaviour_logprobs"] = _behaviour(rollouts)
         if "segments" in wanted:
@@ -199,14 +199,12 @@ def _scored(source: Shard, views: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     return zip(*of_views, strict=True)
 
 
-def _sampling(rollouts: Any, responses: Ragged, where: str) -> np.ndarray:
+def _sampling(rollouts: Any, responses: Ragged, path: Path) -> np.ndarray:
     """[T], under the distribution drawn from; where that was the whole one, the behaviour's own column says it."""
     found = _or_nan(rollouts.column("sampling_logprobs"), responses)
     values = np.where(np.isnan(found), _behaviour(rollouts), found)
     if not np.isfinite(values).all():
-        raise ShardError(
-            f"{where}: sampling_logprobs that are not finite. Remove the shard and run `dvc repro refresh`."
-        )
+        raise damaged(path, "is damaged: it has sampling_logprobs that are not finite")
     return values
 
 

@@ -37,8 +37,7 @@ def test_a_comparison_beside_the_dag_is_found_in_the_store_and_its_metrics_are_w
         with dag.counting("beside") as counted:
             demo.fine_tune(project, "control", "data/models/r0", "data/prompts/opd", "params.yaml")
         made.append(counted)
-        told = json.loads(metrics.read_text())
+        assert json.loads(metrics.read_text())["checkpoint"] == "control"
         metrics.write_text("{}")
     assert made[0]["beside"] > 0
     assert not made[1]
-    assert told["checkpoint"] == "control"

@@ -194,7 +194,7 @@ def speeds(path: Path, kept: Kept, tokens: int) -> list[Row]:
         for table in groups():
             list_columns.ragged2(table.column("support_ids"))
             _, logprobs = list_columns.ragged2(table.column("support_logprobs"))
-            rounding.normalised(logprobs, list_columns.ragged(table.column("tail_logprobs")).values, str(path))
+            rounding.normalised(logprobs, list_columns.ragged(table.column("tail_logprobs")).values, path)
             list_columns.ragged(table.column("sampled_logprobs"))
 
     table = shards.read(path, shards.SCORES)

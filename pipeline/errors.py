@@ -4,6 +4,8 @@ Every text names the file or the setting as the user wrote it, what was expected
 command or edit that repairs it. `assert` is for what only our own code can break.
 """
 
+from pathlib import Path
+
 
 class PotstillError(Exception):
     """What the command line shows instead of a traceback."""
@@ -23,6 +25,14 @@ class ModelError(PotstillError):
 
 class ShardError(PotstillError):
     """A shard is missing, damaged, or was made from something else."""
+
+
+def damaged(path: Path, what: str) -> ShardError:
+    """A shard that is not as it was written; store and DVC's cache share its inode, and would bring it back."""
+    return ShardError(
+        f"{path} {what}. Remove it, from the store and from DVC's cache, too (`find . -samefile {path} -delete`), "
+        "and run `dvc repro`, which makes it anew, or `dvc pull`; `potstill verify` finds every such file."
+    )
 
 
 class ConsistencyError(PotstillError):

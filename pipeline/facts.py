@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import derived, grades, list_columns, shards
-from pipeline.errors import ShardError
+from pipeline.errors import damaged
 from pipeline.ragged import Ragged
 from pipeline.recipes import Recipe
 
@@ -121,12 +121,12 @@ class Facts:
             own["special"] = np.isin(response, self.special_ids)
         return {name: values.astype(np.float32) for name, values in own.items()}
 
-    def of_group(self, rollouts: Any, responses: Ragged, where: str) -> dict[str, np.ndarray]:
+    def of_group(self, rollouts: Any, responses: Ragged, path: Path) -> dict[str, np.ndarray]:
         """Facts of the tokens of a row group, [T] by name."""
         wanted = set() if self.recipe is None else self.recipe.reads
         found = {}
         if "sampling_logprobs" in wanted:
-            found["sampling_logprobs"] = _sampling(rollouts, responses, where)
+            found["sampling_logprobs"] = _sampling(rollouts, responses, path)
         if "segments" in wanted:
             found["segments"] = _or_zeros(rollouts.column("segments"), responses)
         return found
@@ -177,7 +177,7 @@ def _stored(sources: Sequence[Shard], recipe: Recipe, rows: Mapping[str, np.ndar
             prompt_ids = table.column("prompt_id").to_pylist()
             group = np.array([numbers.setdefault(prompt_id, len(numbers)) for prompt_id in prompt_ids], np.int64)
             has_sampling = "sampling_logprobs" in recipe.reads
-            sampling = _sampling(table, responses, str(source.rollouts)) if has_sampling else np.empty(0)
+            sampling = _sampling(table, responses, source.rollouts) if has_sampling else np.empty(0)
             given = [_or_nan(scores.column("sampled_logprobs"), responses) for scores in scored]
             parts.append((group, responses.lengths, responses.values, sampling, *given))
     group, lengths, tokens, sampling, *given = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -197,16 +197,14 @@ def _scored(source: Shard, views: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     return zip(*of_views, strict=True)
 
 
-def _sampling(rollouts: Any, responses: Ragged, where: str) -> np.ndarray:
+def _sampling(rollouts: Any, responses: Ragged, path: Path) -> np.ndarray:
     """[T], under the distribution drawn from; where that was the whole one, the behaviour's own column says it."""
     drawn = rollouts.column("sampling_logprobs")
     same = rollouts.column("behaviour_logprobs")
     found = _or_nan(drawn, responses)
     values = np.where(np.isnan(found), list_columns.ragged(same).values, found)
     if not np.isfinite(values).all():
-        raise ShardError(
-            f"{where}: sampling_logprobs that are not finite. Remove the shard and run `dvc repro refresh`."
-        )
+        raise damaged(path, "is damaged: it has sampling_logprobs that are not finite")
     return values
 
 

@@ -163,8 +163,8 @@ class Rows:
                     f"{path} does not score the rows of {source.rollouts}, in their order. Run `dvc repro score`."
                 )
             may_lack = self.recipe is not None and name in self.recipe.optional_views
-            views[name] = view_groups.decoded(scores, responses, f"{path}, row group {group}", may_lack)
-        of_tokens = self.facts.of_group(rollouts, responses, f"{source.rollouts}, row group {group}")
+            views[name] = view_groups.decoded(scores, responses, path, may_lack)
+        of_tokens = self.facts.of_group(rollouts, responses, source.rollouts)
         return _Group(list_columns.ragged(rollouts.column("prompt_ids")), responses, views, of_tokens)
 
 

@@ -1,8 +1,10 @@
 """Log-probabilities in 16 bits: how they are stored, and how what is read is made a distribution again."""
 
+from pathlib import Path
+
 import numpy as np
 
-from pipeline.errors import ShardError
+from pipeline.errors import damaged
 from pipeline.ragged import Ragged
 
 
@@ -14,13 +16,13 @@ def to_half(logprobs: np.ndarray) -> np.ndarray:
     return np.where(finite, rounded, logprobs).astype(np.float32)
 
 
-def normalised(logprobs: Ragged, tails: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+def normalised(logprobs: Ragged, tails: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Make stored values a distribution again, which rounding to fp16 had undone.
 
     Args:
         logprobs: of each token's entries, as stored, nats.
         tails: [T], log of the mass outside them, nats; −inf where nothing is left.
-        where: the file and rows, for the error.
+        path: of the shard, for the error.
 
     Returns:
         The entries' values and the tails, less the log of their sum.
@@ -34,21 +36,19 @@ def normalised(logprobs: Ragged, tails: np.ndarray, where: str) -> tuple[np.ndar
         room = np.exp(logprobs.values)
         totals = np.log(_sums(room, logprobs.offsets) + np.exp(tails))
     if not (np.abs(totals) <= 1e-3).all():
-        _refuse_more_than_rounding(totals, logprobs, where)
+        _refuse_more_than_rounding(totals, logprobs, path)
     return np.subtract(logprobs.values, np.repeat(totals, logprobs.lengths), out=room), tails - totals
 
 
-def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, where: str) -> None:
+def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, path: Path) -> None:
     """A sum may be off by 1e-3, or by what values rounded to 16 bits (2^-11 of each) can put together, if more."""
     values = np.maximum(logprobs.values.astype(np.float64), -700.0)  # 0 · −inf would be no number
     rounding = 2**-11 * _sums(-np.exp(values) * values, logprobs.offsets)
     excess = np.abs(totals) - np.maximum(rounding, 1e-3)
     worst = int(np.argmax(excess))
     if not excess[worst] <= 0:
-        raise ShardError(
-            f"{where}: the probabilities kept at one token sum to {np.exp(totals[worst]):.4f}, not to 1. "
-            "The shard is damaged or was not written by Potstill; remove it and run `dvc repro score`."
-        )
+        total = np.exp(totals[worst])
+        raise damaged(path, f"is damaged: the probabilities kept at one token sum to {total:.4f}, not to 1")
 
 
 def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:

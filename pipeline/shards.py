@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import list_columns, rounding
-from pipeline.errors import ShardError
+from pipeline.errors import ShardError, damaged
 from pipeline.ragged import Ragged
 
 VERSION = 1  # raise it when a column's meaning changes; older shards are then made again
@@ -247,7 +247,7 @@ def read_group(path: Path, file: pq.ParquetFile, number: int, columns: Sequence[
     try:
         return file.read_row_group(number, columns=list(columns)).select(list(columns)).replace_schema_metadata()
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from None
+        raise _unreadable(path, error) from None
 
 
 def rows(path: Path) -> list[int]:
@@ -276,7 +276,7 @@ def parquet(path: Path) -> pq.ParquetFile:
     except FileNotFoundError:
         raise ShardError(f"{path} is missing. `dvc pull {path.parent}` fetches it, `dvc repro` makes it.") from None
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, error) from None
+        raise _unreadable(path, error) from None
 
 
 def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
@@ -290,12 +290,8 @@ def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
     return file
 
 
-def _damaged(path: Path, error: Exception) -> ShardError:
-    reason = str(error).strip().splitlines()[0]
-    return ShardError(
-        f"{path} is cut off or damaged ({reason}). Remove it and run `dvc checkout {path.parent}`; "
-        "`potstill verify` finds every such file."
-    )
+def _unreadable(path: Path, error: Exception) -> ShardError:
+    return damaged(path, f"is cut off or damaged ({str(error).strip().splitlines()[0]})")
 
 
 def size(path: Path) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,13 @@ def columns(recipe: Recipe | None, view: str) -> tuple[str, ...]:
     return COLUMNS + own + (("entropies",) if view in recipe.entropy_views else ())
 
 
-def decoded(scores: Any, responses: Ragged, where: str, may_lack: bool) -> ViewGroup:
+def decoded(scores: Any, responses: Ragged, path: Path, may_lack: bool) -> ViewGroup:
     """A view of one row group; rows without a score have no entries, and a tail of probability 1."""
     is_scored = scores.column("skipped").is_null().to_numpy()
     if not may_lack and not is_scored.all():
         reasons = sorted({reason for reason in scores.column("skipped").to_pylist() if reason is not None})
         raise ShardError(
-            f"{where}: {(~is_scored).sum()} of {scores.num_rows} rows have no score "
+            f"{path}: {(~is_scored).sum()} of {scores.num_rows} rows have no score "
             f"({', '.join(reasons)}), so its view cannot be a target for all rollouts. Give every prompt what "
             "the view needs, or choose a train.objective that does not learn from it."
         )
@@ -52,9 +53,9 @@ def decoded(scores: Any, responses: Ragged, where: str, may_lack: bool) -> ViewG
     has_score = np.repeat(is_scored, responses.lengths)
     lengths, ids = list_columns.ragged2(scored.column("support_ids"))
     if not np.array_equal(lengths, responses.lengths[is_scored]):
-        raise ShardError(f"{where}: its lists are not as long as the responses. Run `dvc repro score`.")
+        raise ShardError(f"{path}: its lists are not as long as the responses. Run `dvc repro score`.")
     _, logprobs = list_columns.ragged2(scored.column("support_logprobs"))
-    values, tails = rounding.normalised(logprobs, list_columns.ragged(scored.column("tail_logprobs")).values, where)
+    values, tails = rounding.normalised(logprobs, list_columns.ragged(scored.column("tail_logprobs")).values, path)
 
     def spread(known: np.ndarray) -> np.ndarray:
         """Tokens are end to end as in the responses, so that row boundaries are the responses' own."""

@@ -143,6 +143,6 @@ def _rows_of_both(paths: tuple[Path, Path]) -> Iterator[tuple[str, Kept, Kept]]:
 def _kept(row: Any, path: Path) -> Kept:
     _, ids = list_columns.ragged2(row.column("support_ids"))
     _, logprobs = list_columns.ragged2(row.column("support_logprobs"))
-    values, tails = rounding.normalised(logprobs, list_columns.ragged(row.column("tail_logprobs")).values, str(path))
+    values, tails = rounding.normalised(logprobs, list_columns.ragged(row.column("tail_logprobs")).values, path)
     sampled = list_columns.ragged(row.column("sampled_logprobs")).values.astype(np.float64)
     return Kept(sampled, ids, values, tails)

@@ -6,6 +6,8 @@ text names what the user wrote; no model may have been opened, and the store mus
 
 import contextlib
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -243,6 +245,25 @@ def test_a_file_that_is_cut_off_in_the_store_too_is_told_and_made_anew_once_remo
     assert str(stored.relative_to(project)) in str(told.value)
     stored.unlink()
     assert dag.total(dag.run(project, ["score@r1", "train@r1"])) == {"score@r1 teacher": 1}
+
+
+def test_a_shard_that_is_damaged_in_place_is_whole_again_after_the_commands_that_are_printed(project, finished):
+    """Output, store and DVC's cache are one inode; as many bytes as before, and none of the file's ends, are wrong."""
+    shard, cached = project / "data/rollouts/r1/00001.parquet", project / ".dvc/cache/copy"
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    os.link(shard, cached)
+    whole = shard.read_bytes()
+    with shard.open("r+b") as file:
+        file.seek(4)
+        file.write(bytes(296))
+    with pytest.raises(ShardError, match="is cut off or damaged") as told:
+        finished[1]["score@r1"].run()
+    command = re.search("`(find .+?)`", str(told.value))
+    assert command is not None
+    subprocess.run(shlex.split(command[1]), cwd=project, check=True)
+    assert not cached.exists()
+    assert dag.total(dag.run(project, ["refresh@r1", "score@r1", "train@r1"])) == {"refresh@r1": 1}
+    assert shard.read_bytes() == whole
 
 
 @pytest.mark.slow

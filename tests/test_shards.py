@@ -1,6 +1,7 @@
 """Shards against what was written: values, encodings, footers, hashes, and what other readers see of them."""
 
 import math
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -296,7 +297,7 @@ def _stored(probabilities: list[float], kept: int) -> tuple[Ragged, np.ndarray]:
 )
 def test_what_was_stored_is_a_distribution_again(probabilities, share):
     logprobs, tails = _stored(probabilities, math.ceil(share * len(probabilities)))
-    values, tail = rounding.normalised(logprobs, tails, "here")
+    values, tail = rounding.normalised(logprobs, tails, Path("here"))
     total = math.fsum([*np.exp(values.astype(np.float64)), *np.exp(tail.astype(np.float64))])
     assert total == pytest.approx(1, abs=2e-6)
     assert np.abs(values - logprobs.values).max(initial=0) < 5e-3
@@ -305,13 +306,13 @@ def test_what_was_stored_is_a_distribution_again(probabilities, share):
 @pytest.mark.parametrize("excess", [2e-3, -2e-3, math.nan])
 def test_what_no_rounding_explains_is_refused(excess):
     logprobs = Ragged.of([[math.log(0.5)], [math.log(0.5) + excess]], np.float32)
-    with pytest.raises(ShardError, match="here: the probabilities kept at one token sum to"):
-        rounding.normalised(logprobs, np.full(2, math.log(0.5) + excess * np.array([0, 1]), np.float32), "here")
+    with pytest.raises(ShardError, match=r"here is damaged: the .* sum to .*`find \. -samefile here -delete`"):
+        rounding.normalised(logprobs, np.full(2, math.log(0.5) + excess * np.array([0, 1]), np.float32), Path("here"))
 
 
 def test_an_id_of_probability_zero_stays_one():
     logprobs = Ragged.of([[math.log(0.5), -math.inf]], np.float32)
-    values, tails = rounding.normalised(logprobs, np.array([math.log(0.5)], np.float32), "here")
+    values, tails = rounding.normalised(logprobs, np.array([math.log(0.5)], np.float32), Path("here"))
     np.testing.assert_allclose(np.exp([*values, *tails]), [0.5, 0, 0.5], atol=1e-6)
 
 

@@ -2,15 +2,17 @@
 
 import itertools
 import math
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import checkpoints, grading, models, needs, params, prompts, recipes, shards
+from pipeline import checkpoints, grading, list_columns, models, needs, params, prompts, recipes, shards
 from pipeline.engines.fake import BigramEngine
 from pipeline.errors import SettingsError, ShardError
+from pipeline.facts import Facts
 from pipeline.grading import Grade
 from pipeline.loading import Loader, Rows, Shard
 from tests import tiny_models, tiny_shards
@@ -248,6 +250,18 @@ def test_a_view_that_keeps_fewer_ids_than_a_recipe_takes_is_told_of(made, tmp_pa
     caplog.clear()
     needs.check(recipes.load("eopd"), with_identity(made, tmp_path, support(top_k=16)), HOW)
     assert not caplog.records
+
+
+def test_log_probabilities_that_are_not_finite_are_refused_with_what_removes_them(made, tmp_path):
+    rollouts = tmp_path / "rollouts.parquet"
+    shutil.copy(made[0][0].rollouts, rollouts)
+    lengths = [len(row["response_ids"]) for row in shards.read(rollouts, shards.ROLLOUTS).to_pylist()]
+    infinite = [[-math.inf] * length for length in lengths]
+    rewritten(rollouts, shards.ROLLOUTS, {}, behaviour_logprobs=infinite, sampling_logprobs=[None] * len(lengths))
+    table = shards.read(rollouts, shards.ROLLOUTS)
+    facts = Facts(recipes.load("iw_opd"), np.empty(0, np.int64))
+    with pytest.raises(ShardError, match=r"not finite.*`find \. -samefile .*/rollouts\.parquet -delete`"):
+        facts.of_group(table, list_columns.ragged(table.column("response_ids")), rollouts)
 
 
 def test_domains_without_a_view_are_refused(made):

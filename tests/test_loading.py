@@ -181,9 +181,9 @@ def _halved(table):
     ("edit", "told"),
     [
         (_swapped, r"edited\.parquet does not score the rows of .*rollouts-0\.parquet, in their order"),
-        (_other_lengths, r"edited\.parquet, row group 0: its lists are not as long as the responses"),
-        (_skipped, r"edited\.parquet, row group 0: 1 of 64 rows have no score \(no hint\)"),
-        (_halved, r"edited\.parquet, row group 0: the probabilities kept at one token sum to"),
+        (_other_lengths, r"edited\.parquet: its lists are not as long as the responses"),
+        (_skipped, r"edited\.parquet: 1 of 64 rows have no score \(no hint\)"),
+        (_halved, r"edited\.parquet is damaged: the probabilities kept at one token sum to"),
     ],
 )
 def test_scores_that_do_not_fit_the_rollouts_are_refused(tmp_path, sources, edit, told):

@@ -32,7 +32,7 @@ def test_a_comparison_beside_the_dag_is_found_in_the_store_and_its_metrics_are_w
         demo, "_stage", lambda _, name, *rest: dag.Stage(name, ("python", "-m", f"stages.{name}", *rest), (), ()).run()
     )
     dag.run(project, ["models", "prompts", "teacher_rollouts", "sft"])
-    metrics, made, told = project / "beside/control/metrics.json", [], {}
+    metrics, made = project / "beside/control/metrics.json", []
     for _ in range(2):
         with dag.counting("beside") as counted:
             demo.fine_tune(project, "control", "data/models/r0", "data/prompts/opd", "params.yaml")

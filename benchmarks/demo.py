@@ -43,16 +43,15 @@ def main(
 
 
 def experiment(seed: int, project: Path) -> list[dict[str, Any]]:
-    """Run the DAG and its two comparisons for one seed; what is there already is not run again."""
-    if not project.exists():
-        subprocess.run(["git", "clone", "--quiet", ".", str(project)], check=True)
+    """Run the DAG and its two comparisons for one seed; what the store has is not made again."""
+    runs.clone(project)
     settings = moved(_yaml().load(Path("params.yaml")), seed)
     _yaml().dump(settings, project / "params.yaml")
     runs.repro(project)
     _yaml().dump(_continued(settings), project / "control.yaml")
     _yaml().dump(_longer(settings), project / "longer.yaml")
-    _fine_tune(project, "control", "data/models/r0", "data/prompts/opd", "control.yaml")
-    _fine_tune(project, "sft+300", "data/models/student.json", "data/prompts/sft", "longer.yaml")
+    fine_tune(project, "control", "data/models/r0", "data/prompts/opd", "control.yaml")
+    fine_tune(project, "sft+300", "data/models/student.json", "data/prompts/sft", "longer.yaml")
     names = ["teacher", "r0", "sft+300", "control", *settings["rounds"]]
     return [{"seed": seed} | _metrics(project, name) for name in names]
 
@@ -116,11 +115,9 @@ def _longer(settings: Any) -> Any:
     return {**settings, "sft": {**settings["sft"], "steps": settings["sft"]["steps"] + MORE_STEPS}}
 
 
-def _fine_tune(project: Path, name: str, student: str, prompts: str, settings: str) -> None:
+def fine_tune(project: Path, name: str, student: str, prompts: str, settings: str) -> None:
     """The stages teacher_rollouts, sft and evaluate beside the DAG."""
     own, teacher = f"beside/{name}", "data/models/teacher.json"
-    if (project / own / "metrics.json").exists():
-        return
     written = ["--rollouts", f"{own}/rollouts", "--grades", f"{own}/grades", "--params", settings]
     _stage(project, "teacher_rollouts", "--prompts", prompts, "--teacher", teacher, *written)
     _stage(project, "sft", "--student", student, "--teacher", teacher, "--out", f"{own}/model", *written)

@@ -100,13 +100,18 @@ class Run:
 
 
 def prepare(project: Path, settings: Path, targets: Sequence[str]) -> None:
-    """Run the DAG as the settings say, up to some stages, in a clone of this repository as it is committed."""
+    """Run the DAG as the settings say, up to some stages, in a clone of this repository."""
+    clone(project)
+    (project / "params.yaml").write_bytes(settings.read_bytes())
+    repro(project, *targets)
+
+
+def clone(project: Path) -> None:
+    """Bring a clone of this repository to the commit checked out here; what was made in it stays."""
     if not project.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(project)], check=True)
     subprocess.run(["git", "fetch", "--quiet", "origin", "HEAD"], cwd=project, check=True)
     subprocess.run(["git", "checkout", "--quiet", "--force", "FETCH_HEAD"], cwd=project, check=True)
-    (project / "params.yaml").write_bytes(settings.read_bytes())
-    repro(project, *targets)
 
 
 def repro(project: Path, *targets: str) -> None:

@@ -28,9 +28,6 @@ VERSION = 1  # raise it when a column's meaning changes; older shards are then m
 GROUP_ROWS = 64
 """Rows in a row group: what one read takes into memory."""
 
-NOT_WRITTEN = 65535
-"""In `segments`: a token that the model did not write; it bears no loss."""
-
 _ABOUT = b"potstill"
 _WORD = pa.dictionary(pa.int32(), pa.string())
 _IDS, _NATS, _SMALL = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.uint16())

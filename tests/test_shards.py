@@ -47,7 +47,7 @@ def _row(kind: str, number: int) -> dict:
                 "rollout_id": f"r{number}", "prompt_id": "p", "sample": number, "source": "student", "behaviour": "b",
                 "written_in": "r1", "prompt_ids": [1, 2], "response_ids": list(range(length)),
                 "behaviour_logprobs": nats, "sampling_logprobs": nats, "behaviour_topk_ids": [[3, 4]] * length,
-                "segments": [0] * (length - 1) + [shards.NOT_WRITTEN], "finish_reason": "stop", "text": "t",
+                "segments": [0] * (length - 1) + [65535], "finish_reason": "stop", "text": "t",
             }  # fmt: skip
         case "grades":
             return {"rollout_id": f"r{number}", "correct": True, "reward": 0.5, "feedback": "good"}

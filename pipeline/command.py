@@ -18,7 +18,7 @@ from pipeline import params
 from pipeline.errors import PotstillError
 
 if TYPE_CHECKING:  # brings pyarrow, for which `--help` need not wait
-    from pipeline.store import Folder
+    from pipeline.store import Folder, Obtained
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 MachineFile = Annotated[Path, typer.Option("--machine", help="Where and how fast; every key has a default.")]
@@ -113,14 +113,23 @@ class Made:
     @classmethod
     def of(cls, *folders: "Folder") -> "Made":
         """The sum over a stage's output folders."""
-        seconds = [each for folder in folders for each in folder.seconds]
-        known = [each for each in seconds if each is not None]
         return cls(
             made=sum(folder.made for folder in folders),
             found=sum(folder.found for folder in folders),
             tokens=folders[0].tokens if folders else 0,
             bytes=sum(folder.bytes for folder in folders),
-            seconds=sum(known) if len(known) == len(seconds) else None,
+            seconds=_sum([each for folder in folders for each in folder.seconds]),
+        )
+
+    @classmethod
+    def of_each(cls, *obtained: "Obtained") -> "Made":
+        """The sum over files that are in no output folder of their own."""
+        return cls(
+            made=sum(each.made for each in obtained),
+            found=sum(not each.made for each in obtained),
+            tokens=sum(each.entry.tokens for each in obtained),
+            bytes=sum(each.entry.bytes for each in obtained),
+            seconds=_sum([each.seconds for each in obtained]),
         )
 
     def note(self, path: Path | None, stage: str, round_: str = "") -> None:
@@ -130,6 +139,11 @@ class Made:
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"stage": stage, "round": round_, "files": self.made + self.found, "tokens": self.tokens}
         path.write_text(json.dumps(facts | {"bytes": self.bytes, "seconds": self.seconds}) + "\n")
+
+
+def _sum(seconds: Sequence[float | None]) -> float | None:
+    known = [each for each in seconds if each is not None]
+    return sum(known) if len(known) == len(seconds) else None
 
 
 def settings(path: Path, machine: Path) -> tuple[params.Params, params.Machine]:

@@ -64,16 +64,7 @@ def run(
         name, 100 * metrics["greedy"], settings.samples, 100 * metrics["avg_at_k"], settings.samples,
         100 * metrics["pass_at_k"], metrics["prompts"],
     )  # fmt: skip
-    entries = [obtained.entry for obtained in written]
-    seconds = [obtained.seconds for obtained in written]
-    made = sum(obtained.made for obtained in written)
-    return Made(
-        made,
-        len(written) - made,
-        sum(entry.tokens for entry in entries),
-        sum(entry.bytes for entry in entries),
-        None if None in seconds else sum(filter(None, seconds)),
-    )
+    return Made.of_each(*written)
 
 
 def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, path: Path) -> None:

@@ -57,16 +57,8 @@ def run(
     for path, model in zip(records, (teacher, student), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(model.model_dump_json(indent=1) + "\n")
-    seconds = [each.seconds for each in obtained]
-    known = [second for second in seconds if second is not None]
     log.info("teacher %s, student %s; one vocabulary of %d tokens", _told(teacher), _told(student), teacher.vocabulary)
-    return Made(
-        made=sum(each.made for each in obtained),
-        found=sum(not each.made for each in obtained),
-        tokens=0,
-        bytes=sum(each.entry.bytes for each in obtained),
-        seconds=sum(known) if len(known) == len(seconds) else None,
-    )
+    return Made.of_each(*obtained)
 
 
 def identity(settings: Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:

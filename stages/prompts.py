@@ -40,15 +40,7 @@ def run(settings: params.Prompts, store: Store, out: Path) -> Made:
             folder.obtain(f"{bucket:05d}.parquet", facts, make)
         folder.close()
         folders.append(folder)
-    seconds = [second for folder in folders for second in folder.seconds]
-    known = [second for second in seconds if second is not None]
-    return Made(
-        made=sum(folder.made for folder in folders),
-        found=sum(folder.found for folder in folders),
-        tokens=0,
-        bytes=sum(folder.bytes for folder in folders),
-        seconds=sum(known) if len(known) == len(seconds) else None,
-    )
+    return Made.of(*folders)
 
 
 def identity(inside: list[Prompt]) -> dict[str, str | int]:

@@ -66,7 +66,7 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
         manifest.write(folder, {})
     log.info("%s: %d steps on responses of %s", out, settings.steps, sft_teacher["name"])
-    return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
+    return Made.of_each(obtained)
 
 
 def _kept(rollouts: Path, graded: Path, settings: params.Sft) -> np.ndarray | None:

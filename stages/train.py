@@ -80,7 +80,7 @@ def run(
     about = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(student)}}
     obtained = checkpoints.obtain(store, out, identity, start, plan, about, start.eos_ids)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, student)
-    return Made(int(obtained.made), int(not obtained.made), 0, obtained.entry.bytes, obtained.seconds)
+    return Made.of_each(obtained)
 
 
 def _of_student(trained: "list[Shard]", recipe: Recipe, prompts: Path, graded: Path) -> "list[Shard]":

@@ -27,7 +27,7 @@ from benchmarks.measure import in_child, seconds
 from benchmarks.qwen3 import VOCABULARY
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
 from pipeline import engines, models, packing, params, view_settings
-from pipeline.engines import Scored, Support, vllm_process
+from pipeline.engines import Support, ToScore, vllm_process
 from pipeline.engines.hf import HfEngine
 from pipeline.model_settings import EngineName
 
@@ -72,10 +72,10 @@ def make_model(folder: Path, layers: int, hidden: int) -> None:
     qwen3.save(made, folder)
 
 
-def sequences() -> list[Scored]:
+def sequences() -> list[ToScore]:
     """What is scored: any ids do."""
     drawn = np.random.default_rng(0).integers(1, VOCABULARY, (SEQUENCES, PROMPT + RESPONSE))
-    return [Scored(row[:PROMPT], row[PROMPT:].astype(np.int32)) for row in drawn]
+    return [ToScore(row[:PROMPT], row[PROMPT:].astype(np.int32)) for row in drawn]
 
 
 def machine() -> params.Machine:

@@ -52,7 +52,7 @@ def obtain(
     identity: Mapping[str, Any],
     start: models.Model,
     plan: Callable[[Path], training.Run],
-    facts: Mapping[str, Any],
+    about: Mapping[str, Any],
     eos_ids: Sequence[int],
 ) -> Obtained:
     """Train a checkpoint, or find it, and link it to its folder.
@@ -63,7 +63,7 @@ def obtain(
         identity: as `identity` gives it.
         start: the model that training starts from.
         plan: gives the run, for the folder of its training state; called only if something is to be trained.
-        facts: what `potstill.json` says besides.
+        about: what `potstill.json` says besides.
         eos_ids: what ends the checkpoint's responses.
     """
     state = store.root.parent / "training" / hashing.fingerprint(dict(identity))
@@ -71,7 +71,7 @@ def obtain(
     def make(path: Path) -> None:
         fitted = training.fit(open_student(start), plan(state))
         made_with = versions("torch", "transformers", "lightning")
-        save(path, fitted, start, eos_ids, identity, {"made_with": made_with, **facts})
+        save(path, fitted, start, eos_ids, identity, {"made_with": made_with, **about})
 
     obtained = store.obtain(dict(identity), make, suffix="", target=out)
     shutil.rmtree(state, ignore_errors=True)
@@ -84,7 +84,7 @@ def save(
     tokenizer_of: models.Model,
     eos_ids: Sequence[int],
     identity: Mapping[str, Any],
-    facts: Mapping[str, Any],
+    about: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint that any tool can load: a Hugging Face folder, `potstill.json` and the run's history.
 
@@ -94,7 +94,7 @@ def save(
         tokenizer_of: the model whose tokenizer goes along.
         eos_ids: what ends its responses: also what ended those that it learned from, or it would not stop there.
         identity: what the checkpoint was made from.
-        facts: what else `potstill.json` shall say.
+        about: what else `potstill.json` shall say.
     """
     folder.mkdir(parents=True)
     fitted.student.transformer.generation_config.eos_token_id = sorted(eos_ids)
@@ -102,8 +102,8 @@ def save(
     tokenizer_of.load_tokenizer().save_pretrained(folder)
     last = fitted.validation[-1]["validation_kl"] if fitted.validation else None
     alarms = [{"step": step, **asdict(alarm)} for step, alarm in fitted.alarms]
-    about = {"identity": identity, **facts, "validation_kl": last, "alarms": alarms}
-    (folder / models.CHECKPOINT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+    told = {"identity": identity, **about, "validation_kl": last, "alarms": alarms}
+    (folder / models.CHECKPOINT).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
     for name, measured in (("history", fitted.history), ("validation", fitted.validation)):
         if measured:
             _write_csv(folder / f"{name}.csv", measured)

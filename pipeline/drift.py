@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import list_columns, shards
-from pipeline.engines import Engine, Progress, Scored, Support
+from pipeline.engines import Engine, Progress, Support, ToScore
 from pipeline.errors import SettingsError
 
 VERSION = 1
@@ -90,5 +90,5 @@ def check_bound(bound: float, floor: float) -> None:
 def _now(
     engine: Engine, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], progress: Progress | None
 ) -> np.ndarray:
-    sequences = [Scored(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    sequences = [ToScore(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
     return engine.score(sequences, Support(0, entropies=False), progress).sampled_logprobs

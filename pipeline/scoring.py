@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline import contexts, hashing, list_columns, models, params, rollouts, shards, view_settings
 from pipeline.contexts import Bucket, Contexts
-from pipeline.engines import Engine, Progress, Scored, Support
+from pipeline.engines import Engine, Progress, Support, ToScore
 from pipeline.made_with import versions
 
 VERSION = 1  # raise it when a score would change; older shards are then scored again
@@ -98,7 +98,7 @@ def _score(
     here = [row for row, context in enumerate(before) if not isinstance(context, str)]
     tables = []
     if here:
-        sequences = [Scored(before[row], responses[row], None if wanted is None else wanted[row]) for row in here]  # pyright: ignore[reportArgumentType]
+        sequences = [ToScore(before[row], responses[row], None if wanted is None else wanted[row]) for row in here]  # pyright: ignore[reportArgumentType]
         scores = engine.score(sequences, support, progress)
         hashes = [hashing.digest(np.asarray(before[row], "<i4").tobytes()) for row in here]
         tables.append(shards.score_table([ids[row] for row in here], responses.lengths[here], scores, hashes))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import engines, models, params, view_settings
-from pipeline.engines import Request, Scored, Support
+from pipeline.engines import Request, Support, ToScore
 from pipeline.engines.fake import bigram_logprobs
 from pipeline.errors import EngineError
 from tests import tiny_models
@@ -77,7 +77,7 @@ def written(engine, count=12, sampling=WHOLE):
 
 def scored(engine, asked, responses, support=FOUR, **more):
     sequences = [
-        Scored(request.prompt_ids, response.ids, **more) for request, response in zip(asked, responses, strict=True)
+        ToScore(request.prompt_ids, response.ids, **more) for request, response in zip(asked, responses, strict=True)
     ]
     return engine.score(sequences, support)
 
@@ -134,7 +134,7 @@ def test_an_engine_finds_what_the_table_says(opened, name):
     asked, responses = written(opened["fake"], 8)
     random = np.random.default_rng(0)
     sequences = [
-        Scored(request.prompt_ids, response.ids, random.integers(-1, 30, (len(response.ids), 3)))
+        ToScore(request.prompt_ids, response.ids, random.integers(-1, 30, (len(response.ids), 3)))
         for request, response in zip(asked, responses, strict=True)
     ]
     for support in (Support(5), Support(30, mass=0.8, min_k=2), Support(0), Support(37)):

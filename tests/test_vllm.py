@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipeline import models, params, view_settings
-from pipeline.engines import Request, Scored, Support, output_layer, prompt_logprobs, vllm_lora, vllm_process
+from pipeline.engines import Request, Support, ToScore, output_layer, prompt_logprobs, vllm_lora, vllm_process
 from pipeline.engines.vllm import VllmEngine
 from pipeline.errors import EngineError
 from tests import tiny_models
@@ -79,7 +79,7 @@ def written(writer):
 
 @pytest.fixture(scope="module")
 def sequences(written):
-    return [Scored(request.prompt_ids, response.ids) for request, response in zip(*written, strict=True)]
+    return [ToScore(request.prompt_ids, response.ids) for request, response in zip(*written, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_behaviour_logprobs_do_not_know_the_sampling(writer, folder):
     cold = params.Sampling(max_tokens=12, temperature=0.5, top_p=0.9, top_k=9)
     response = writer.generate([request], cold)[0]
     transformer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    logprobs = full_logprobs(transformer, [Scored(request.prompt_ids, response.ids)])
+    logprobs = full_logprobs(transformer, [ToScore(request.prompt_ids, response.ids)])
     expected = logprobs[np.arange(len(response.ids)), response.ids]
     np.testing.assert_allclose(response.behaviour_logprobs, expected, atol=1e-4)
     assert response.sampling_logprobs is None
@@ -147,7 +147,7 @@ def test_a_response_depends_on_its_own_seed_alone(writer, written):
 def test_greedy_takes_the_likeliest_id_each_time(writer, folder):
     response = writer.generate([Request([9, 8], 1)], params.Sampling(max_tokens=6, temperature=0.0))[0]
     transformer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    logprobs = full_logprobs(transformer, [Scored([9, 8], response.ids)])
+    logprobs = full_logprobs(transformer, [ToScore([9, 8], response.ids)])
     np.testing.assert_array_equal(response.ids, logprobs.argmax(axis=1))
 
 
@@ -166,7 +166,7 @@ def test_hidden_states_give_what_transformers_says(exact, sequences, truth):
 def test_hidden_states_serve_any_ids(exact, sequences, truth):
     random = np.random.default_rng(1)
     asked_ids = [random.integers(-1, 37, (len(one.response_ids), 4)) for one in sequences]
-    asking = [Scored(one.prompt_ids, one.response_ids, ids) for one, ids in zip(sequences, asked_ids, strict=True)]
+    asking = [ToScore(one.prompt_ids, one.response_ids, ids) for one, ids in zip(sequences, asked_ids, strict=True)]
     scores = exact.score(asking, Support(2))
     for token, asked in enumerate(np.concatenate(asked_ids)):
         kept = scores.ids[token]
@@ -238,11 +238,11 @@ def test_what_does_not_fit_is_refused_before_vllm_starts(model):
         short.generate([Request([5] * 5, 0)], WHOLE)
     scoring = VllmEngine(model, DERIVED, SMALL_BATCHES)
     with pytest.raises(EngineError, match=r"one token that vLLM wants room for behind it, of 129 tokens.*is 128"):
-        scoring.score([Scored([5], np.array([6] * 127))], Support(1))
+        scoring.score([ToScore([5], np.array([6] * 127))], Support(1))
     with pytest.raises(EngineError, match=r"score\.hidden_states: true"):
-        scoring.score([Scored([5], np.array([6]), np.array([[7]]))], Support(1))
+        scoring.score([ToScore([5], np.array([6]), np.array([[7]]))], Support(1))
     with pytest.raises(EngineError, match="top_k is 31"):
-        scoring.score([Scored([5], np.array([6]))], Support(31))
+        scoring.score([ToScore([5], np.array([6]))], Support(31))
     assert engine._runner is None
     assert short._runner is None
     assert scoring._runner is None

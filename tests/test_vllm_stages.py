@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import engines, list_columns, models, params, shards, view_settings
-from pipeline.engines import Scored, Support
+from pipeline.engines import Support, ToScore
 from pipeline.store import Store
 from tests import dag
 from tests.dag import Stage
@@ -77,14 +77,14 @@ def scored(tmp_path_factory) -> tuple[Path, list[Stage]]:
 
 
 @pytest.fixture(scope="module")
-def sequences(scored) -> list[Scored]:
+def sequences(scored) -> list[ToScore]:
     """The rollouts of round 1."""
     tables = [
         shards.read(path, shards.ROLLOUTS, ["prompt_ids", "response_ids"])
         for path in shards.in_order(scored[0] / "data/rollouts/r1", "refresh")
     ]
     return [
-        Scored(prompt, response)
+        ToScore(prompt, response)
         for table in tables
         for prompt, response in zip(*(list_columns.ragged(table[name]) for name in table.column_names), strict=True)
     ]
@@ -101,7 +101,7 @@ def truth(teacher, sequences) -> np.ndarray:
     return by_hf(teacher, sequences)
 
 
-def by_hf(model: models.Model, sequences: list[Scored]) -> np.ndarray:
+def by_hf(model: models.Model, sequences: list[ToScore]) -> np.ndarray:
     """Every log-probability at every response token, [T, vocabulary]."""
     with engines.open_engine(model, params.Engine(), MACHINE) as engine:
         scores = engine.score(sequences, Support(model.vocabulary))
@@ -111,7 +111,7 @@ def by_hf(model: models.Model, sequences: list[Scored]) -> np.ndarray:
     return whole
 
 
-def sampled(truth: np.ndarray, sequences: list[Scored]) -> np.ndarray:
+def sampled(truth: np.ndarray, sequences: list[ToScore]) -> np.ndarray:
     return truth[np.arange(len(truth)), np.concatenate([one.response_ids for one in sequences])]
 
 

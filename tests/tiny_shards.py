@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import params, shards
-from pipeline.engines import Engine, Request, Scored, Support
+from pipeline.engines import Engine, Request, Support, ToScore
 from pipeline.loading import Shard
 
 FIRST, LAST = 1, 36
@@ -77,7 +77,7 @@ def _scores(
     number: int, requests: list[Request], responses: list[np.ndarray], scorer: Engine, top_k: int, shift: int
 ) -> pa.Table:
     scored = [
-        Scored(request.prompt_ids, np.roll(response, shift))
+        ToScore(request.prompt_ids, np.roll(response, shift))
         for request, response in zip(requests, responses, strict=True)
     ]
     lengths = np.array([len(response) for response in responses])

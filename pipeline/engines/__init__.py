@@ -54,7 +54,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ToScore:
     """One response to score: T = len(response_ids) ≥ 1 tokens.
 
     Attributes:
@@ -111,7 +111,7 @@ class Engine(Protocol):
         """
         ...
 
-    def score(self, sequences: Sequence[Scored], support: Support, progress: Progress | None = None) -> shards.Scores:
+    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> shards.Scores:
         """Give each response's log-probabilities, end to end in the order of the sequences.
 
         Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from pipeline import params, shards
-from pipeline.engines import Progress, Request, Response, Scored, Support
+from pipeline.engines import Progress, Request, Response, Support, ToScore
 from pipeline.errors import EngineError
 from pipeline.models import Model
 from pipeline.ragged import Ragged
@@ -49,7 +49,7 @@ class BigramEngine:
             progress(len(responses), sum(len(response.ids) for response in responses))
         return responses
 
-    def score(self, sequences: Sequence[Scored], support: Support, progress: Progress | None = None) -> shards.Scores:
+    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> shards.Scores:
         """As `Engine.score`."""
         if support.top_k > len(self.logprobs):
             raise EngineError(

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from pipeline import head, packing, params, shards
-from pipeline.engines import Progress, Request, Response, Scored, Support
+from pipeline.engines import Progress, Request, Response, Support, ToScore
 from pipeline.engines.joined import cut, joined, of_head
 from pipeline.errors import EngineError
 from pipeline.models import Model
@@ -71,7 +71,7 @@ class HfEngine:
         return [responses[index] for index in range(len(requests))]
 
     @torch.inference_mode()
-    def score(self, sequences: Sequence[Scored], support: Support, progress: Progress | None = None) -> shards.Scores:
+    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> shards.Scores:
         """As `Engine.score`."""
         if not sequences:
             return joined([])

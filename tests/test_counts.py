@@ -177,7 +177,7 @@ def every_default_written_out(project: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def other_libraries(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("rollouts", "scoring", "grades", "checkpoints", "made_with"):
+    for module in ("rollouts", "grades", "checkpoints", "made_with"):
         monkeypatch.setattr(f"pipeline.{module}.versions", lambda *names: dict.fromkeys(names, "99"))
     assert made_with.versions("torch") == {"torch": "99"}
 

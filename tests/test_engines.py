@@ -6,6 +6,7 @@ Above all: scoring a response gives back the log-probabilities that it was drawn
 from contextlib import ExitStack
 from importlib.util import find_spec
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,15 +15,14 @@ from pipeline import engines, models, params, view_settings
 from pipeline.engines import Request, Support, ToScore
 from pipeline.engines.fake import bigram_logprobs
 from pipeline.errors import EngineError
+from pipeline.model_settings import EngineName
 from tests import tiny_models
 
 WHOLE = params.Sampling(max_tokens=12)
 FOUR = Support(4)
-OWN = ["fake", "hf"]
-NAMES = [
-    *OWN,
-    pytest.param("vllm", marks=pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")),
-]
+KNOW_WHAT_THEY_DREW_FROM = ["fake", "hf"]
+NO_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+NAMES = [pytest.param(name, marks=[NO_VLLM] if name == "vllm" else []) for name in sorted(get_args(EngineName))]
 ROUNDING = {"fake": 2e-6, "hf": 2e-6, "vllm": 2e-5}
 """Nats, fp32: between writing and scoring, and between an engine and the table."""
 
@@ -129,7 +129,7 @@ def test_entries_and_tail_are_a_distribution(opened, name):
         assert np.exp(scores.logprobs[token]).sum() + np.exp(tail) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.values != ("fake",)])
 def test_an_engine_finds_what_the_table_says(opened, name):
     asked, responses = written(opened["fake"], 8)
     random = np.random.default_rng(0)
@@ -158,7 +158,7 @@ def test_responses_are_drawn_with_the_models_probabilities(opened, folders, name
     assert (np.abs(share - np.exp(table)) < 5 * error + 1e-9).all()
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", KNOW_WHAT_THEY_DREW_FROM)
 def test_what_was_sampled_from_is_kept_where_it_differs(opened, name):
     tempered = params.Sampling(max_tokens=6, temperature=0.5, top_k=5)
     asked, responses = written(opened[name], 8, tempered)

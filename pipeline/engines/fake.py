@@ -19,6 +19,7 @@ from pipeline.models import Model
 from pipeline.ragged import Ragged
 
 VERSION = 1
+LIBRARIES = ("numpy",)
 
 
 class BigramEngine:

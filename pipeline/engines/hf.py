@@ -25,6 +25,7 @@ from pipeline.models import Model
 from pipeline.student import open_student
 
 VERSION = 1  # raise it when a rollout or a score would change; they are then made again
+LIBRARIES = ("torch", "transformers")
 
 
 class HfEngine:

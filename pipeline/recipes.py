@@ -89,12 +89,10 @@ class Recipe(Settings):
 
     @property
     def optional_views(self) -> tuple[str, ...]:
-        """The views that may have skipped rows: every term on them leaves those out."""
-        gates = [
-            (term, {weight.view for weight in term.weights if isinstance(weight, axes.HasView)}) for term in self.terms
-        ]
-        gated = {view for _, gate in gates for view in gate}
-        return tuple(sorted(v for v in gated if all(v in gate for term, gate in gates if v in term.views)))
+        """The views that may have skipped rows: every term on them leaves those out, or asks them of a domain alone."""
+        left_out = [(term, _left_out(term)) for term in self.terms]
+        known = {view for _, views in left_out for view in views}
+        return tuple(sorted(v for v in known if all(v in views for term, views in left_out if v in term.views)))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -136,6 +134,12 @@ class Recipe(Settings):
         terms = [term.model_dump(mode="json", exclude_defaults=True, exclude={"fixed_point"}) for term in self.terms]
         derived = {name: spec.model_dump(mode="json") for name, spec in sorted(self.derived.items())}
         return {"terms": terms} | ({"derived": derived} if derived else {})
+
+
+def _left_out(term: Term) -> set[str]:
+    """The views whose skipped rows a term does not look at."""
+    routed = set(term.views) if isinstance(term.target, axes.Route) else set[str]()
+    return routed | {weight.view for weight in term.weights if isinstance(weight, axes.HasView)}
 
 
 def _facts_of(weight: axes.AnyWeight) -> set[str]:

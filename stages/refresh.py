@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,27 +29,42 @@ _BY_WHOM = ("model", "round", "sft_teacher")
 """What may differ between a kept shard and one that would be written now."""
 
 
+@dataclass(frozen=True)
+class Folders:
+    """What a round's rollouts are written from, and where they and what is known of them go.
+
+    Attributes:
+        prompts: of the opd split.
+        student: the checkpoint that writes: that of the round before.
+        previous: rollouts of the round before.
+        rollouts: the new ones.
+        grades: of these.
+        drift: a file, how far the student is from those that wrote the shards before.
+    """
+
+    prompts: Path
+    student: Path
+    previous: Path
+    rollouts: Path
+    grades: Path
+    drift: Path
+
+
 def run(
     settings: params.Refresh,
     grade: params.Grade,
     machine: params.Machine,
     store: Store,
     round_: str,
-    prompt_folder: Path,
-    student: Path,
-    previous: Path,
-    rollouts_out: Path,
-    grades_out: Path,
-    drift_out: Path,
+    folders: Folders,
 ) -> Made:
     """Decide which shards stay, write the others, grade all, and say what was measured."""
-    model = models.read(student)
-    sources = shards.in_order(prompt_folder, "prompts")
-    wanted = {source.name: _identity(settings, source, model, student, round_) for source in sources}
-    kept = {
-        name: path for name, identity in wanted.items() if (path := _reusable(previous / name, identity)) is not None
-    }
-    for path in previous.glob("*.parquet"):
+    model = models.read(folders.student)
+    sources = shards.in_order(folders.prompts, "prompts")
+    wanted = {source.name: _identity(settings, source, model, folders.student, round_) for source in sources}
+    found = {name: _reusable(folders.previous / name, identity) for name, identity in wanted.items()}
+    kept = {name: path for name, path in found.items() if path is not None}
+    for path in folders.previous.glob("*.parquet"):
         store.adopt(path)
     engine = OnDemand(model, settings, machine)
     with engine:
@@ -61,20 +76,20 @@ def run(
         for name in stale:
             del kept[name]
         wanted |= {name: shards.about(path)["identity"] for name, path in kept.items()}
-        folder = Folder(store, rollouts_out)
+        folder = Folder(store, folders.rollouts)
         pairs = [(source, wanted[source.name]) for source in sources]
-        taught_by = {"sft_teacher": lineage.of_checkpoint(student)["name"]}
+        taught_by = {"sft_teacher": lineage.of_checkpoint(folders.student)["name"]}
         author = Author(engine, "student", settings.behaviour_top_k, taught_by)
         rollouts.obtain(folder, pairs, author, "refresh")
-    graded = Folder(store, grades_out)
-    grades.fill(graded, grade, sources, rollouts_out)
+    graded = Folder(store, folders.grades)
+    grades.fill(graded, grade, sources, folders.rollouts)
     folder.close()
     graded.close()
-    _write_drift(drift_out, settings, round_, floor, measured, wanted, set(kept))
+    _write_drift(folders.drift, settings, round_, floor, measured, wanted, set(kept))
     made = Made.of(folder, graded)
     log.info(
         "%s: %d shards kept, %d of %d by %s; %d responses of %d tokens",
-        rollouts_out, len(kept), len(sources) - len(kept), len(sources), model.name, folder.rows, made.tokens,
+        folders.rollouts, len(kept), len(sources) - len(kept), len(sources), model.name, folder.rows, made.tokens,
     )  # fmt: skip
     return made
 
@@ -191,7 +206,7 @@ def _write_drift(
 
 def main(
     round_: Annotated[str, typer.Option("--round", help="The round's name.")],
-    prompt_folder: Annotated[Path, typer.Option("--prompts", help="Prompts of the opd split.")],
+    prompts: Annotated[Path, typer.Option(help="Prompts of the opd split.")],
     student: Annotated[Path, typer.Option(help="The checkpoint that writes: that of the round before.")],
     previous: Annotated[Path, typer.Option(help="Rollouts of the round before.")],
     rollouts_out: Annotated[Path, typer.Option("--rollouts", help="Where the rollouts go.")],
@@ -204,10 +219,8 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.settings(params_file, machine_file)
-    made = run(
-        settings.refresh, settings.grade, machine, Store(store),
-        round_, prompt_folder, student, previous, rollouts_out, grades_out, drift_out,
-    )  # fmt: skip
+    folders = Folders(prompts, student, previous, rollouts_out, grades_out, drift_out)
+    made = run(settings.refresh, settings.grade, machine, Store(store), round_, folders)
     made.note(timing, "refresh", round_)
 
 

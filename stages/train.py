@@ -5,7 +5,7 @@ checkpoint is found, not trained again.
 """
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,40 +24,53 @@ VERSION = 1  # raise it when equal shards and settings would give another studen
 log = logging.getLogger("train")
 
 
-def run(
-    settings: params.Train,
-    machine: params.Machine,
-    store: Store,
-    student: Path,
-    prompts: Path,
-    teacher_rollouts: Path,
-    teacher_grades: Path,
-    rollouts: Path,
-    graded: Path,
-    teacher_scores: Path,
-    view_scores: Path,
-    teacher_rollout_scores: Path,
-    out: Path,
-) -> Made:
+@dataclass(frozen=True)
+class Folders:
+    """What a student is trained from.
+
+    Attributes:
+        student: the checkpoint of the round before.
+        prompts: of the opd split; they name the held-out bucket.
+        rollouts: of the round, all of one bucket in one shard.
+        grades: of these.
+        teacher_scores: the view `teacher` of these.
+        view_scores: the other views, a folder each.
+        teacher_rollouts: the teacher's own responses.
+        teacher_grades: of these.
+        teacher_rollout_scores: views of these, a folder each.
+    """
+
+    student: Path
+    prompts: Path
+    rollouts: Path
+    grades: Path
+    teacher_scores: Path
+    view_scores: Path
+    teacher_rollouts: Path
+    teacher_grades: Path
+    teacher_rollout_scores: Path
+
+
+def run(settings: params.Train, machine: params.Machine, store: Store, folders: Folders, out: Path) -> Made:
     """Train a round's student, or find it."""
     from pipeline import checkpoints, needs, training
     from pipeline.loading import Rows, Shard
 
-    start, sft_teacher = models.read(student), lineage.of_checkpoint(student)
+    start, sft_teacher = models.read(folders.student), lineage.of_checkpoint(folders.student)
     recipe = settings.recipe
     views = {*recipe.views, "teacher"}
-    folders = {view: teacher_scores if view == "teacher" else view_scores / view for view in views}
+    scores = {view: folders.teacher_scores if view == "teacher" else folders.view_scores / view for view in views}
     sources = [
-        Shard(path, {view: _scores(folder, view, path, recipe) for view, folder in folders.items()})
-        for path in shards.in_order(rollouts, "refresh")
+        Shard(path, {view: _scores(folder, view, path, recipe) for view, folder in scores.items()})
+        for path in shards.in_order(folders.rollouts, "refresh")
     ]
     for source in sources:
         for view in recipe.learned_views:
             _check_teacher(source.scores[view], start, sft_teacher, settings)
-    trained, held_out = _split(sources, prompts)
-    learned = _of_student(trained, recipe, prompts, graded)
+    trained, held_out = _split(sources, folders.prompts)
+    learned = _of_student(trained, recipe, folders)
     if "teacher" in recipe.sources:
-        learned += _of_teacher(teacher_rollouts, recipe, teacher_grades, teacher_rollout_scores)
+        learned += _of_teacher(recipe, folders)
     needs.check(recipe, learned, settings)
     identity = checkpoints.identity(
         "train", VERSION, start, recipe, settings,
@@ -77,13 +90,13 @@ def run(
             settings.validate_every,
         )
 
-    about = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(student)}}
+    about = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(folders.student)}}
     obtained = checkpoints.obtain(store, out, identity, start, plan, about, start.eos_ids)
-    log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, student)
+    log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, folders.student)
     return Made.of_each(obtained)
 
 
-def _of_student(trained: "list[Shard]", recipe: Recipe, prompts: Path, graded: Path) -> "list[Shard]":
+def _of_student(trained: "list[Shard]", recipe: Recipe, folders: Folders) -> "list[Shard]":
     """The round's shards with what the recipe reads of them.
 
     The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
@@ -95,26 +108,27 @@ def _of_student(trained: "list[Shard]", recipe: Recipe, prompts: Path, graded: P
         Shard(
             source.rollouts,
             {view: source.scores[view] for view in recipe.views},
-            grades=graded / source.rollouts.name if facts.grade_columns(recipe) else None,
-            prompts=prompts / source.rollouts.name if facts.prompt_columns(recipe) else None,
+            grades=folders.grades / source.rollouts.name if facts.grade_columns(recipe) else None,
+            prompts=folders.prompts / source.rollouts.name if facts.prompt_columns(recipe) else None,
         )
         for source in trained
     ]
 
 
-def _of_teacher(rollouts: Path, recipe: Recipe, graded: Path, scores: Path) -> "list[Shard]":
+def _of_teacher(recipe: Recipe, folders: Folders) -> "list[Shard]":
     """The same of the teacher's own responses."""
     from pipeline import facts
     from pipeline.loading import Shard
 
+    scores = folders.teacher_rollout_scores
     return [
         Shard(
             path,
             {view: _teacher_scores(scores / view, view, path, recipe) for view in recipe.teacher_views},
-            grades=graded / path.name if facts.grade_columns(recipe) else None,
+            grades=folders.teacher_grades / path.name if facts.grade_columns(recipe) else None,
             source="teacher",
         )
-        for path in shards.in_order(rollouts, "teacher_rollouts")
+        for path in shards.in_order(folders.teacher_rollouts, "teacher_rollouts")
     ]
 
 
@@ -186,9 +200,12 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.settings(params_file, machine_file)
-    others = prompts, teacher_rollouts, teacher_grades
-    folders = student, *others, rollouts, graded, teacher_scores, view_scores, teacher_rollout_scores, out
-    made = run(settings.train, machine, Store(store), *folders)
+    folders = Folders(
+        student=student, prompts=prompts, rollouts=rollouts, grades=graded,
+        teacher_scores=teacher_scores, view_scores=view_scores,
+        teacher_rollouts=teacher_rollouts, teacher_grades=teacher_grades, teacher_rollout_scores=teacher_rollout_scores,
+    )  # fmt: skip
+    made = run(settings.train, machine, Store(store), folders, out)
     made.note(timing, "train", round_)
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ from pipeline.errors import SettingsError, ShardError
 from pipeline.facts import Facts
 from pipeline.grading import Grade
 from pipeline.loading import Loader, Rows, Shard
+from pipeline.objectives.compiled import Objective
+from pipeline.objectives.composed import compose
 from tests import tiny_models, tiny_shards
 
 ROWS = [9, 5]
@@ -270,6 +273,44 @@ def test_domains_without_a_view_are_refused(made):
         ShardError, match=r"prompts of sums, words, for which train\.objective `mopd` routes to no view"
     ):
         needs.check(recipes.load("mopd"), [Shard(shard.rollouts, {}, prompts=shard.prompts)], HOW)
+
+
+def of_one_domain(shard, domain, tmp_path):
+    """The same shard, whose view `teacher_b` has scored the rows of this domain alone."""
+    known = shards.read(shard.prompts, shards.PROMPTS, ["prompt_id", "domain"]).to_pylist()
+    by_prompt = {row["prompt_id"]: row["domain"] for row in known}
+    rows = shards.read(shard.rollouts, shards.ROLLOUTS, ["rollout_id", "prompt_id"]).to_pylist()
+    table = shards.read(shard.scores["teacher_b"], shards.SCORES)
+    skipped = shards.skipped_table([row["rollout_id"] for row in rows], ["other domain"] * len(rows))
+    is_of = [by_prompt[row["prompt_id"]] == domain for row in rows]
+    path = tmp_path / "teacher_b.parquet"
+    with shards.Writer(path, shards.SCORES, shards.about(shard.scores["teacher_b"])["identity"], {}) as writer:
+        writer.write(pa.concat_tables((table if is_of[row] else skipped).slice(row, 1) for row in range(len(rows))))
+    return replace(shard, scores={"teacher": shard.scores["teacher"], "teacher_b": path}), is_of
+
+
+def test_a_view_need_score_only_the_domain_that_is_routed_to_it(made, tmp_path):
+    recipe = recipes.load({"terms": [{**SAMPLED, "view": None, "target": ROUTE}]})
+    whole = replace(made[0][0], scores={view: made[0][0].scores[view] for view in ("teacher", "teacher_b")})
+    limited, is_of = of_one_domain(whole, "words", tmp_path)
+    assert 0 < sum(is_of) < len(is_of)
+    needs.check(recipe, [limited], HOW)
+    losses = []
+    for shard in (whole, limited):
+        rows, objective = Rows([shard], recipe), Objective(recipe)
+        ((_, columns),) = objective.weigh(rows.batch(rows.sequential(), 10_000), 0)
+        losses.append(compose(recipe.terms[0], columns).target.sampled)
+    assert torch.equal(*losses)
+
+
+def test_a_row_without_a_score_by_the_view_of_its_own_domain_is_refused(made, tmp_path):
+    recipe = recipes.load({"terms": [{**SAMPLED, "view": None, "target": ROUTE}]})
+    limited, _ = of_one_domain(made[0][0], "sums", tmp_path)
+    told = (
+        r"teacher_b\.parquet has rows of domain `words` without a score \(other domain\).*teacher_b\.domains: \[words\]"
+    )
+    with pytest.raises(ShardError, match=told):
+        needs.check(recipe, [limited], HOW)
 
 
 def test_a_stored_advantage_bears_one_pass_unless_its_ratio_is_clipped(made, tmp_path):

@@ -9,7 +9,6 @@ rows. Log-probabilities are in nats, at temperature 1, over the whole vocabulary
 """
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,9 +299,3 @@ def size(path: Path) -> tuple[int, int]:
             return total, 0
         columns = [read_group(path, file, number, [per_token]).column(0) for number in range(file.num_row_groups)]
     return total, sum(int(list_columns.lengths(chunk).sum()) for column in columns for chunk in column.chunks)
-
-
-def sync(path: Path) -> None:
-    """Have a finished file on the disk before its name is."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

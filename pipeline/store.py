@@ -195,20 +195,26 @@ def _settle(temporary: Path, final: Path) -> None:
     if temporary.is_dir():
         for file in temporary.rglob("*"):
             if file.is_file():
-                shards.sync(file)
+                _sync(file)
         try:
             temporary.rename(final)
         except OSError:
             if not final.is_dir():
                 raise
     else:
-        shards.sync(temporary)
+        _sync(temporary)
         _first(temporary, final)
     descriptor = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    """Have a finished file on the disk before its name is."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _first(path: Path, final: Path) -> None:

@@ -54,16 +54,11 @@ class Folders:
 def run(settings: params.Train, machine: params.Machine, store: Store, folders: Folders, out: Path) -> Made:
     """Train a round's student, or find it."""
     from pipeline import checkpoints, needs, training
-    from pipeline.loading import Rows, Shard
+    from pipeline.loading import Rows
 
     start, sft_teacher = models.read(folders.student), lineage.of_checkpoint(folders.student)
     recipe = settings.recipe
-    views = {*recipe.views, "teacher"}
-    scores = {view: folders.teacher_scores if view == "teacher" else folders.view_scores / view for view in views}
-    sources = [
-        Shard(path, {view: _scores(folder, view, path, recipe) for view, folder in scores.items()})
-        for path in shards.in_order(folders.rollouts, "refresh")
-    ]
+    sources = _of_round(recipe, folders)
     for source in sources:
         for view in recipe.learned_views:
             _check_teacher(source.scores[view], start, sft_teacher, settings)
@@ -94,6 +89,18 @@ def run(settings: params.Train, machine: params.Machine, store: Store, folders: 
     obtained = checkpoints.obtain(store, out, identity, start, plan, about, start.eos_ids)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, folders.student)
     return Made.of_each(obtained)
+
+
+def _of_round(recipe: Recipe, folders: Folders) -> "list[Shard]":
+    """The round's shards with every view that the recipe or validation reads."""
+    from pipeline.loading import Shard
+
+    views = {*recipe.views, "teacher"}
+    scores = {view: folders.teacher_scores if view == "teacher" else folders.view_scores / view for view in views}
+    return [
+        Shard(path, {view: _scores(folder, view, path, recipe) for view, folder in scores.items()})
+        for path in shards.in_order(folders.rollouts, "refresh")
+    ]
 
 
 def _of_student(trained: "list[Shard]", recipe: Recipe, folders: Folders) -> "list[Shard]":

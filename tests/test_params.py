@@ -125,7 +125,7 @@ OBJECTIVE = "objective: topk_reverse_kl"
         ("sft", "train.objective: `sft` has no term on the student's own responses"),
         ("{terms: [{estimator: nll, view: null, support: sampled}, {estimator: nll, view: null, support: sampled, "
          "source: gold}]}", "train.objective: `own` has a term with `source: gold`"),
-        ("sdpo", "train.objective `sdpo` needs the view `hinted` (the student itself shown the hint"),
+        ("sdpo", "train.objective `sdpo` needs the view `hinted` (the student itself shown what went right"),
     ],
 )  # fmt: skip
 def test_an_objective_that_cannot_be_trained_is_refused_by_every_stage(edited, objective, told):

@@ -3,6 +3,7 @@
 Nothing here is asked of the student for its own sake: what a recipe does not read is not reported.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -181,17 +182,21 @@ def alarms(recipe: Recipe, start: Sequence[Mapping[str, float]], now: Sequence[M
 
 
 def _rising(start: Sequence[Mapping[str, float]], now: Sequence[Mapping[str, float]]) -> list[Alarm]:
-    """Signs that training leads away from the view, or did so first where responses end."""
+    """Signs that training leads away from the view, or does so where responses end, and is further from it there."""
     if len(start) < SPAN or len(now) < SPAN or now[0]["step"] <= start[-1]["step"]:
         return []
-    found = []
+    found, whole = [], _mean(now, "kl")
     for name, key, where in (("rising", "kl", ""), ("suffix", "kl_quarter_4", " in the last quarter of responses")):
-        if all(key in row for row in (*start, *now)):
-            before, after = (sum(row[key] for row in rows) / len(rows) for rows in (start, now))
-            if after > 2 * before:
-                text = f"KL to the view rose from {before:.3f} to {after:.3f} nats per token{where}"
-                found.append(Alarm(name, f"{text} (means of {SPAN} steps; alarm where it doubles)."))
+        before, after = _mean(start, key), _mean(now, key)
+        if after > 2 * before and after >= whole:
+            text = f"KL to the view rose from {before:.3f} to {after:.3f} nats per token{where}"
+            found.append(Alarm(name, f"{text} (means of {SPAN} steps; alarm where it doubles)."))
     return found
+
+
+def _mean(rows: Sequence[Mapping[str, float]], name: str) -> float:
+    """NaN, which is never more than anything, where some step does not have it."""
+    return sum(row.get(name, math.nan) for row in rows) / len(rows)
 
 
 def is_led_by_far_tokens(recipe: Recipe) -> bool:

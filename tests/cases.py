@@ -86,7 +86,8 @@ class Case:
         """Log student − log behaviour of the sampled tokens."""
         self.column = {name: random.uniform(0.4, 1.6, count).tolist() for name in self.recipe.derived}
         self.special = random.integers(0, 2, count).tolist()
-        self.has = [1.0, 0.0, 1.0] * self.unit
+        self.has = ([1.0, 0.0, 1.0] if seed == 0 else [1.0, 1.0, 0.0]) * self.unit
+        """Whether an optional view has scored a row; the second row is the wrong one."""
         self.skips = any(isinstance(weight, HasView) for term in self.recipe.terms for weight in term.weights)
 
     def facts(self, token: int, student: Sequence[float]) -> dict[str, float]:

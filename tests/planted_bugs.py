@@ -209,6 +209,13 @@ PLANTS = [
         (of("srpo"),),
     ),
     Plant(
+        "parts out of proportion",
+        "recipes/srpo.yaml",
+        "coefficient: 0.25",
+        "coefficient: 0.5",
+        (of("srpo"),),
+    ),
+    Plant(
         "mean after selection",
         f"{OBJECTIVES}/reductions.py",
         "total = sum(float(mine.sum()) for mine in is_own)",

@@ -54,7 +54,7 @@ def rollout_columns(recipe: Recipe | None) -> tuple[str, ...]:
     if recipe is None:
         return ROLLOUT_COLUMNS
     more = {column for fact in recipe.reads for column in _BEHIND.get(fact, ())}
-    needs_prompt = bool(recipe.derived) or _domains(recipe) or recipe.is_paired
+    needs_prompt = bool(recipe.derived) or _named(recipe, "domain=") or recipe.is_paired
     return (*ROLLOUT_COLUMNS, *sorted(more | ({"prompt_id"} if needs_prompt else set())))
 
 
@@ -65,7 +65,7 @@ def grade_columns(recipe: Recipe) -> tuple[str, ...]:
 
 def prompt_columns(recipe: Recipe) -> tuple[str, ...]:
     """Of a shard of prompts, what training reads for a recipe."""
-    return ("prompt_id", "domain") if _domains(recipe) else ()
+    return ("prompt_id", "domain") if _named(recipe, "domain=") else ()
 
 
 @dataclass
@@ -135,8 +135,18 @@ class Facts:
         return found
 
 
-def _domains(recipe: Recipe) -> list[str]:
-    return sorted(fact.removeprefix("domain=") for fact in recipe.reads if fact.startswith("domain="))
+def domains(source: Shard) -> np.ndarray:
+    """[rows], the domain of each row's prompt."""
+    assert source.prompts is not None, "the stage gives the prompts to a recipe that reads them"
+    known = shards.read(source.prompts, shards.PROMPTS, ["prompt_id", "domain"])
+    by_prompt = dict(zip(*(known.column(name).to_pylist() for name in ("prompt_id", "domain")), strict=True))
+    rows = shards.read(source.rollouts, shards.ROLLOUTS, ["prompt_id"]).column("prompt_id")
+    return np.array([by_prompt[prompt] for prompt in rows.to_pylist()])
+
+
+def _named(recipe: Recipe, kind: str) -> list[str]:
+    """What the facts of a kind that the recipe reads are of: domains, or views."""
+    return sorted(fact.removeprefix(kind) for fact in recipe.reads if fact.startswith(kind))
 
 
 def _rows(source: Shard, recipe: Recipe) -> dict[str, np.ndarray]:
@@ -152,13 +162,10 @@ def _rows(source: Shard, recipe: Recipe) -> dict[str, np.ndarray]:
             found[name] = np.array([np.nan if value is None else float(value) for value in values])
     if "finished" in recipe.reads:
         found["finished"] = np.array([reason == "stop" for reason in table.column("finish_reason").to_pylist()], float)
-    if domains := _domains(recipe):
-        assert source.prompts is not None, "the stage gives the prompts to a recipe that reads them"
-        known = shards.read(source.prompts, shards.PROMPTS, ["prompt_id", "domain"])
-        by_prompt = dict(zip(*(known.column(name).to_pylist() for name in ("prompt_id", "domain")), strict=True))
-        of_row = np.array([by_prompt[prompt] for prompt in table.column("prompt_id").to_pylist()])
-        found |= {f"domain={domain}": (of_row == domain).astype(float) for domain in domains}
-    for view in recipe.optional_views:
+    if wanted_domains := _named(recipe, "domain="):
+        of_row = domains(source)
+        found |= {f"domain={domain}": (of_row == domain).astype(float) for domain in wanted_domains}
+    for view in _named(recipe, "has="):
         has = np.zeros(table.num_rows)
         if view in source.scores:
             skipped = shards.read(source.scores[view], shards.SCORES, ["skipped"]).column("skipped")

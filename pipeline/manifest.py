@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import hashing, shards
-from pipeline.errors import ShardError
+from pipeline.errors import ShardError, damaged
 
 MANIFEST = "manifest.json"
 
@@ -48,7 +48,7 @@ def read(folder: Path) -> dict[str, Entry]:
     try:
         return {name: Entry(**entry) for name, entry in json.loads(path.read_text()).items()}
     except (ValueError, TypeError, AttributeError):
-        raise ShardError(f"{path} is cut off or damaged. Remove it and run `dvc checkout {folder}`.") from None
+        raise damaged(path, "is cut off or damaged") from None
 
 
 def verify(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline import axes, grades, list_columns, pairs, params, shards
 from pipeline.derived_settings import Balance, GroupAdvantage, Margin, Perplexity
 from pipeline.errors import SettingsError, ShardError
-from pipeline.facts import Shard
+from pipeline.facts import Shard, domains
 from pipeline.objectives.diagnostics import FAR, far_text, is_led_by_far_tokens
 from pipeline.recipes import Recipe
 
@@ -88,12 +88,9 @@ def _check_domains(recipe: Recipe, source: Shard) -> None:
     routes = [term.target for term in recipe.terms if isinstance(term.target, axes.Route)]
     if not routes or source.prompts is None:
         return
-    prompts = shards.read(source.prompts, shards.PROMPTS, ["prompt_id", "domain"])
-    by_prompt = dict(zip(*(prompts.column(name).to_pylist() for name in ("prompt_id", "domain")), strict=True))
-    written = shards.read(source.rollouts, shards.ROLLOUTS, ["prompt_id"]).column("prompt_id").to_pylist()
-    of_row = [by_prompt[prompt] for prompt in written]
+    of_row = domains(source).tolist()
     for route in routes:
-        if unknown := sorted(set(by_prompt.values()) - set(route.views)):
+        if unknown := sorted(set(of_row) - set(route.views)):
             raise ShardError(
                 f"{source.prompts} has prompts of {', '.join(unknown)}, for which train.objective `{recipe.name}` "
                 f"routes to no view: it knows {', '.join(route.views)}. Write the recipe out with a view for each."

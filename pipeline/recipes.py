@@ -89,9 +89,13 @@ class Recipe(Settings):
 
     @property
     def optional_views(self) -> tuple[str, ...]:
-        """The views that may have skipped rows: every term on them leaves those out, or asks them of a domain alone."""
+        """The views that may have skipped rows: every term on them leaves those out, or asks them of a domain alone.
+
+        Not those that a derived column reads: a missing number would be in all of it.
+        """
         left_out = [(term, _left_out(term)) for term in self.terms]
-        known = {view for _, views in left_out for view in views}
+        whole = {view for spec in self.derived.values() for view in spec.views}
+        known = {view for _, views in left_out for view in views} - whole
         return tuple(sorted(v for v in known if all(v in views for term, views in left_out if v in term.views)))
 
     @property
@@ -139,7 +143,8 @@ class Recipe(Settings):
 def _left_out(term: Term) -> set[str]:
     """The views whose skipped rows a term does not look at."""
     routed = set(term.views) if isinstance(term.target, axes.Route) else set[str]()
-    return routed | {weight.view for weight in term.weights if isinstance(weight, axes.HasView)}
+    gates = [weight for weight in term.weights if isinstance(weight, axes.HasView)]
+    return routed | {gate.view for gate in gates if gate.kind == "has_view"}
 
 
 def _facts_of(weight: axes.AnyWeight) -> set[str]:

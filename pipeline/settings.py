@@ -67,9 +67,9 @@ def checked(kind: type[S], named: object, data: Any) -> S:
     try:
         return kind.model_validate_json(written)
     except ValidationError as error:
-        wrong: dict[tuple[Any, ...], Any] = {}
+        wrong, read = dict[tuple[Any, ...], Any](), json.loads(written)
         for mistake in error.errors():
-            wrong.setdefault(_place(mistake, json.loads(written)), mistake)
+            wrong.setdefault(_place(mistake, read), mistake)
         # What is wrong inside says more: that a list of which every place is wrong counts as empty, or that a mapping
         # is no number, does not.
         followed = {place[:length] for place in wrong for length in range(len(place))}

@@ -265,6 +265,7 @@ def schedule(settings: params.Training) -> Callable[[int], float]:
     warm = round(settings.warmup * settings.steps)
 
     def factor(step: int) -> float:
+        """Of the step with this number, from 0."""
         if step < warm:
             return (step + 1) / warm
         done = (step - warm) / max(1, settings.steps - warm)

@@ -40,6 +40,7 @@ def _showing(*names: str) -> AfterValidator:
     """Refuse a template that does not show exactly these, each as `{name}`."""
 
     def check(template: str) -> str:
+        """The template as it is."""
         expected = " and ".join(f"{{{name}}}" for name in names)
         try:
             shown = {name for _, name, _, _ in Formatter().parse(template) if name is not None}

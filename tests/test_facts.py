@@ -303,6 +303,16 @@ def test_a_view_need_score_only_the_domain_that_is_routed_to_it(made, tmp_path):
     assert torch.equal(*losses)
 
 
+def test_a_gate_is_known_where_the_view_may_lack_no_row(made):
+    """Another term looks at every row of the view."""
+    plain = {**SAMPLED, "view": "teacher"}
+    gated = plain | {"weights": [{"kind": "has_view", "view": "teacher"}]}
+    shard = replace(made[0][0], scores={"teacher": made[0][0].scores["teacher"]})
+    rows = Rows([shard], recipes.load({"terms": [plain, gated]}))
+    ((_, columns),) = rows.batch(rows.sequential(), 10_000)
+    assert bool((columns.facts["has=teacher"] == 1).all())
+
+
 def test_a_row_without_a_score_by_the_view_of_its_own_domain_is_refused(made, tmp_path):
     recipe = recipes.load({"terms": [{**SAMPLED, "view": None, "target": ROUTE}]})
     limited, _ = of_one_domain(made[0][0], "sums", tmp_path)

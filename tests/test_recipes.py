@@ -63,9 +63,23 @@ def test_recipes_need_what_their_terms_read():
         {"correct", *ratio},
     )
     assert recipes.load("srpo").optional_views == ("hinted",)
+    assert recipes.load("mopd").optional_views == ("teacher", "teacher_b")
     assert recipes.load("opsd").optional_views == ()
     assert recipes.load("eopd").entropy_views == recipes.load("eopd").fixed_k_views == ("teacher",)
     assert recipes.load("topk_reverse_kl").fixed_k_views == recipes.load("many_faces").fixed_k_views == ()
+
+
+def test_a_view_whose_every_row_is_looked_at_may_lack_none():
+    """By another term, by a derived column, or just where it has no score."""
+    of_hinted = {**ANALYTIC, "view": "hinted"}
+    gated = of_hinted | {"weights": [{"kind": "has_view", "view": "hinted"}]}
+    inverted = of_hinted | {"weights": [{"kind": "lacks_view", "view": "hinted"}]}
+    bias = {"shift": {"kind": "margin", "view": "hinted", "margin": 1.0}}
+    shifted = {**SAMPLED, "bonus": "shift"}
+    assert recipes.load({"terms": [gated]}).optional_views == ("hinted",)
+    assert recipes.load({"terms": [gated, of_hinted]}).optional_views == ()
+    assert recipes.load({"terms": [inverted]}).optional_views == ()
+    assert recipes.load({"terms": [gated, shifted], "derived": bias}).optional_views == ()
 
 
 def test_the_identity_of_a_recipe_is_what_decides_numbers():

@@ -31,8 +31,9 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import head
-from pipeline.head import Ask, Output
+from pipeline.head.answer import Ask
+from pipeline.head.gradient import answer_tokens
+from pipeline.head.layer import OutputLayer
 
 CHUNK = 256
 """Tokens per chunk of the baselines, where they can be told; their fastest of 64 to 512 here."""
@@ -103,12 +104,16 @@ class Case:
     def ours(self, entropy: bool = False, top_k: int = 0) -> Tensor:
         """A reverse KL from the head's small tensors."""
         asked = Ask(self.sampled, self.ids, entropy=entropy, top_k=top_k)
-        answer = head.answer(self.hidden, Output(self.weight), asked)
+        answer = answer_tokens(self.hidden, OutputLayer(self.weight), asked)
         return self._divergence(answer.logprobs, answer.tail)
 
     def nll(self) -> Tensor:
         """The sampled token alone, by the same head."""
-        return head.answer(self.hidden, Output(self.weight), Ask(self.sampled, self.ids[:, :0])).sampled.mean().neg()
+        return (
+            answer_tokens(self.hidden, OutputLayer(self.weight), Ask(self.sampled, self.ids[:, :0]))
+            .sampled.mean()
+            .neg()
+        )
 
     def full(self) -> Tensor:
         """The same reverse KL, from all logits at once."""

@@ -31,13 +31,22 @@ import typer
 
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import models, params, prompts, recipes, rollouts, scoring, shards, training, view_settings
-from pipeline.contexts import Bucket
-from pipeline.engines import OnDemand
-from pipeline.loading import Rows, Shard
-from pipeline.prompts import Prompt
-from pipeline.rollouts import Author
-from pipeline.student import open_student
+from pipeline.engines.engine import OnDemand
+from pipeline.models.record import Model, record_model
+from pipeline.models.student import open_student
+from pipeline.rollouts.write import Author, identify_rollouts, write_rollouts
+from pipeline.scoring.write import Job, identify_scores, write_scores
+from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import EngineSettings, Sampling, Training
+from pipeline.settings.recipe import load_recipe
+from pipeline.settings.views import SupportSettings, View
+from pipeline.storage.bucket import Bucket, TrainShard
+from pipeline.storage.prompts import Prompt, read_prompts, write_prompts
+from pipeline.storage.shards import count_rows_and_tokens
+from pipeline.training.fit import fit_student
+from pipeline.training.rows import Rows
+from pipeline.training.run import Run
 
 PROMPT, MEAN, LONGEST = 16, 32, 128
 """Tokens of a prompt and of a response."""
@@ -134,13 +143,13 @@ def live(folder: Path, asked: list[str]) -> Seconds:
 
 def offline(folder: Path, asked: list[str]) -> Seconds:
     """The pipeline: write and score a first batch, which warms up, then all others; train on all of them."""
-    student, teacher = (models.record(str(folder / role)) for role in ("student", "teacher"))
-    view = view_settings.View(support=view_settings.SupportSettings(top_k=K))
-    settings, machine = params.Score(views={"teacher": view}, entropies=False), params.Machine()
-    sources: list[Shard] = []
+    student, teacher = (record_model(str(folder / role)) for role in ("student", "teacher"))
+    view = View(support=SupportSettings(top_k=K))
+    settings, machine = params.Score(views={"teacher": view}, entropies=False), Machine()
+    sources: list[TrainShard] = []
     writing: list[float] = []
     scoring_: list[float] = []
-    with OnDemand(student, params.Engine(), machine) as writer, OnDemand(teacher, settings, machine) as scorer:
+    with OnDemand(student, EngineSettings(), machine) as writer, OnDemand(teacher, settings, machine) as scorer:
         writer.open()
         scorer.open()
         for number, part in enumerate((asked[:BATCH], asked[BATCH:])):
@@ -148,16 +157,16 @@ def offline(folder: Path, asked: list[str]) -> Seconds:
                 folder / f"{name}-{number}.parquet" for name in ("prompts", "rollouts", "scores")
             )
             _write_prompts(wanted, part)
-            identity = rollouts.identity(
-                "refresh", 1, wanted, student, params.Engine(), params.Sampling(max_tokens=LONGEST), samples=1, seed=0
+            identity = identify_rollouts(
+                "refresh", 1, wanted, student, EngineSettings(), Sampling(max_tokens=LONGEST), samples=1, seed=0
             )
             with clocked(writing):
-                rollouts.write(written, identity, prompts.load(wanted), Author(writer, "student"))
-            job = scoring.Job(Bucket(written, wanted, wanted), view, teacher)
+                write_rollouts(written, identity, read_prompts(wanted), Author(writer, "student"))
+            job = Job(Bucket(written, wanted, wanted), view, teacher)
             with clocked(scoring_):
-                scoring.write(scored, scoring.identity(job, settings, "exact"), job, scorer.open())
-            sources.append(Shard(written, {"teacher": scored}))
-    timed = shards.size(sources[1].rollouts)[1]
+                write_scores(scored, identify_scores(job, settings, "exact"), job, scorer.open())
+            sources.append(TrainShard(written, {"teacher": scored}))
+    timed = count_rows_and_tokens(sources[1].rollouts)[1]
     return {
         "write": writing[1] / timed,
         "score": scoring_[1] / timed,
@@ -170,10 +179,10 @@ def _write_prompts(path: Path, part: list[str]) -> None:
         Prompt(text, "all", ({"role": "user", "content": text},), answer=None, hint=None, bucket=0, split="opd")
         for text in part
     ]
-    prompts.write(path, {}, {}, made)
+    write_prompts(path, {}, {}, made)
 
 
-def _train(folder: Path, sources: list[Shard], student: models.Model, steps: int) -> float:
+def _train(folder: Path, sources: list[TrainShard], student: Model, steps: int) -> float:
     """Seconds for a token of `training.fit`, from one reading to the next, behind the first step."""
     logging.getLogger("train").setLevel(logging.ERROR)  # random models look like a collapse
     started: list[float] = []
@@ -186,9 +195,9 @@ def _train(folder: Path, sources: list[Shard], student: models.Model, steps: int
             trained.append(sum(len(pack.sampled_ids) for pack, _ in packs))
             return packs
 
-    recipe, settings = recipes.load("topk_reverse_kl"), params.Training(steps=steps, batch=BATCH, learning_rate=1e-6)
-    run = training.Run(recipe, Clocked(sources, recipe), settings, params.Machine(), folder / "state")
-    training.fit(open_student(student), run)
+    recipe, settings = load_recipe("topk_reverse_kl"), Training(steps=steps, batch=BATCH, learning_rate=1e-6)
+    run = Run(recipe, Clocked(sources, recipe), settings, Machine(), folder / "state")
+    fit_student(open_student(student), run)
     return (started[-1] - started[1]) / sum(trained[1:-1])
 
 

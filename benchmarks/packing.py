@@ -15,7 +15,7 @@ import typer
 
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import packing
+from pipeline.models.packing import Pack, build_pack, plan_packs
 
 LONGEST = 10
 """Times the shortest."""
@@ -33,14 +33,14 @@ def main(
     """Count padding, then time both."""
     random = np.random.default_rng(0)
     lengths = np.rint(shortest * LONGEST ** random.random(sequences)).astype(np.int64)
-    planned = {"packed": packing.plan(lengths, tokens), "padded": _in_order(lengths, tokens)}
+    planned = {"packed": plan_packs(lengths, tokens), "padded": _in_order(lengths, tokens)}
     computed = {name: sum(_width(pack, lengths) * len(pack) for pack in packs) for name, packs in planned.items()}
     padding = {name: 1 - lengths.sum() / cells for name, cells in computed.items()}
 
     few = lengths[:timed]
     torch.manual_seed(0)
     model = qwen3.model(vocabulary=1024).base_model
-    packs = {"packed": _build(packing.plan(few, tokens), few), "padded": _build(_in_order(few, tokens), few)}
+    packs = {"packed": _build(plan_packs(few, tokens), few), "padded": _build(_in_order(few, tokens), few)}
     seconds = measure.seconds({name: lambda own=own: _train(model, own) for name, own in packs.items()}, rounds)
     speed = {name: few.sum() / taken for name, taken in seconds.items()}
     rows = [
@@ -65,13 +65,13 @@ def _width(pack: list[list[int]], lengths: np.ndarray) -> int:
     return max(int(lengths[row].sum()) for row in pack)
 
 
-def _build(plans: list[list[list[int]]], lengths: np.ndarray) -> list[packing.Pack]:
+def _build(plans: list[list[list[int]]], lengths: np.ndarray) -> list[Pack]:
     prompts = [np.ones(1, np.int64)] * len(lengths)
     responses = [np.ones(length - 1, np.int64) for length in lengths]
-    return [packing.build(plan, prompts, responses) for plan in plans]
+    return [build_pack(plan, prompts, responses) for plan in plans]
 
 
-def _train(model: Any, packs: list[packing.Pack]) -> None:
+def _train(model: Any, packs: list[Pack]) -> None:
     """Forward and backward; padding stands behind everything, so the padded rows need no mask either."""
     for pack in packs:
         states = model(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False).last_hidden_state

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import head, recipes
-from pipeline.columns import Columns, Target
-from pipeline.objectives.compiled import Objective
+from pipeline.head.gradient import answer_tokens
+from pipeline.head.layer import OutputLayer
+from pipeline.objectives.inputs import Inputs, Target
+from pipeline.objectives.objective import Objective
 from pipeline.objectives.outcomes import Outcomes
-from pipeline.recipes import Recipe
+from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
 
 BASELINE = "topk_reverse_kl"
 
@@ -39,8 +40,8 @@ def main(
     torch.manual_seed(0)
     states = torch.randn(tokens, hidden).requires_grad_()
     weight = (0.05 * torch.randn(vocabulary, hidden)).requires_grad_()
-    chosen = [BASELINE, *(name for name in names or recipes.names() if name != BASELINE)]
-    steps = {name: _step(recipes.load(name), states, weight, k) for name in chosen}
+    chosen = [BASELINE, *(name for name in names or recipe_names() if name != BASELINE)]
+    steps = {name: _step(load_recipe(name), states, weight, k) for name in chosen}
     seconds = measure.seconds(steps, rounds)
     bar = Bar("≤", 1.25)
     rows = [Row(f"a step of {name}: {BASELINE}", "s", seconds[name], seconds[BASELINE], bar) for name in chosen[1:]]
@@ -57,13 +58,13 @@ def _step(recipe: Recipe, states: Tensor, weight: Tensor, k: int) -> Callable[[]
     def run() -> None:
         states.grad = weight.grad = None
         assert weighed.sampled_ids is not None
-        answer = head.answer(states, head.Output(weight), objective.ask(weighed.sampled_ids, weighed))
+        answer = answer_tokens(states, OutputLayer(weight), objective.ask(weighed.sampled_ids, weighed))
         objective.loss(answer, weighed)[0].backward()
 
     return run
 
 
-def _columns(recipe: Recipe, tokens: int, vocabulary: int, k: int) -> Columns:
+def _columns(recipe: Recipe, tokens: int, vocabulary: int, k: int) -> Inputs:
     """Random views and facts. Views that a term composes have the same ids, others ids of their own."""
     composed = any(term.target is not None for term in recipe.terms)
     shared = _ids(tokens, vocabulary, k)
@@ -73,7 +74,7 @@ def _columns(recipe: Recipe, tokens: int, vocabulary: int, k: int) -> Columns:
     facts["sampling_logprobs"] = facts["behaviour_logprobs"] = -torch.rand(tokens)
     even = torch.full((tokens,), 1 / tokens)
     lengths = torch.full((max(1, tokens // 64),), min(64, tokens))
-    return Columns(
+    return Inputs(
         views, {"token_mean": even, "sequence_mean": even}, {}, facts, lengths, torch.randint(vocabulary, (tokens,))
     )
 

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import ROUND_1, Facts, Run
-from pipeline import command, contexts, params
-from pipeline.store import Store
+from pipeline import command
+from pipeline.settings import params
+from pipeline.settings.machine import load_machine
+from pipeline.storage.bucket import list_buckets
+from pipeline.storage.store import Store
 from stages import refresh, score, train
 
 OWN = ("prompts", "rollouts", "grades", "teacher_scores")
@@ -38,7 +41,7 @@ class Refreshed:
 
     def measured(self) -> Facts:
         """Write, score and train part by part; the metrics of the last student, and the seconds of all trainings."""
-        settings = params.load(command.PARAMS)
+        settings = params.load_params(command.PARAMS)
         steps = self.changes.get("steps", settings.train.steps)
         shards = sorted(Path("data/prompts/opd").glob("*.parquet"))
         held_out = shards.pop(settings.prompts.held_out)
@@ -61,7 +64,7 @@ def _folders(root: Path, student: Path) -> train.Folders:
 
 def _write(settings: params.Params, folders: train.Folders, prompts: list[Path], part: str, seed: int) -> None:
     """The rollouts of one part, their grades, and the teacher's scores of them."""
-    machine, store = params.load_machine(command.MACHINE), Store(command.STORE)
+    machine, store = load_machine(command.MACHINE), Store(command.STORE)
     for path in prompts:
         link(path, folders.prompts)
     writing = settings.refresh.model_copy(update={"seed": seed})
@@ -76,7 +79,7 @@ def _write(settings: params.Params, folders: train.Folders, prompts: list[Path],
     refresh.run(writing, settings.grade, machine, store, part, written)
     views = {"teacher": settings.score.views["teacher"].model_copy(update={"support": _alone(settings)})}
     scoring = settings.score.model_copy(update={"views": views})
-    buckets = contexts.buckets(folders.rollouts, folders.prompts, folders.grades)
+    buckets = list_buckets(folders.rollouts, folders.prompts, folders.grades)
     models = Path("data/models/teacher.json"), folders.student
     out = folders.teacher_scores, folders.view_scores
     score.run(scoring, machine, store, buckets, *models, Path("data/scores/r0"), *out)

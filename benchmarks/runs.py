@@ -19,10 +19,14 @@ from typing import Any, Protocol
 
 from ruamel.yaml import YAML
 
-from pipeline import command, params
+from pipeline import command
+from pipeline.command import StageSummary
 from pipeline.errors import PotstillError
-from pipeline.settings import checked
-from pipeline.store import Store
+from pipeline.settings import params
+from pipeline.settings.machine import Machine, load_machine
+from pipeline.settings.models import Training
+from pipeline.settings.reading import parse
+from pipeline.storage.store import Store
 from stages.train import Folders
 
 T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -90,7 +94,7 @@ class Run:
         """Train and evaluate, or find both; the metrics, `train_seconds`, and the KL that training began with."""
         from stages import evaluate
 
-        settings, machine = params.load(command.PARAMS), params.load_machine(command.MACHINE)
+        settings, machine = params.load_params(command.PARAMS), load_machine(command.MACHINE)
         store, model, metrics = Store(command.STORE), self.out / "model", self.out / "metrics.json"
         trained = _train(self, settings, machine, store, model)
         sampled = settings.evaluate.model_copy(update={"seed": self.seed})
@@ -145,7 +149,7 @@ def enter(project: Path) -> None:
 
     os.chdir(project)
     torch.set_num_threads(1)
-    command.quiet()
+    command.silence_libraries()
     log = os.open(f".potstill/worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
@@ -162,16 +166,16 @@ def outcome(run: Named) -> Facts:
         return facts | {"failed": f"{type(error).__name__}: {error}"}
 
 
-def _train(run: Run, settings: params.Params, machine: params.Machine, store: Store, out: Path) -> command.Made:
+def _train(run: Run, settings: params.Params, machine: Machine, store: Store, out: Path) -> StageSummary:
     from stages import sft, train
 
     folders = run.folders
     changed = settings.train.model_dump() | dict(run.changes) | {"objective": run.objective, "seed": run.seed}
     if run.objective == "sft":
-        how = checked(params.Sft, run.name, {name: changed[name] for name in params.Training.model_fields})
+        how = parse(params.Sft, run.name, {name: changed[name] for name in Training.model_fields})
         teacher, written = Path("data/models/teacher.json"), (folders.teacher_rollouts, folders.teacher_grades)
         return sft.run(how, machine, store, folders.student, teacher, *written, out, [])
-    return train.run(checked(params.Train, run.name, changed), machine, store, folders, out)
+    return train.run(parse(params.Train, run.name, changed), machine, store, folders, out)
 
 
 def _start_kl(model: Path) -> float | None:

@@ -26,11 +26,15 @@ from benchmarks import qwen3
 from benchmarks.measure import in_child, seconds
 from benchmarks.qwen3 import VOCABULARY
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import engines, models, packing, params, view_settings
-from pipeline.engines import Support, ToScore, vllm_process
+from pipeline.engines.engine import Support, ToScore, open_engine
 from pipeline.engines.hf import HfEngine
-from pipeline.machine_settings import VllmMachine
-from pipeline.model_settings import EngineName
+from pipeline.engines.vllm import process
+from pipeline.models.packing import build_pack, plan_packs
+from pipeline.models.record import record_model
+from pipeline.settings import params
+from pipeline.settings.machine import Machine, VllmMachine
+from pipeline.settings.models import EngineName, EngineSettings
+from pipeline.settings.views import SupportSettings, View
 
 KS = (1, 32, 128)
 SEQUENCES, PROMPT, RESPONSE = 8, 32, 224
@@ -79,9 +83,9 @@ def sequences() -> list[ToScore]:
     return [ToScore(row[:PROMPT], row[PROMPT:].astype(np.int32)) for row in drawn]
 
 
-def machine() -> params.Machine:
+def machine() -> Machine:
     """The same for every way that runs vLLM."""
-    return params.Machine(vllm=VllmMachine(enforce_eager=True, max_num_batched_tokens=1024))
+    return Machine(vllm=VllmMachine(enforce_eager=True, max_num_batched_tokens=1024))
 
 
 def rates_of(way: Way, folder: Path) -> dict[int, float]:
@@ -99,16 +103,16 @@ def _opened(way: Way, folder: Path) -> Iterator[Callable[[int], object]]:
             yield score
         return
     name: EngineName = "hf" if way == "hf" else "vllm"
-    views = {"teacher": view_settings.View(support=view_settings.SupportSettings(top_k=max(KS)))}
+    views = {"teacher": View(support=SupportSettings(top_k=max(KS)))}
     settings = params.Score(engine=name, views=views, hidden_states=way != "vLLM flat")
-    with engines.open_engine(models.record(str(folder)), settings, machine()) as engine:
+    with open_engine(record_model(str(folder)), settings, machine()) as engine:
         yield lambda k: engine.score(sequences(), Support(k))
 
 
 @contextlib.contextmanager
 def _naive(folder: Path) -> Iterator[Callable[[int], object]]:
     """As in vLLM's examples of offline inference."""
-    vllm_process.device(machine())
+    process.find_device(machine())
     from vllm import LLM, SamplingParams, TokensPrompt
 
     own = machine().vllm
@@ -122,12 +126,12 @@ def _naive(folder: Path) -> Iterator[Callable[[int], object]]:
     try:
         yield lambda k: llm.generate(prompts, SamplingParams(max_tokens=1, prompt_logprobs=k), use_tqdm=False)
     finally:
-        llm.llm_engine.engine_core.shutdown(timeout=vllm_process.SHUTDOWN_S)
+        llm.llm_engine.engine_core.shutdown(timeout=process.SHUTDOWN_S)
 
 
 def hf_rates(folder: Path) -> dict[str, float]:
     """Response tokens per second of `hf` at K = 64, without and with entropies, and of the bare forward pass."""
-    with HfEngine(models.record(str(folder)), params.Engine(), machine()) as engine:
+    with HfEngine(record_model(str(folder)), EngineSettings(), machine()) as engine:
         times = seconds(
             {
                 "forward": partial(forward, engine),
@@ -147,8 +151,8 @@ def forward(engine: HfEngine) -> list[np.ndarray]:
     output = engine.student.output()
     sampled = []
     with torch.inference_mode():
-        for rows in packing.plan([PROMPT + RESPONSE] * SEQUENCES, engine.machine.score_tokens):
-            pack = packing.build(rows, prompts, responses)
+        for rows in plan_packs([PROMPT + RESPONSE] * SEQUENCES, engine.machine.score_tokens):
+            pack = build_pack(rows, prompts, responses)
             hidden = engine.student.hidden(pack)
             for states, ids in zip(hidden.split(output.chunk), pack.sampled_ids.split(output.chunk), strict=True):
                 logits = torch.nn.functional.linear(states, output.weight)

@@ -22,8 +22,11 @@ import typer
 
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import list_columns, rounding, shards, view_groups
-from pipeline.ragged import Ragged
+from pipeline.storage.ragged import Ragged, from_lists, from_nested_lists
+from pipeline.storage.rounding import normalise, round_to_half
+from pipeline.storage.scores import SCORES, Scores, score_table
+from pipeline.storage.shards import Writer, count_rows_and_tokens, read_group, read_shard
+from pipeline.training.targets import COLUMNS
 
 NOISES = (0.1, 0.5)
 """Standard deviation of the noise on a student's logits: how far it is from the teacher."""
@@ -137,7 +140,7 @@ def _kept_kl(own: np.ndarray, other: np.ndarray, counts: np.ndarray) -> float:
 
 def _rounded(logprobs: np.ndarray, top_k: int) -> np.ndarray:
     """The top K as a shard stores and a reader normalises them, ahead of the rest."""
-    kept = rounding.to_half(logprobs[:, :top_k].astype(np.float32)).astype(np.float64)
+    kept = round_to_half(logprobs[:, :top_k].astype(np.float32)).astype(np.float64)
     both = np.concatenate([kept, logprobs[:, top_k:]], axis=1)
     return both - np.log(np.exp(both).sum(axis=1, keepdims=True))
 
@@ -158,12 +161,12 @@ def write(path: Path, kept: Kept, tokens: tuple[np.ndarray, np.ndarray], rounded
     is_kept = np.arange(kept.top_k) < counts[:, None]
     tails = np.log(np.maximum(1 - np.where(is_kept, np.exp(logprobs), 0).sum(axis=1), 1e-12))
     single = logprobs.astype(np.float32)
-    made = shards.Scores(
+    made = Scores(
         single[:, 0], Ragged.cut(ids[is_kept], counts), Ragged.cut(single[is_kept], counts),
         counts.astype(np.uint16), tails.astype(np.float32), None,
     )  # fmt: skip
     rows = len(ids) // PER_ROW
-    table = shards.score_table([str(row) for row in range(rows)], np.full(rows, PER_ROW), made, ["context"] * rows)
+    table = score_table([str(row) for row in range(rows)], np.full(rows, PER_ROW), made, ["context"] * rows)
     if not rounded:
         place = table.schema.get_field_index("support_logprobs")
         of_rows = table.column(place).chunk(0)
@@ -174,7 +177,7 @@ def write(path: Path, kept: Kept, tokens: tuple[np.ndarray, np.ndarray], rounded
 
 
 def _copy(path: Path, table: pa.Table) -> None:
-    with shards.Writer(path, shards.SCORES, {"stage": "benchmark"}, {}) as writer:
+    with Writer(path, SCORES, {"stage": "benchmark"}, {}) as writer:
         writer.write(table)
 
 
@@ -183,21 +186,21 @@ def speeds(path: Path, kept: Kept, tokens: int) -> list[Row]:
 
     The bar is for one thread each, as beside a trainer; what comes behind pyarrow's decoding is one thread always.
     """
-    columns = list(view_groups.COLUMNS)
+    columns = list(COLUMNS)
 
     def groups() -> Iterator[pa.Table]:
         with pq.ParquetFile(path) as file:
             for number in range(file.num_row_groups):
-                yield shards.read_group(path, file, number, columns)
+                yield read_group(path, file, number, columns)
 
     def read() -> None:
         for table in groups():
-            list_columns.ragged2(table.column("support_ids"))
-            _, logprobs = list_columns.ragged2(table.column("support_logprobs"))
-            rounding.normalised(logprobs, list_columns.ragged(table.column("tail_logprobs")).values, path)
-            list_columns.ragged(table.column("sampled_logprobs"))
+            from_nested_lists(table.column("support_ids"))
+            _, logprobs = from_nested_lists(table.column("support_logprobs"))
+            normalise(logprobs, from_lists(table.column("tail_logprobs")).values, path)
+            from_lists(table.column("sampled_logprobs"))
 
-    table = shards.read(path, shards.SCORES)
+    table = read_shard(path, SCORES)
     with tempfile.TemporaryDirectory() as folder:
         ways = {"read": read, "decode": lambda: list(groups()), "write": lambda: _copy(Path(folder) / "w", table)}
         seconds = measure.seconds(ways, rounds=15)
@@ -215,11 +218,11 @@ def speeds(path: Path, kept: Kept, tokens: int) -> list[Row]:
 
 def demo(paths: list[Path]) -> list[Row]:
     """The demo's teacher: bytes per token of its shards, and the mass that they keep."""
-    tokens = sum(shards.size(path)[1] for path in paths)
+    tokens = sum(count_rows_and_tokens(path)[1] for path in paths)
     size = sum(path.stat().st_size for path in paths)
-    columns = [shards.read(path, shards.SCORES, ["own", "tail_logprobs"]) for path in paths]
-    kept = np.concatenate([list_columns.ragged(table.column("own")).values for table in columns])
-    tails = np.concatenate([list_columns.ragged(table.column("tail_logprobs")).values for table in columns])
+    columns = [read_shard(path, SCORES, ["own", "tail_logprobs"]) for path in paths]
+    kept = np.concatenate([from_lists(table.column("own")).values for table in columns])
+    tails = np.concatenate([from_lists(table.column("tail_logprobs")).values for table in columns])
     return [
         Row(f"demo teacher, {kept.mean():.1f} ids per token on average: size", "bytes/token", size / tokens),
         Row("demo teacher: mass outside its support", "probability", float(np.exp(tails).mean())),

@@ -24,19 +24,25 @@ from torch import Tensor
 
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline import params, recipes, shards
-from pipeline.columns import Columns
-from pipeline.loading import Loader, Rows, Shard
-from pipeline.objectives.compiled import Objective
-from pipeline.packing import Pack
-from pipeline.ragged import Ragged
-from pipeline.student import Student
+from pipeline.models.packing import Pack
+from pipeline.models.student import Student
+from pipeline.objectives.inputs import Inputs
+from pipeline.objectives.objective import Objective
+from pipeline.settings.machine import Machine
+from pipeline.settings.recipe import load_recipe
+from pipeline.storage.bucket import TrainShard
+from pipeline.storage.ragged import Ragged
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.scores import Scores, score_table
+from pipeline.storage.shards import Writer
+from pipeline.training.loader import Loader
+from pipeline.training.rows import Rows
 
 PROMPT = 16
 K = 32
 OURS = "topk_reverse_kl"
 
-Packs = list[tuple[Pack, Columns]]
+Packs = list[tuple[Pack, Inputs]]
 
 
 def main(
@@ -52,8 +58,8 @@ def main(
         source = _shards(Path(folder), sequences, response, vocabulary)
 
         def rows_of(recipe: str) -> Rows:
-            scored = source if recipe == OURS else Shard(source.rollouts, {})
-            return Rows([scored], recipes.load(recipe))
+            scored = source if recipe == OURS else TrainShard(source.rollouts, {})
+            return Rows([scored], load_recipe(recipe))
 
         packs = {recipe: _packs(rows_of(recipe), sequences) for recipe in (OURS, "sft")}
         case = Case(packs["sft"], sequences, vocabulary)
@@ -102,7 +108,7 @@ class Case:
 
     def ours(self, recipe: str, packs: Packs) -> list[Tensor]:
         """By the head and the objective."""
-        objective = Objective(recipes.load(recipe))
+        objective = Objective(load_recipe(recipe))
         asked = [(pack, columns, objective.ask(pack.sampled_ids, columns)) for pack, columns in packs]
         return [objective.loss(self.student(pack, ask), columns)[0] for pack, columns, ask in asked]
 
@@ -120,10 +126,10 @@ class Case:
 
 
 def _packs(rows: Rows, sequences: int) -> Packs:
-    return Loader(rows, 1, sequences, params.Machine().train_tokens, seed=0).step(0)
+    return Loader(rows, 1, sequences, Machine().train_tokens, seed=0).step(0)
 
 
-def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> Shard:
+def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> TrainShard:
     """One shard of random rollouts, and scores of K ids each and the tail outside them."""
     random = np.random.default_rng(0)
     written = [
@@ -141,17 +147,17 @@ def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> Sha
     logits = -np.sort(random.exponential(3, (tokens, K + 1)), axis=1)
     logprobs = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).astype(np.float32)
     counts = np.full(tokens, K)
-    scores = shards.Scores(
+    scores = Scores(
         logprobs[:, 0], Ragged.cut(ids.ravel().astype(np.int32), counts), Ragged.cut(logprobs[:, :K].ravel(), counts),
         counts.astype(np.uint16), logprobs[:, K], None,
     )  # fmt: skip
     names, lengths = [row["rollout_id"] for row in written], np.full(sequences, response)
-    table = shards.score_table(names, lengths, scores, ["context"] * sequences)
+    table = score_table(names, lengths, scores, ["context"] * sequences)
     paths = folder / "rollouts.parquet", folder / "scores.parquet"
-    for path, rows in zip(paths, (pa.Table.from_pylist(written, shards.ROLLOUTS), table), strict=True):
-        with shards.Writer(path, rows.schema, {"stage": "benchmark"}, {}) as writer:
+    for path, rows in zip(paths, (pa.Table.from_pylist(written, ROLLOUTS), table), strict=True):
+        with Writer(path, rows.schema, {"stage": "benchmark"}, {}) as writer:
             writer.write(rows)
-    return Shard(paths[0], {"teacher": paths[1]})
+    return TrainShard(paths[0], {"teacher": paths[1]})
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline import command, manifest
+from pipeline import command
 from pipeline.errors import PotstillError
+from pipeline.storage.manifest import MANIFEST, read_manifest, verify_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.sql import Database
-    from pipeline.transcript import Token, Transcript
-
-# Each command brings its own libraries, so that `--help` need not wait for them.
+    from pipeline.report.sql import Database
+    from pipeline.report.transcript import Token, Transcript
 
 app = typer.Typer(
     add_completion=False,
@@ -28,13 +27,14 @@ app = typer.Typer(
 )
 
 DataFolder = Annotated[Path, typer.Option("--data", help="The data folder.")]
+
 DATA, STATE = Path("data"), Path(".potstill")
 
 
 def main() -> None:
     """Run the command line."""
-    command.quiet()
-    command.call(app, "potstill", "potstill")
+    command.silence_libraries()
+    command.call_app(app, "potstill", "potstill")
 
 
 @app.command()
@@ -48,7 +48,7 @@ def sql(
     Views: prompts, teacher_rollouts, rollouts, grades, scores, tokens, support. They show the latest round in which a
     rollout occurs; all_rollouts, all_grades, all_scores, all_tokens, all_support show every round.
     """
-    from pipeline.sql import Database
+    from pipeline.report.sql import Database
 
     with Database(data) as database:
         if statement is None and sys.stdin.isatty():
@@ -65,7 +65,7 @@ def _converse(database: "Database") -> None:
     """Read statements up to their semicolon, until the input ends."""
     import readline  # noqa: F401 - gives `input` its history and line editing
 
-    from pipeline.sql import VIEWS
+    from pipeline.report.sql import VIEWS
 
     print(f"Views: {', '.join(VIEWS)}; all_rollouts, … for every round. End with `;`, leave with Ctrl-D.")
     pending = ""
@@ -93,16 +93,17 @@ def show(
     """Print a rollout; each token is coloured by how teacher and student disagree on it."""
     from rich.console import Console
 
-    from pipeline import transcript
-    from pipeline.sql import Database
+    from pipeline.report.sql import Database
+    from pipeline.report.transcript import find_rollout, make_decoder, read_transcript
 
     with Database(data) as database:
-        found, round_ = transcript.find(database, rollout_id)
-        decode = transcript.decoder(data / "models" / "student.json")
-        _print(Console(highlight=False), transcript.read(database, found, round_, decode))
+        found, round_ = find_rollout(database, rollout_id)
+        decode = make_decoder(data / "models" / "student.json")
+        _print(Console(highlight=False), read_transcript(database, found, round_, decode))
 
 
 _STUDENT_SURER = ("", "on #fde0d2", "on #fcbba1", "on #fc9272", "on #fb6a4a", "on #de2d26")
+
 _TEACHER_SURER = ("", "on #deebf7", "on #c6dbef", "on #9ecae1", "on #6baed6", "on #3182bd")
 
 
@@ -114,18 +115,18 @@ def _style(token: "Token") -> str:
 def _print(console: "Console", rollout: "Transcript") -> None:
     from rich.text import Text
 
-    from pipeline.transcript import LEVELS, visible
+    from pipeline.report.transcript import LEVELS, make_visible
 
     grade = {True: "right", False: "wrong", None: "not graded"}[rollout.correct]
     console.print(Text(f"rollout {rollout.rollout_id}, {rollout.length} tokens, ends by {rollout.finish_reason}"))
     console.print(Text(f"written in {rollout.written_in}, shown from {rollout.round}; {grade}"), style="dim")
     console.print(Text("\nprompt", style="bold"))
-    console.print(Text(visible(rollout.prompt)))
+    console.print(Text(make_visible(rollout.prompt)))
     console.print(Text("\nresponse", style="bold"))
-    console.print(Text.assemble(*[(visible(token.text), _style(token)) for token in rollout.tokens]))
+    console.print(Text.assemble(*[(make_visible(token.text), _style(token)) for token in rollout.tokens]))
     if rollout.answer is not None:
         console.print(Text("\nanswer", style="bold"))
-        console.print(Text(visible(rollout.answer)))
+        console.print(Text(make_visible(rollout.answer)))
     if not rollout.scored:
         console.print(Text(f"\nThe teacher has not scored it{f': {rollout.skipped}' if rollout.skipped else ''}."))
         return
@@ -139,15 +140,15 @@ def _disagreements(rollout: "Transcript", count: int = 8):
     from rich.table import Table
     from rich.text import Text
 
-    from pipeline.transcript import visible
+    from pipeline.report.transcript import make_visible
 
     table = Table("position", "token", "student, nats", "teacher, nats", "the teacher's likeliest", box=None)
     order = sorted(enumerate(rollout.tokens), key=lambda pair: (-abs(pair[1].disagreement), pair[0]))
     for position, token in order[:count]:
-        likeliest = ", ".join(f"{visible(text)!r} {probability:.3f}" for text, probability in token.alternatives)
+        likeliest = ", ".join(f"{make_visible(text)!r} {probability:.3f}" for text, probability in token.alternatives)
         table.add_row(
             str(position),
-            Text(repr(visible(token.text)), _style(token)),
+            Text(repr(make_visible(token.text)), _style(token)),
             f"{token.student:.3f}",
             f"{token.teacher:.3f}",
             Text(likeliest),
@@ -161,13 +162,13 @@ def verify(
     data: DataFolder = DATA,
 ) -> None:
     """Read every file again and compare it with its folder's manifest."""
-    chosen = folders or sorted(path.parent for path in data.rglob(manifest.MANIFEST))
+    chosen = folders or sorted(path.parent for path in data.rglob(MANIFEST))
     if not chosen:
-        raise PotstillError(f"{data} has no folder with a {manifest.MANIFEST}: run `dvc repro` or `dvc pull` first.")
+        raise PotstillError(f"{data} has no folder with a {MANIFEST}: run `dvc repro` or `dvc pull` first.")
     wrong, files, tokens, size = [], 0, 0, 0
     for folder in chosen:
-        wrong += manifest.verify(folder)
-        entries = manifest.read(folder).values()
+        wrong += verify_folder(folder)
+        entries = read_manifest(folder).values()
         files += len(entries)
         tokens += sum(entry.tokens for entry in entries)
         size += sum(entry.bytes for entry in entries)
@@ -189,9 +190,9 @@ def gc(
 
     A file that DVC's cache still links counts as referred to; `dvc gc` clears that first.
     """
-    from pipeline import leftovers
+    from pipeline.storage.garbage import DAY_S, find_garbage
 
-    found = leftovers.find(data, state, older_than_days * leftovers.DAY_S, time.time())
+    found = find_garbage(data, state, older_than_days * DAY_S, time.time())
     for leftover in found:
         print(f"{leftover.bytes:>15,} bytes  {leftover.paths[0]}  ({leftover.reason})")
         if remove:
@@ -207,13 +208,13 @@ def recipes(
     data: DataFolder = DATA,
 ) -> None:
     """List the objectives that `train.objective` can name, or explain one: its paper, its loss, what it needs."""
-    from pipeline import recipes as known
+    from pipeline.settings.recipe import load_recipe, recipe_names
 
     if name is None:
-        for each in map(known.load, known.names()):
+        for each in map(load_recipe, recipe_names()):
             print(f"{each.name:26} {each.fidelity.level:8} {each.paper}")
         return
-    recipe = known.load(name)
+    recipe = load_recipe(name)
     print(f"{recipe.name}: {recipe.paper}\n\n{recipe.description.strip()}\n\nloss: {recipe.equation}")
     print(f"fidelity: {recipe.fidelity.level}. {recipe.fidelity.note}")
     print(f"responses of: {', '.join(recipe.sources)}")
@@ -237,7 +238,7 @@ def _bytes_per_token(data: Path, view: str) -> str:
     """What its scores of the latest round take on this disk."""
     for scores in sorted((data / "scores").glob("*"), key=_round_number, reverse=True):
         folder = scores / "teacher" if view == "teacher" else scores / "views" / view
-        entries = manifest.read(folder).values() if (folder / manifest.MANIFEST).exists() else ()
+        entries = read_manifest(folder).values() if (folder / MANIFEST).exists() else ()
         if tokens := sum(entry.tokens for entry in entries):
             return f"{sum(entry.bytes for entry in entries) / tokens:.0f} bytes per token in {folder}"
     return f"not in {data / 'scores'} yet"

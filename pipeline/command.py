@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,36 +11,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tqdm.auto import tqdm
 
-from pipeline import params
 from pipeline.errors import PotstillError
+from pipeline.settings import params
+from pipeline.settings.machine import Machine, load_machine
 
 if TYPE_CHECKING:  # brings pyarrow, for which `--help` need not wait
-    from pipeline.store import Folder, Obtained
+    from pipeline.storage.store import Folder, Obtained
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
+
 MachineFile = Annotated[Path, typer.Option("--machine", help="Where and how fast; every key has a default.")]
+
 StoreFolder = Annotated[Path, typer.Option("--store", help="Finished shards by fingerprint.")]
+
 TimingFile = Annotated[Path | None, typer.Option("--timing", help="Where to note what making the outputs took.")]
 
 PARAMS = Path("params.yaml")
+
 MACHINE = Path(".potstill/machine.yaml")
+
 STORE = Path(".potstill/store")
 
 
-def run(main: Callable[..., Any], argv: Sequence[str] | None = None) -> None:
+def run_stage(main: Callable[..., Any], argv: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake is told in one paragraph and ends with exit code 1."""
     name = main.__module__.rpartition(".")[2]
     name = Path(sys.argv[0]).stem if name == "__main__" else name
     logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
-    quiet()
+    silence_libraries()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(help=sys.modules[main.__module__].__doc__)(main)
-    call(app, name, f"python -m stages.{name}", argv)
+    call_app(app, name, f"python -m stages.{name}", argv)
 
 
-def call(app: typer.Typer, name: str, prog_name: str, argv: Sequence[str] | None = None) -> None:
+def call_app(app: typer.Typer, name: str, prog_name: str, argv: Sequence[str] | None = None) -> None:
     """Run a command line; it returns where the command ended well.
 
     Raises:
@@ -61,7 +65,7 @@ def call(app: typer.Typer, name: str, prog_name: str, argv: Sequence[str] | None
             raise
 
 
-def quiet() -> None:
+def silence_libraries() -> None:
     """Silence the libraries' own bars and notices: the log is ours."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -71,29 +75,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="lightning")
 
 
-class Bar:
-    """A progress bar over responses, with tokens per second and time left, on standard error."""
-
-    def __init__(self, total: int, what: str):
-        self._bar = tqdm(total=total, unit="response", desc=what, dynamic_ncols=True, mininterval=0.5)
-        self._tokens, self._started = 0, time.monotonic()
-
-    def __enter__(self) -> "Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def __call__(self, responses: int, tokens: int) -> None:
-        """Told of responses, and the tokens in them, that were just finished."""
-        self._tokens += tokens
-        rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
-        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-        self._bar.update(responses)
-
-
 @dataclass(frozen=True)
-class Made:
+class StageSummary:
     """What a stage did, for its last line, its timing file and the tests that count.
 
     Attributes:
@@ -111,7 +94,7 @@ class Made:
     seconds: float | None
 
     @classmethod
-    def of(cls, *folders: "Folder") -> "Made":
+    def of(cls, *folders: "Folder") -> "StageSummary":
         """The sum over a stage's output folders."""
         return cls(
             made=sum(folder.made for folder in folders),
@@ -122,7 +105,7 @@ class Made:
         )
 
     @classmethod
-    def of_each(cls, *obtained: "Obtained") -> "Made":
+    def of_each(cls, *obtained: "Obtained") -> "StageSummary":
         """The sum over files that are in no output folder of their own."""
         return cls(
             made=sum(each.made for each in obtained),
@@ -146,6 +129,6 @@ def _sum(seconds: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(seconds) else None
 
 
-def settings(path: Path, machine: Path) -> tuple[params.Params, params.Machine]:
+def read_settings(path: Path, machine: Path) -> tuple[params.Params, Machine]:
     """Both files, checked as a whole before anything else."""
-    return params.load(path), params.load_machine(machine)
+    return params.load_params(path), load_machine(machine)

@@ -12,14 +12,22 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from pipeline import command, evaluation, grades, list_columns, models, params, rollouts, shards
-from pipeline.command import Bar, Made
-from pipeline.engines import OnDemand
-from pipeline.evaluation import Answered
-from pipeline.grades import Grading
-from pipeline.prompts import load
-from pipeline.rollouts import Author
-from pipeline.store import Store
+from pipeline import command
+from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
+from pipeline.engines.engine import OnDemand
+from pipeline.grading.metrics import Answered, compute_metrics, repetition
+from pipeline.grading.write import Grading
+from pipeline.models.record import CHECKPOINT, read_model
+from pipeline.progress import Bar
+from pipeline.rollouts.write import Author, identify_rollouts, write_rollouts
+from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.storage.grades import read_grades
+from pipeline.storage.prompts import read_prompts
+from pipeline.storage.ragged import from_lists
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.shards import count_rows_and_tokens, list_shards, read_groups
+from pipeline.storage.store import Store
 
 VERSION = 1  # raise it when a metric would change
 log = logging.getLogger("evaluate")
@@ -27,24 +35,26 @@ log = logging.getLogger("evaluate")
 
 def run(
     settings: params.Evaluate,
-    grade: params.Grade,
-    machine: params.Machine,
+    grade: params.GradeSettings,
+    machine: Machine,
     store: Store,
     name: str,
     model_path: Path,
     prompt_folder: Path,
     out: Path,
-) -> Made:
+) -> StageSummary:
     """Write and grade the responses that are missing, and measure."""
-    model = models.read(model_path)
-    prompts = shards.in_order(prompt_folder, "prompts")
+    model = read_model(model_path)
+    prompts = list_shards(prompt_folder, "prompts")
     greedy = settings.sampling.model_copy(update={"temperature": 0.0})
     wanted = [
-        (source, rollouts.identity("evaluate", VERSION, source, model, settings, sampling, samples, settings.seed))
+        (source, identify_rollouts("evaluate", VERSION, source, model, settings, sampling, samples, settings.seed))
         for sampling, samples in ((greedy, 1), (settings.sampling, settings.samples))
         for source in prompts
     ]
-    missing = [shards.size(source)[0] * identity["samples"] for source, identity in wanted if not store.has(identity)]
+    missing = [
+        count_rows_and_tokens(source)[0] * identity["samples"] for source, identity in wanted if not store.has(identity)
+    ]
     written, paths = [], []
     with OnDemand(model, settings, machine) as engine, Bar(sum(missing), f"evaluate {name}") as bar:
         for source, identity in wanted:
@@ -54,8 +64,8 @@ def run(
         answered = [
             _answered(store, graded, prompts, paths[start : start + len(prompts)]) for start in (0, len(prompts))
         ]
-    metrics = evaluation.metrics(name, answered[0], answered[1], settings.samples)
-    own = model_path / models.CHECKPOINT
+    metrics = compute_metrics(name, answered[0], answered[1], settings.samples)
+    own = model_path / CHECKPOINT
     metrics["validation_kl"] = json.loads(own.read_text()).get("validation_kl") if own.exists() else None
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(metrics, indent=1) + "\n")
@@ -64,11 +74,11 @@ def run(
         name, 100 * metrics["greedy"], settings.samples, 100 * metrics["avg_at_k"], settings.samples,
         100 * metrics["pass_at_k"], metrics["prompts"],
     )  # fmt: skip
-    return Made.of_each(*written)
+    return StageSummary.of_each(*written)
 
 
 def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, path: Path) -> None:
-    rollouts.write(path, identity, load(source), Author(engine, "student"), bar)
+    write_rollouts(path, identity, read_prompts(source), Author(engine, "student"), bar)
 
 
 def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[Path]) -> Answered:
@@ -76,15 +86,15 @@ def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[
     correct: list[bool | None] = []
     for source, path in zip(prompts, written, strict=True):
         entry = store.obtain(*graded.of(source, path)).entry
-        correct += [each.correct for each in grades.read(store.path(entry.fingerprint, ".parquet"), path)]
+        correct += [each.correct for each in read_grades(store.path(entry.fingerprint, ".parquet"), path)]
     lengths: list[int] = []
     repetitions: list[float] = []
     reasons: list[str] = []
     for path in written:
-        for group in shards.groups(path, shards.ROLLOUTS, ("response_ids", "finish_reason")):
-            responses = list_columns.ragged(group.column("response_ids"))
+        for group in read_groups(path, ROLLOUTS, ("response_ids", "finish_reason")):
+            responses = from_lists(group.column("response_ids"))
             lengths += responses.lengths.tolist()
-            repetitions += [evaluation.repetition(response) for response in responses]
+            repetitions += [repetition(response) for response in responses]
             reasons += group.column("finish_reason").to_pylist()
     return Answered(correct, np.array(lengths), reasons, repetitions)
 
@@ -94,16 +104,16 @@ def main(
     model: Annotated[Path, typer.Option(help="A checkpoint's folder, or a model's record.")],
     prompts: Annotated[Path, typer.Option(help="Prompts of the evaluation split.")],
     out: Annotated[Path, typer.Option(help="Where the metrics go.")],
-    timing: command.TimingFile = None,
-    params_file: command.ParamsFile = command.PARAMS,
-    machine_file: command.MachineFile = command.MACHINE,
-    store: command.StoreFolder = command.STORE,
+    timing: TimingFile = None,
+    params_file: ParamsFile = command.PARAMS,
+    machine_file: MachineFile = command.MACHINE,
+    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
-    settings, machine = command.settings(params_file, machine_file)
+    settings, machine = command.read_settings(params_file, machine_file)
     made = run(settings.evaluate, settings.grade, machine, Store(store), name, model, prompts, out)
     made.note(timing, "evaluate", name)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

@@ -16,11 +16,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import command, hashing, models, params
-from pipeline.command import Made
+from pipeline import command
+from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
 from pipeline.errors import SettingsError
-from pipeline.model_settings import Demo
-from pipeline.store import Obtained, Store
+from pipeline.models.record import CHECKPOINT, Model, check_pair, record_model
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import Demo, Models
+from pipeline.storage import hashing
+from pipeline.storage.store import Obtained, Store
 
 VERSION = 1  # raise it when the same settings would give other demo models
 
@@ -28,13 +31,13 @@ log = logging.getLogger("models")
 
 
 def run(
-    settings: params.Models,
-    machine: params.Machine,
+    settings: Models,
+    machine: Machine,
     store: Store,
     state: Path,
     demo: Path,
     records: tuple[Path, Path],
-) -> Made:
+) -> StageSummary:
     """Record the teacher and the student, and make them first where the settings say so.
 
     Args:
@@ -52,38 +55,38 @@ def run(
     shutil.rmtree(demo, ignore_errors=True)
     demo.mkdir(parents=True)
     obtained = [] if settings.demo is None else _demo(settings, settings.demo, machine, store, state, demo)
-    teacher, student = models.record(settings.teacher), models.record(settings.student)
-    models.check_pair(teacher, student)
+    teacher, student = record_model(settings.teacher), record_model(settings.student)
+    check_pair(teacher, student)
     for path, model in zip(records, (teacher, student), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(model.model_dump_json(indent=1) + "\n")
     log.info("teacher %s, student %s; one vocabulary of %d tokens", _told(teacher), _told(student), teacher.vocabulary)
-    return Made.of_each(*obtained)
+    return StageSummary.of_each(*obtained)
 
 
 def identity(settings: Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
     """What decides a demo model; of the training state's frequency nothing depends."""
-    from pipeline import head, loading, training
-    from pipeline.objectives import compiled
+    from pipeline import head, objectives, training
+    from pipeline.training import rows
 
     other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips", "hinted"}}[role]
     facts = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
     facts.get("training", {}).pop("save_every", None)
     versions = {"version": VERSION} | (
-        {"training": [module.VERSION for module in (training, loading, compiled, head)]} if role == "teacher" else {}
+        {"training": [module.VERSION for module in (training, rows, objectives, head)]} if role == "teacher" else {}
     )
     return {"stage": "models", **versions, "role": role, "demo": facts}
 
 
-def _told(model: models.Model) -> str:
+def _told(model: Model) -> str:
     size = "unknown size" if model.parameters is None else f"{model.parameters:,} parameters"
     return f"{model.name} ({size})"
 
 
 def _demo(
-    named: params.Models,
+    named: Models,
     settings: Demo,
-    machine: params.Machine,
+    machine: Machine,
     store: Store,
     state: Path,
     folder: Path,
@@ -100,7 +103,7 @@ def _demo(
 
     def make_student(target: Path) -> None:
         _untrained(settings, "student", target)
-        (target / models.CHECKPOINT).write_text(json.dumps({"identity": untaught}, indent=1, sort_keys=True) + "\n")
+        (target / CHECKPOINT).write_text(json.dumps({"identity": untaught}, indent=1, sort_keys=True) + "\n")
 
     make_teacher = functools.partial(_teach, settings, machine, own_state, taught)
     obtained = [
@@ -113,45 +116,51 @@ def _demo(
 
 def _untrained(settings: Demo, role: Literal["teacher", "student"], folder: Path) -> None:
     """A model with random weights, and its tokenizer."""
-    from pipeline import demo
+    from pipeline.demo.models import make_model, make_tokenizer
 
     size, seed = {"teacher": (settings.teacher, settings.seed), "student": (settings.student, settings.seed + 1)}[role]
-    tokenizer = demo.make_tokenizer(settings.tokenizer)
-    demo.make_model(size, settings.architecture, tokenizer, seed).save_pretrained(folder)
+    tokenizer = make_tokenizer(settings.tokenizer)
+    make_model(size, settings.architecture, tokenizer, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _teach(settings: Demo, machine: params.Machine, state: Path, facts: dict[str, Any], target: Path) -> None:
+def _teach(settings: Demo, machine: Machine, state: Path, facts: dict[str, Any], target: Path) -> None:
     """Train the demo's teacher on worked sums."""
-    from pipeline import checkpoints, demo, loading, recipes, training
-    from pipeline.student import open_student
+    from pipeline.demo import task
+    from pipeline.models.student import open_student
+    from pipeline.settings.recipe import load_recipe
+    from pipeline.storage.bucket import TrainShard
+    from pipeline.training.checkpoints import save_checkpoint
+    from pipeline.training.fit import fit_student
+    from pipeline.training.rows import Rows
+    from pipeline.training.run import Run
 
     with tempfile.TemporaryDirectory() as temporary:
         untrained, examples = Path(temporary) / "untrained", Path(temporary) / "examples.parquet"
         _untrained(settings, "teacher", untrained)
-        start = models.record(str(untrained))
-        demo.write_examples(examples, start.load_tokenizer(), settings)
+        start = record_model(str(untrained))
+        task.write_examples(examples, start.load_tokenizer(), settings)
         log.info("training the demo's teacher on %d worked sums", settings.examples)
-        rows = loading.Rows([loading.Shard(examples, {})])
-        how = training.Run(recipes.load("sft"), rows, settings.training, machine, state)
-        checkpoints.save(target, training.fit(open_student(start), how), start, start.eos_ids, facts, {})
+        rows = Rows([TrainShard(examples, {})])
+        how = Run(load_recipe("sft"), rows, settings.training, machine, state)
+        save_checkpoint(target, fit_student(open_student(start), how), start, start.eos_ids, facts, {})
 
 
 def main(
     teacher_record: Annotated[Path, typer.Option(help="What the teacher is.")] = Path("data/models/teacher.json"),
     student_record: Annotated[Path, typer.Option(help="What the student is.")] = Path("data/models/student.json"),
     demo: Annotated[Path, typer.Option(help="Where the demo's models go.")] = Path("data/models/demo"),
-    params_file: command.ParamsFile = command.PARAMS,
-    machine_file: command.MachineFile = command.MACHINE,
-    store: command.StoreFolder = command.STORE,
+    params_file: ParamsFile = command.PARAMS,
+    machine_file: MachineFile = command.MACHINE,
+    store: StoreFolder = command.STORE,
     state: Annotated[Path, typer.Option(help="Training states of unfinished runs.")] = Path(".potstill/training"),
-    timing: command.TimingFile = None,
+    timing: TimingFile = None,
 ) -> None:
     """Settings in, two records out."""
-    settings, machine = command.settings(params_file, machine_file)
+    settings, machine = command.read_settings(params_file, machine_file)
     made = run(settings.models, machine, Store(store), state, demo, (teacher_record, student_record))
     made.note(timing, "models")
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

@@ -13,52 +13,57 @@ from typing import Annotated
 
 import typer
 
-from pipeline import command, made_with, params, prompts, shards
-from pipeline.command import Made
-from pipeline.prompts import Prompt
-from pipeline.store import Folder, Store
+from pipeline import command
+from pipeline.command import ParamsFile, StageSummary, StoreFolder, TimingFile
+from pipeline.prompts.collect import collect_prompts, group_by_bucket, hash_prompts
+from pipeline.settings import params
+from pipeline.settings.prompts import Prompts
+from pipeline.storage import shards
+from pipeline.storage.made_with import library_versions
+from pipeline.storage.prompts import Prompt, write_prompts
+from pipeline.storage.store import Folder, Store
 
 VERSION = 1  # raise it when the same sources would give other prompts
 
 log = logging.getLogger("prompts")
 
 
-def run(settings: params.Prompts, store: Store, out: Path) -> Made:
+def run(settings: Prompts, store: Store, out: Path) -> StageSummary:
     """Write the three splits' folders; nothing is written where any row cannot be used.
 
     Raises:
         PromptError: as `pipeline.prompts.collect`.
     """
     folders = []
-    for split, found in prompts.collect(settings).items():
+    for split, found in collect_prompts(settings).items():
         folder = Folder(store, out / split)
-        for bucket, inside in prompts.by_bucket(found).items():
+        for bucket, inside in group_by_bucket(found).items():
             facts = identity(inside)
             make = functools.partial(
-                prompts.write, identity=facts, made_with=made_with.versions("pyarrow"), prompts=inside
+                write_prompts, identity=facts, made_with=library_versions("pyarrow"), prompts=inside
             )
             folder.obtain(f"{bucket:05d}.parquet", facts, make)
         folder.close()
         folders.append(folder)
-    return Made.of(*folders)
+    return StageSummary.of(*folders)
 
 
 def identity(inside: list[Prompt]) -> dict[str, str | int]:
     """What decides a shard of prompts: the rows alone, wherever they came from."""
-    return {"stage": "prompts", "version": VERSION, "format": shards.VERSION, "rows": prompts.content(inside)}
+    return {"stage": "prompts", "version": VERSION, "format": shards.VERSION, "rows": hash_prompts(inside)}
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Where the folders of the splits go.")] = Path("data/prompts"),
-    params_file: command.ParamsFile = command.PARAMS,
-    store: command.StoreFolder = command.STORE,
-    timing: command.TimingFile = None,
+    params_file: ParamsFile = command.PARAMS,
+    store: StoreFolder = command.STORE,
+    timing: TimingFile = None,
 ) -> None:
     """Settings in, shards out."""
-    made = run(params.load(params_file).prompts, Store(store), out)
+    made = run(params.load_params(params_file).prompts, Store(store), out)
     made.note(timing, "prompts")
     log.info("%s: %d shards written, %d found in the store, %d bytes", out, made.made, made.found, made.bytes)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

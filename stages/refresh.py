@@ -15,12 +15,23 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import command, drift, grades, hashing, lineage, models, params, rollouts, shards
-from pipeline.command import Bar, Made
-from pipeline.drift import Drift
-from pipeline.engines import OnDemand
-from pipeline.rollouts import Author
-from pipeline.store import Folder, Store
+from pipeline import command
+from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
+from pipeline.engines.engine import OnDemand
+from pipeline.engines.identity import identify_engine
+from pipeline.grading.write import grade_shards
+from pipeline.models.lineage import teacher_of_checkpoint
+from pipeline.models.record import Model, read_model
+from pipeline.progress import Bar
+from pipeline.rollouts import drift
+from pipeline.rollouts.drift import COLUMNS, Drift, check_bound, measure_drift
+from pipeline.rollouts.write import Author, identify_rollouts, obtain_rollouts, write_rollouts
+from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.storage import hashing
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.shards import list_shards, read_about
+from pipeline.storage.store import Folder, Store
 
 VERSION = 1  # raise it when the responses would change; older shards are then written anew
 log = logging.getLogger("refresh")
@@ -52,15 +63,15 @@ class Folders:
 
 def run(
     settings: params.Refresh,
-    grade: params.Grade,
-    machine: params.Machine,
+    grade: params.GradeSettings,
+    machine: Machine,
     store: Store,
     round_: str,
     folders: Folders,
-) -> Made:
+) -> StageSummary:
     """Decide which shards stay, write the others, grade all, and say what was measured."""
-    model = models.read(folders.student)
-    sources = shards.in_order(folders.prompts, "prompts")
+    model = read_model(folders.student)
+    sources = list_shards(folders.prompts, "prompts")
     wanted = {source.name: _identity(settings, source, model, folders.student, round_) for source in sources}
     found = {name: _reusable(folders.previous / name, identity) for name, identity in wanted.items()}
     kept = {name: path for name, path in found.items() if path is not None}
@@ -71,22 +82,22 @@ def run(
         measured = {name: _drift(store, engine, path, settings) for name, path in kept.items()}
         floor = _floor(store, engine, sources[0], settings, round_) if settings.policy == "drift" else None
         if settings.bound is not None and floor is not None:
-            drift.check_bound(settings.bound, floor.nats)
+            check_bound(settings.bound, floor.nats)
         stale = _stale(settings, measured)
         for name in stale:
             del kept[name]
-        wanted |= {name: shards.about(path)["identity"] for name, path in kept.items()}
+        wanted |= {name: read_about(path)["identity"] for name, path in kept.items()}
         folder = Folder(store, folders.rollouts)
         pairs = [(source, wanted[source.name]) for source in sources]
-        taught_by = {"sft_teacher": lineage.of_checkpoint(folders.student)["name"]}
+        taught_by = {"sft_teacher": teacher_of_checkpoint(folders.student)["name"]}
         author = Author(engine, "student", settings.behaviour_top_k, taught_by)
-        rollouts.obtain(folder, pairs, author, "refresh")
+        obtain_rollouts(folder, pairs, author, "refresh")
     graded = Folder(store, folders.grades)
-    grades.fill(graded, grade, sources, folders.rollouts)
+    grade_shards(graded, grade, sources, folders.rollouts)
     folder.close()
     graded.close()
     _write_drift(folders.drift, settings, round_, floor, measured, wanted, set(kept))
-    made = Made.of(folder, graded)
+    made = StageSummary.of(folder, graded)
     log.info(
         "%s: %d shards kept, %d of %d by %s; %d responses of %d tokens",
         folders.rollouts, len(kept), len(sources) - len(kept), len(sources), model.name, folder.rows, made.tokens,
@@ -94,10 +105,8 @@ def run(
     return made
 
 
-def _identity(
-    settings: params.Refresh, source: Path, model: models.Model, student: Path, round_: str
-) -> dict[str, Any]:
-    return rollouts.identity(
+def _identity(settings: params.Refresh, source: Path, model: Model, student: Path, round_: str) -> dict[str, Any]:
+    return identify_rollouts(
         "refresh",
         VERSION,
         source,
@@ -107,7 +116,7 @@ def _identity(
         settings.samples,
         settings.seed,
         round=round_,
-        sft_teacher=lineage.of_checkpoint(student)["weights"],
+        sft_teacher=teacher_of_checkpoint(student)["weights"],
         behaviour_top_k=settings.behaviour_top_k or None,
     )
 
@@ -116,7 +125,7 @@ def _reusable(path: Path, wanted: Mapping[str, Any]) -> Path | None:
     """A shard of the round before, if it is what would be asked for now but for who wrote it and when."""
     if not path.exists():
         return None
-    found = shards.about(path)["identity"]
+    found = read_about(path)["identity"]
     same = all(found.get(name) == wanted.get(name) for name in {*found, *wanted} - {*_BY_WHOM})
     # Another tokenizer or template would have made another prompt of the same messages.
     same_text = all(found["model"][part] == wanted["model"][part] for part in ("tokenizer", "chat_template"))
@@ -145,13 +154,13 @@ def _drift(store: Store, engine: OnDemand, path: Path, settings: params.Refresh)
         "stage": "drift",
         "version": [drift.VERSION, head.VERSION],
         "model": engine.model.identity,
-        "engine": rollouts.engine_identity(settings),
-        "rollouts": hashing.content(path, shards.ROLLOUTS, drift.COLUMNS),
+        "engine": identify_engine(settings),
+        "rollouts": hashing.hash_columns(path, ROLLOUTS, COLUMNS),
         "rows": settings.drift_rows,
     }
 
     def make(target: Path) -> None:
-        found = drift.measure(engine.open(), path, settings.drift_rows)
+        found = measure_drift(engine.open(), path, settings.drift_rows)
         target.write_text(json.dumps({"identity": identity, "drift": asdict(found)}))
 
     obtained = store.obtain(identity, make, ".json")
@@ -160,7 +169,7 @@ def _drift(store: Store, engine: OnDemand, path: Path, settings: params.Refresh)
 
 def _floor(store: Store, engine: OnDemand, source: Path, settings: params.Refresh, round_: str) -> Drift:
     """The drift of rollouts that this very student just wrote: what rounding between writing and scoring amounts to."""
-    identity = rollouts.identity(
+    identity = identify_rollouts(
         "floor", VERSION, source, engine.model, settings, settings.sampling, 1, settings.seed, round=round_
     )
     make = partial(_write_few, source, identity, engine, settings)
@@ -169,11 +178,11 @@ def _floor(store: Store, engine: OnDemand, source: Path, settings: params.Refres
 
 
 def _write_few(source: Path, identity: dict[str, Any], engine: OnDemand, settings: params.Refresh, path: Path) -> None:
-    from pipeline.prompts import load
+    from pipeline.storage.prompts import read_prompts
 
-    few = load(source)[: settings.drift_rows]
+    few = read_prompts(source)[: settings.drift_rows]
     with Bar(len(few), "refresh: floor") as bar:
-        rollouts.write(path, identity, few, Author(engine, "student"), bar)
+        write_rollouts(path, identity, few, Author(engine, "student"), bar)
 
 
 def _write_drift(
@@ -212,17 +221,17 @@ def main(
     rollouts_out: Annotated[Path, typer.Option("--rollouts", help="Where the rollouts go.")],
     grades_out: Annotated[Path, typer.Option("--grades", help="Where the grades go.")],
     drift_out: Annotated[Path, typer.Option("--drift", help="Where the measured drift goes.")],
-    timing: command.TimingFile = None,
-    params_file: command.ParamsFile = command.PARAMS,
-    machine_file: command.MachineFile = command.MACHINE,
-    store: command.StoreFolder = command.STORE,
+    timing: TimingFile = None,
+    params_file: ParamsFile = command.PARAMS,
+    machine_file: MachineFile = command.MACHINE,
+    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
-    settings, machine = command.settings(params_file, machine_file)
+    settings, machine = command.read_settings(params_file, machine_file)
     folders = Folders(prompts, student, previous, rollouts_out, grades_out, drift_out)
     made = run(settings.refresh, settings.grade, machine, Store(store), round_, folders)
     made.note(timing, "refresh", round_)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

@@ -13,38 +13,40 @@ from typing import Annotated
 
 import typer
 
-from pipeline import command, params
+from pipeline import command
+from pipeline.command import ParamsFile, StageSummary
+from pipeline.settings import params
 
 VERSION = 1  # raise it when the page changes; dvc repro then draws it anew
 log = logging.getLogger("report")
 
 
-def run(settings: params.Params, data: Path, out: Path) -> command.Made:
+def run(settings: params.Params, data: Path, out: Path) -> StageSummary:
     """Draw the page.
 
     Raises:
         PotstillError: a file that it reads is damaged.
     """
-    from pipeline import report
+    from pipeline.report.page import gather_page, render_page
 
     started = time.monotonic()
-    facts = report.gather(data, list(settings.rounds), settings.report.rollouts)
-    page = report.render(facts, settings.report.title).encode()
+    facts = gather_page(data, list(settings.rounds), settings.report.rollouts)
+    page = render_page(facts, settings.report.title).encode()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(page)
     tokens = sum(len(rollout.tokens) for rollout in facts.rollouts)
-    return command.Made(1, 0, tokens, len(page), time.monotonic() - started)
+    return StageSummary(1, 0, tokens, len(page), time.monotonic() - started)
 
 
 def main(
-    params_file: command.ParamsFile = command.PARAMS,
+    params_file: ParamsFile = command.PARAMS,
     data: Annotated[Path, typer.Option(help="The data folder.")] = Path("data"),
     out: Annotated[Path, typer.Option(help="The page.")] = Path("data/report/index.html"),
 ) -> None:
     """Draw the page."""
-    made = run(params.load(params_file), data, out)
+    made = run(params.load_params(params_file), data, out)
     log.info("%s: %.1f MB, open it in a browser", out, made.bytes / 1e6)
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

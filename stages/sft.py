@@ -11,10 +11,17 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from pipeline import command, grades, lineage, manifest, models, params, shards
-from pipeline.command import Made
+from pipeline import command
+from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
 from pipeline.errors import ShardError
-from pipeline.store import Store
+from pipeline.models.lineage import UNKNOWN, name_teacher
+from pipeline.models.record import Model, read_model, record_model
+from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.storage.grades import read_grades
+from pipeline.storage.manifest import write_manifest
+from pipeline.storage.shards import list_shards
+from pipeline.storage.store import Store
 
 VERSION = 1  # raise it when equal settings would give another student
 log = logging.getLogger("sft")
@@ -22,7 +29,7 @@ log = logging.getLogger("sft")
 
 def run(
     settings: params.Sft,
-    machine: params.Machine,
+    machine: Machine,
     store: Store,
     student: Path,
     teacher: Path,
@@ -30,58 +37,61 @@ def run(
     graded: Path,
     out: Path,
     empty: list[Path],
-) -> Made:
+) -> StageSummary:
     """Train r0, or find it; the empty folders are what round r0 has of rollouts, grades and scores."""
-    from pipeline import checkpoints, recipes, training
-    from pipeline.loading import Rows, Shard
+    from pipeline.settings.recipe import load_recipe
+    from pipeline.storage.bucket import TrainShard
+    from pipeline.training.checkpoints import hash_shard, identify_checkpoint, obtain_checkpoint
+    from pipeline.training.rows import Rows
+    from pipeline.training.run import Run
 
-    start, taught_by = models.read(student), models.read(teacher)
+    start, taught_by = read_model(student), read_model(teacher)
     sources = [
-        Shard(path, {}, _kept(path, graded / path.name, settings))
-        for path in shards.in_order(rollouts, "teacher_rollouts")
+        TrainShard(path, {}, _kept(path, graded / path.name, settings))
+        for path in list_shards(rollouts, "teacher_rollouts")
     ]
     if settings.steps:
-        sft_teacher = lineage.sft_teacher(taught_by.name, taught_by.weights)
+        sft_teacher = name_teacher(taught_by.name, taught_by.weights)
         # The student learns to end its turn as the teacher does, which is not always how its own base model does.
         eos_ids = sorted({*start.eos_ids, *taught_by.eos_ids})
-        data = {source.rollouts.name: checkpoints.content(source) for source in sources}
+        data = {source.rollouts.name: hash_shard(source) for source in sources}
     else:
         sft_teacher, eos_ids, data = _stated(settings, taught_by), list(start.eos_ids), {}
-    recipe = recipes.load("sft")
-    identity = checkpoints.identity(
+    recipe = load_recipe("sft")
+    identity = identify_checkpoint(
         "sft", VERSION, start, recipe, settings, data=data, sft_teacher=sft_teacher["weights"], eos_ids=eos_ids
     )
 
-    def plan(state: Path) -> training.Run:
+    def plan(state: Path) -> Run:
         rows = Rows(sources)
         if not rows.count:
             raise ShardError(
                 f"{graded}: no response is graded correct, so `sft.keep: correct` leaves nothing to learn from."
             )
-        return training.Run(recipe, rows, settings, machine, state)
+        return Run(recipe, rows, settings, machine, state)
 
     facts = {"sft_teacher": sft_teacher, "parents": {"start": start.name}}
-    obtained = checkpoints.obtain(store, out, identity, start, plan, facts, eos_ids)
+    obtained = obtain_checkpoint(store, out, identity, start, plan, facts, eos_ids)
     for folder in empty:
         folder.mkdir(parents=True, exist_ok=True)
-        manifest.write(folder, {})
+        write_manifest(folder, {})
     log.info("%s: %d steps on responses of %s", out, settings.steps, sft_teacher["name"])
-    return Made.of_each(obtained)
+    return StageSummary.of_each(obtained)
 
 
 def _kept(rollouts: Path, graded: Path, settings: params.Sft) -> np.ndarray | None:
     if settings.keep == "all":
         return None
-    return np.array([bool(grade.correct) for grade in grades.read(graded, rollouts)])
+    return np.array([bool(grade.correct) for grade in read_grades(graded, rollouts)])
 
 
-def _stated(settings: params.Sft, teacher: models.Model) -> dict[str, str]:
+def _stated(settings: params.Sft, teacher: Model) -> dict[str, str]:
     """The teacher that the user names for a student that comes trained."""
     assert settings.teacher is not None, "params checks that `steps: 0` names a teacher"
-    if settings.teacher == lineage.UNKNOWN:
-        return lineage.sft_teacher(lineage.UNKNOWN, lineage.UNKNOWN)
-    named = teacher if settings.teacher == teacher.name else models.record(settings.teacher)
-    return lineage.sft_teacher(named.name, named.weights)
+    if settings.teacher == UNKNOWN:
+        return name_teacher(UNKNOWN, UNKNOWN)
+    named = teacher if settings.teacher == teacher.name else record_model(settings.teacher)
+    return name_teacher(named.name, named.weights)
 
 
 def main(
@@ -91,16 +101,16 @@ def main(
     graded: Annotated[Path, typer.Option("--grades", help="Their grades.")],
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")],
     empty: Annotated[list[Path] | None, typer.Option(help="A folder of round r0 that holds nothing.")] = None,
-    timing: command.TimingFile = None,
-    params_file: command.ParamsFile = command.PARAMS,
-    machine_file: command.MachineFile = command.MACHINE,
-    store: command.StoreFolder = command.STORE,
+    timing: TimingFile = None,
+    params_file: ParamsFile = command.PARAMS,
+    machine_file: MachineFile = command.MACHINE,
+    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
-    settings, machine = command.settings(params_file, machine_file)
+    settings, machine = command.read_settings(params_file, machine_file)
     made = run(settings.sft, machine, Store(store), student, teacher, rollouts, graded, out, empty or [])
     made.note(timing, "sft")
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

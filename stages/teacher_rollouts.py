@@ -10,11 +10,16 @@ from typing import Annotated
 
 import typer
 
-from pipeline import command, grades, models, params, rollouts, shards
-from pipeline.command import Made
-from pipeline.engines import OnDemand
-from pipeline.rollouts import Author
-from pipeline.store import Folder, Store
+from pipeline import command
+from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
+from pipeline.engines.engine import OnDemand
+from pipeline.grading.write import grade_shards
+from pipeline.models.record import read_model
+from pipeline.rollouts.write import Author, identify_rollouts, obtain_rollouts
+from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.storage.shards import list_shards
+from pipeline.storage.store import Folder, Store
 
 VERSION = 1  # raise it when the responses would change; older shards are then written anew
 log = logging.getLogger("teacher_rollouts")
@@ -22,19 +27,19 @@ log = logging.getLogger("teacher_rollouts")
 
 def run(
     settings: params.TeacherRollouts,
-    grade: params.Grade,
-    machine: params.Machine,
+    grade: params.GradeSettings,
+    machine: Machine,
     store: Store,
     prompt_folder: Path,
     teacher: Path,
     rollouts_out: Path,
     grades_out: Path,
-) -> Made:
+) -> StageSummary:
     """Write what is missing, grade it, and link both into the outputs."""
-    model = models.read(teacher)
-    sources = shards.in_order(prompt_folder, "prompts")
+    model = read_model(teacher)
+    sources = list_shards(prompt_folder, "prompts")
     identities = [
-        rollouts.identity(
+        identify_rollouts(
             "teacher_rollouts", VERSION, source, model, settings, settings.sampling, settings.samples, settings.seed
         )
         for source in sources
@@ -42,11 +47,11 @@ def run(
     folder, graded = Folder(store, rollouts_out), Folder(store, grades_out)
     pairs = list(zip(sources, identities, strict=True))
     with OnDemand(model, settings, machine) as engine:
-        rollouts.obtain(folder, pairs, Author(engine, "teacher"), log.name)
-    grades.fill(graded, grade, sources, rollouts_out)
+        obtain_rollouts(folder, pairs, Author(engine, "teacher"), log.name)
+    grade_shards(graded, grade, sources, rollouts_out)
     folder.close()
     graded.close()
-    made = Made.of(folder, graded)
+    made = StageSummary.of(folder, graded)
     log.info("%d responses of %d tokens by %s in %s", folder.rows, made.tokens, model.name, rollouts_out)
     return made
 
@@ -56,13 +61,13 @@ def main(
     teacher: Annotated[Path, typer.Option(help="The teacher's record.")],
     rollouts_out: Annotated[Path, typer.Option("--rollouts", help="Where the rollouts go.")],
     grades_out: Annotated[Path, typer.Option("--grades", help="Where the grades go.")],
-    timing: command.TimingFile = None,
-    params_file: command.ParamsFile = command.PARAMS,
-    machine_file: command.MachineFile = command.MACHINE,
-    store: command.StoreFolder = command.STORE,
+    timing: TimingFile = None,
+    params_file: ParamsFile = command.PARAMS,
+    machine_file: MachineFile = command.MACHINE,
+    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
-    settings, machine = command.settings(params_file, machine_file)
+    settings, machine = command.read_settings(params_file, machine_file)
     run(
         settings.teacher_rollouts,
         settings.grade,
@@ -76,4 +81,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline import command, lineage, models, params, shards
-from pipeline.command import Made
+from pipeline import command
+from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
 from pipeline.errors import ShardError
-from pipeline.recipes import Recipe
-from pipeline.store import Store
+from pipeline.models.lineage import check_teacher, scorer_of_scores, teacher_of_checkpoint
+from pipeline.models.record import Model, read_model
+from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.settings.recipe import Recipe
+from pipeline.storage.prompts import PROMPTS
+from pipeline.storage.shards import list_shards, read_shard
+from pipeline.storage.store import Store
 
 if TYPE_CHECKING:  # brings torch, for which `--help` need not wait
-    from pipeline.loading import Shard
+    from pipeline.storage.bucket import TrainShard
 
 VERSION = 1  # raise it when equal shards and settings would give another student
 log = logging.getLogger("train")
@@ -51,12 +57,14 @@ class Folders:
     teacher_rollout_scores: Path
 
 
-def run(settings: params.Train, machine: params.Machine, store: Store, folders: Folders, out: Path) -> Made:
+def run(settings: params.Train, machine: Machine, store: Store, folders: Folders, out: Path) -> StageSummary:
     """Train a round's student, or find it."""
-    from pipeline import checkpoints, needs, training
-    from pipeline.loading import Rows
+    from pipeline.training.checkpoints import hash_shard, identify_checkpoint, obtain_checkpoint
+    from pipeline.training.requirements import check_requirements
+    from pipeline.training.rows import Rows
+    from pipeline.training.run import Run
 
-    start, sft_teacher = models.read(folders.student), lineage.of_checkpoint(folders.student)
+    start, sft_teacher = read_model(folders.student), teacher_of_checkpoint(folders.student)
     recipe = settings.recipe
     sources = _of_round(recipe, folders)
     for source in sources:
@@ -66,16 +74,16 @@ def run(settings: params.Train, machine: params.Machine, store: Store, folders: 
     learned = _of_student(trained, recipe, folders)
     if "teacher" in recipe.sources:
         learned += _of_teacher(recipe, folders)
-    needs.check(recipe, learned, settings)
-    identity = checkpoints.identity(
+    check_requirements(recipe, learned, settings)
+    identity = identify_checkpoint(
         "train", VERSION, start, recipe, settings,
-        data={_name(source): checkpoints.content(source, recipe) for source in learned},
-        held_out={source.rollouts.name: checkpoints.content(source) for source in held_out},
+        data={_name(source): hash_shard(source, recipe) for source in learned},
+        held_out={source.rollouts.name: hash_shard(source) for source in held_out},
         validate_every=settings.validate_every,
     )  # fmt: skip
 
-    def plan(state: Path) -> training.Run:
-        return training.Run(
+    def plan(state: Path) -> Run:
+        return Run(
             recipe,
             Rows(learned, recipe, start.load_tokenizer().all_special_ids if "special" in recipe.reads else ()),
             settings,
@@ -86,60 +94,60 @@ def run(settings: params.Train, machine: params.Machine, store: Store, folders: 
         )
 
     about = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(folders.student)}}
-    obtained = checkpoints.obtain(store, out, identity, start, plan, about, start.eos_ids)
+    obtained = obtain_checkpoint(store, out, identity, start, plan, about, start.eos_ids)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, folders.student)
-    return Made.of_each(obtained)
+    return StageSummary.of_each(obtained)
 
 
-def _of_round(recipe: Recipe, folders: Folders) -> "list[Shard]":
+def _of_round(recipe: Recipe, folders: Folders) -> "list[TrainShard]":
     """The round's shards with every view that the recipe or validation reads."""
-    from pipeline.loading import Shard
+    from pipeline.storage.bucket import TrainShard
 
     views = {*recipe.views, "teacher"}
     scores = {view: folders.teacher_scores if view == "teacher" else folders.view_scores / view for view in views}
     return [
-        Shard(path, {view: _scores(folder, view, path, recipe) for view, folder in scores.items()})
-        for path in shards.in_order(folders.rollouts, "refresh")
+        TrainShard(path, {view: _scores(folder, view, path, recipe) for view, folder in scores.items()})
+        for path in list_shards(folders.rollouts, "refresh")
     ]
 
 
-def _of_student(trained: "list[Shard]", recipe: Recipe, folders: Folders) -> "list[Shard]":
+def _of_student(trained: "list[TrainShard]", recipe: Recipe, folders: Folders) -> "list[TrainShard]":
     """The round's shards with what the recipe reads of them.
 
     The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
     """
-    from pipeline import facts
-    from pipeline.loading import Shard
+    from pipeline.storage.bucket import TrainShard
+    from pipeline.training.facts import grade_columns, prompt_columns
 
     return [
-        Shard(
+        TrainShard(
             source.rollouts,
             {view: source.scores[view] for view in recipe.views},
-            grades=folders.grades / source.rollouts.name if facts.grade_columns(recipe) else None,
-            prompts=folders.prompts / source.rollouts.name if facts.prompt_columns(recipe) else None,
+            grades=folders.grades / source.rollouts.name if grade_columns(recipe) else None,
+            prompts=folders.prompts / source.rollouts.name if prompt_columns(recipe) else None,
         )
         for source in trained
     ]
 
 
-def _of_teacher(recipe: Recipe, folders: Folders) -> "list[Shard]":
+def _of_teacher(recipe: Recipe, folders: Folders) -> "list[TrainShard]":
     """The same of the teacher's own responses."""
-    from pipeline import facts
-    from pipeline.loading import Shard
+    from pipeline.storage.bucket import TrainShard
+    from pipeline.training.facts import grade_columns
 
     scores = folders.teacher_rollout_scores
     return [
-        Shard(
+        TrainShard(
             path,
             {view: _teacher_scores(scores / view, view, path, recipe) for view in recipe.teacher_views},
-            grades=folders.teacher_grades / path.name if facts.grade_columns(recipe) else None,
+            grades=folders.teacher_grades / path.name if grade_columns(recipe) else None,
             source="teacher",
         )
-        for path in shards.in_order(folders.teacher_rollouts, "teacher_rollouts")
+        for path in list_shards(folders.teacher_rollouts, "teacher_rollouts")
     ]
 
 
-def _name(source: "Shard") -> str:
+def _name(source: "TrainShard") -> str:
     """Of its entry in the identity; a bucket has one shard of each source."""
     return source.rollouts.name if source.source == "student" else f"{source.source}/{source.rollouts.name}"
 
@@ -167,18 +175,18 @@ def _teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> 
     return path
 
 
-def _check_teacher(path: Path, start: models.Model, sft_teacher: dict[str, str], settings: params.Train) -> None:
+def _check_teacher(path: Path, start: Model, sft_teacher: dict[str, str], settings: params.Train) -> None:
     """Refuse another teacher; the student itself, in another context, is none."""
-    scorer = lineage.of_scores(path)
+    scorer = scorer_of_scores(path)
     if scorer["weights"] != start.weights:
-        lineage.check(sft_teacher, scorer, str(path), settings.allow_sft_teacher, "train")
+        check_teacher(sft_teacher, scorer, str(path), settings.allow_sft_teacher, "train")
 
 
-def _split(sources: "list[Shard]", prompts: Path) -> "tuple[list[Shard], list[Shard]]":
+def _split(sources: "list[TrainShard]", prompts: Path) -> "tuple[list[TrainShard], list[TrainShard]]":
     """The shards to train on, and the held-out one with the view that validation reads."""
     trained, held_out = [], []
     for source in sources:
-        column = shards.read(prompts / source.rollouts.name, shards.PROMPTS, ["split"]).column("split")
+        column = read_shard(prompts / source.rollouts.name, PROMPTS, ["split"]).column("split")
         if column[0].as_py() == "validation":
             held_out.append(replace(source, scores={"teacher": source.scores["teacher"]}))
         else:
@@ -200,13 +208,13 @@ def main(
     ],
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")],
     round_: Annotated[str, typer.Option("--round", help="The round's name, for the timing file.")] = "",
-    timing: command.TimingFile = None,
-    params_file: command.ParamsFile = command.PARAMS,
-    machine_file: command.MachineFile = command.MACHINE,
-    store: command.StoreFolder = command.STORE,
+    timing: TimingFile = None,
+    params_file: ParamsFile = command.PARAMS,
+    machine_file: MachineFile = command.MACHINE,
+    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
-    settings, machine = command.settings(params_file, machine_file)
+    settings, machine = command.read_settings(params_file, machine_file)
     folders = Folders(
         student=student, prompts=prompts, rollouts=rollouts, grades=graded,
         teacher_scores=teacher_scores, view_scores=view_scores,
@@ -217,4 +225,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run_stage(main)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline import head
-from pipeline.axes import HasView, Prefix, Schedule
-from pipeline.columns import Columns, Target
-from pipeline.objectives.compiled import Objective
+from pipeline.head.gradient import answer_tokens
+from pipeline.head.layer import OutputLayer
+from pipeline.objectives.inputs import Inputs, Target
+from pipeline.objectives.objective import Objective
 from pipeline.objectives.outcomes import Outcomes
-from pipeline.recipes import Recipe
+from pipeline.settings.reading import Schedule
+from pipeline.settings.recipe import Recipe
+from pipeline.settings.weights import FirstTokens, HasView
 from tests import reference
 
 VOCABULARY = 7
@@ -108,7 +110,7 @@ class Case:
     def is_scored(self, view: str, token: int) -> bool:
         return not (self.skips and view != "teacher") or self.has[self.row_of[token]] == 1.0
 
-    def columns(self, rows: Sequence[int] | None = None, step: int = STEP) -> Columns:
+    def columns(self, rows: Sequence[int] | None = None, step: int = STEP) -> Inputs:
         """Of these rows, or of all; weights are those of the whole step."""
         chosen = list(range(len(self.lengths))) if rows is None else list(rows)
         tokens = [token for row in chosen for token, mine in enumerate(self.row_of) if mine == row]
@@ -124,7 +126,7 @@ class Case:
         }
         targets = {view: self.target(view, tokens) for view in self.q}
         ids = torch.tensor([self.y[token] for token in tokens])
-        return Columns(targets, weights, {}, facts, torch.tensor(lengths), ids, step)
+        return Inputs(targets, weights, {}, facts, torch.tensor(lengths), ids, step)
 
     def target(self, view: str, tokens: Sequence[int]) -> Target:
         width = self.k + self.padding
@@ -185,7 +187,7 @@ class Case:
             tokens = [token for row in rows for token, mine in enumerate(self.row_of) if mine == row]
             assert columns.sampled_ids is not None
             asked = objective.ask(columns.sampled_ids, columns)
-            answer = head.answer(logits[tokens], head.Output(torch.eye(VOCABULARY, dtype=torch.float64)), asked)
+            answer = answer_tokens(logits[tokens], OutputLayer(torch.eye(VOCABULARY, dtype=torch.float64)), asked)
             total = total + objective.loss(answer, columns)[0]
         return total
 
@@ -214,12 +216,12 @@ def small(recipe: Recipe, top_k: int = 3) -> Recipe:
     """The recipe with its prefixes and its numbers of ids cut to what four tokens and seven ids can tell apart."""
     terms = []
     for term in recipe.terms:
-        weights = tuple(_short(weight) if isinstance(weight, Prefix) else weight for weight in term.weights)
+        weights = tuple(_short(weight) if isinstance(weight, FirstTokens) else weight for weight in term.weights)
         terms.append(term.model_copy(update={"top_k": top_k if term.top_k else None, "weights": weights}))
     return recipe.model_copy(update={"terms": tuple(terms)})
 
 
-def _short(prefix: Prefix) -> Prefix:
+def _short(prefix: FirstTokens) -> FirstTokens:
     """That a rollout of four tokens is longer than it."""
     first, last = PREFIX
-    return Prefix(kind="prefix", tokens=Schedule(start=first, end=last, steps=100))
+    return FirstTokens(kind="prefix", tokens=Schedule(start=first, end=last, steps=100))

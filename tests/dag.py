@@ -20,7 +20,9 @@ import typer
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from pipeline import command, hashing, store
+from pipeline import command
+from pipeline.storage import hashing
+from pipeline.storage.store import Store
 from tests import tiny_models
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +65,7 @@ class Stage:
             argv[argv.index(f"--{option.replace('_', '-')}") + 1] = value
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command()(importlib.import_module(self.module).main)
-        command.quiet()
+        command.silence_libraries()
         app(args=argv, standalone_mode=False)
 
 
@@ -103,9 +105,9 @@ def total(made: Mapping[str, Counter[str]]) -> Counter[str]:
 def counting(stage: str) -> Iterator[Counter[str]]:
     """Count what the store makes, not what it finds."""
     made: Counter[str] = Counter()
-    original = store.Store.obtain
+    original = Store.obtain
 
-    def obtain(self: store.Store, identity: dict[str, Any], make: Any, suffix: str = ".parquet", target: Any = None):
+    def obtain(self: Store, identity: dict[str, Any], make: Any, suffix: str = ".parquet", target: Any = None):
         obtained = original(self, identity, make, suffix, target)
         if obtained.made:
             what = identity["stage"]
@@ -113,11 +115,11 @@ def counting(stage: str) -> Iterator[Counter[str]]:
             made[what if what in OTHERS_ALSO else f"{stage}{view}"] += 1
         return obtained
 
-    store.Store.obtain = obtain
+    Store.obtain = obtain
     try:
         yield made
     finally:
-        store.Store.obtain = original
+        Store.obtain = original
 
 
 def new_project(folder: Path, rows: Mapping[str, int] | None = None, **sections: Any) -> Path:
@@ -223,7 +225,7 @@ def write_prompts(project: Path, split: str, rows: Sequence[Mapping[str, Any]]) 
 def contents(folder: Path) -> dict[str, str]:
     """Every file below a folder with the hash of what it holds."""
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashing.content_of(path) for path in files}
+    return {str(path.relative_to(folder)): hashing.hash_path(path) for path in files}
 
 
 def _stage(stage: Any, project: Path) -> Stage:

@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import hashing, shards
-from pipeline.ragged import Ragged
-from pipeline.store import Folder, Store
+from pipeline.storage import hashing
+from pipeline.storage.grades import GRADES
+from pipeline.storage.prompts import PROMPTS
+from pipeline.storage.ragged import Ragged
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.scores import Scores, score_table, skipped_table
+from pipeline.storage.shards import Writer
+from pipeline.storage.store import Folder, Store
 
 LETTERS = "0123456789+= <>scriptaleW"
 """The alphabet of the responses; a token's id is its place, and the last id ends a response."""
 EOS = len(LETTERS)
-BUCKETS, PROMPTS, SAMPLES, TOP_K = 3, 4, 2, 3
+BUCKETS, PROMPTS_EACH, SAMPLES, TOP_K = 3, 4, 2, 3
 
 
 def make(root: Path) -> Path:
@@ -66,7 +71,7 @@ def _folder(store: Store, path: Path, tables: list[pa.Table]) -> None:
         identity = {"content": hashing.digest(str(table.to_pylist()))}
 
         def write(target: Path, table: pa.Table = table, identity: dict[str, Any] = identity) -> None:
-            with shards.Writer(target, table.schema, identity, {}) as writer:
+            with Writer(target, table.schema, identity, {}) as writer:
                 writer.write(table)
 
         folder.obtain(f"{bucket:05d}.parquet", identity, write)
@@ -84,16 +89,16 @@ def _prompts(split: str, bucket: int) -> pa.Table:
             "bucket": bucket,
             "split": split,
         }
-        for number in range(PROMPTS)
+        for number in range(PROMPTS_EACH)
     ]
-    return pa.Table.from_pylist(rows, shards.PROMPTS)
+    return pa.Table.from_pylist(rows, PROMPTS)
 
 
 def _rollouts(writer: str, bucket: int) -> pa.Table:
     """Every second sample is wrong; the first prompt's response is a script, as a hostile model would write it."""
     random = np.random.default_rng([bucket, len(writer), ord(writer[-1])])
     rows = []
-    for number in range(PROMPTS):
+    for number in range(PROMPTS_EACH):
         for sample in range(SAMPLES):
             text = "<script>alert" if number == sample == 1 else f"{number}+{bucket} = {number + bucket + sample}"
             ids = encode(text)
@@ -112,8 +117,8 @@ def _rollouts(writer: str, bucket: int) -> pa.Table:
                     "text": text,
                 }
             )
-    columns = {name: [row.get(name) for row in rows] for name in shards.ROLLOUTS.names}
-    return pa.table({name: pa.array(columns[name], shards.ROLLOUTS.field(name).type) for name in columns})
+    columns = {name: [row.get(name) for row in rows] for name in ROLLOUTS.names}
+    return pa.table({name: pa.array(columns[name], ROLLOUTS.field(name).type) for name in columns})
 
 
 def _grades(rollouts: pa.Table, wrong: int) -> pa.Table:
@@ -121,7 +126,7 @@ def _grades(rollouts: pa.Table, wrong: int) -> pa.Table:
         {"rollout_id": row["rollout_id"], "correct": row["sample"] != wrong, "reward": float(row["sample"] != wrong)}
         for row in rollouts.select(["rollout_id", "sample"]).to_pylist()
     ]
-    return pa.Table.from_pylist(rows, shards.GRADES)
+    return pa.Table.from_pylist(rows, GRADES)
 
 
 def _scores(rollouts: pa.Table, seed: int, skip: int | None = None) -> pa.Table:
@@ -129,7 +134,7 @@ def _scores(rollouts: pa.Table, seed: int, skip: int | None = None) -> pa.Table:
     tables = []
     for number, row in enumerate(rollouts.to_pylist()):
         if number == skip:
-            tables.append(shards.skipped_table([row["rollout_id"]], ["no hint"]))
+            tables.append(skipped_table([row["rollout_id"]], ["no hint"]))
             continue
         random = np.random.default_rng([seed, *row["response_ids"]])
         length = len(row["response_ids"])
@@ -139,7 +144,7 @@ def _scores(rollouts: pa.Table, seed: int, skip: int | None = None) -> pa.Table:
         order = np.argsort(-logprobs, axis=1)[:, :TOP_K]
         kept = np.take_along_axis(logprobs, order, axis=1)
         entries = np.full(length, TOP_K)
-        scores = shards.Scores(
+        scores = Scores(
             sampled_logprobs=logprobs[np.arange(length), row["response_ids"]],
             ids=Ragged.cut(order.ravel(), entries),
             logprobs=Ragged.cut(kept.ravel(), entries),
@@ -147,7 +152,7 @@ def _scores(rollouts: pa.Table, seed: int, skip: int | None = None) -> pa.Table:
             tail_logprobs=np.log1p(-np.exp(kept).sum(axis=1)),
             entropies=-(np.exp(logprobs) * logprobs).sum(axis=1),
         )
-        tables.append(shards.score_table([row["rollout_id"]], np.array([length]), scores, ["plain"]))
+        tables.append(score_table([row["rollout_id"]], np.array([length]), scores, ["plain"]))
     return pa.concat_tables(tables)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pipeline import packing
-from pipeline.head import Ask
-from pipeline.student import Student
+from pipeline.head.answer import Ask
+from pipeline.models.packing import build_pack
+from pipeline.models.student import Student
 
 SIZE = {
     "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -30,7 +30,7 @@ def test_a_student_answers_with_its_architectures_own_logits(architecture):
         for parameter in transformer.parameters():
             parameter.mul_(4)
     sampled = torch.arange(5, 12)
-    pack = packing.build([[0]], [torch.arange(3, 5).numpy()], [sampled.numpy()])
+    pack = build_pack([[0]], [torch.arange(3, 5).numpy()], [sampled.numpy()])
     with torch.no_grad():
         found = Student(transformer)(pack, Ask(pack.sampled_ids, pack.sampled_ids[:, None] + 1))
         logits = transformer(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False).logits[0]

@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli, command, leftovers, manifest, store, transcript
-from pipeline.sql import Database
+from pipeline import command
+from pipeline.cli import app
+from pipeline.report.sql import Database
+from pipeline.report.transcript import Token, make_visible, split_pieces
+from pipeline.storage.garbage import find_garbage
+from pipeline.storage.manifest import read_manifest
+from pipeline.storage.store import Store
 from tests import example_data
 
 LATER = 1e11
@@ -31,7 +36,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def _run(root: Path, *arguments: str) -> None:
-    command.call(cli.app, "potstill", "potstill", [*arguments, "--data", str(root / "data")])
+    command.call_app(app, "potstill", "potstill", [*arguments, "--data", str(root / "data")])
 
 
 def _files(folder: Path) -> set[Path]:
@@ -48,7 +53,7 @@ def test_sql_prints_csv(project: Path, capsys: pytest.CaptureFixture[str]):
     tokens = sum(
         entry.tokens
         for folder, names in (("r2", None), ("r1", {"00001.parquet", "00002.parquet"}))
-        for name, entry in manifest.read(project / "data/rollouts" / folder).items()
+        for name, entry in read_manifest(project / "data/rollouts" / folder).items()
         if names is None or name in names
     )
     assert capsys.readouterr().out == f"n\n{tokens}\n"
@@ -105,9 +110,9 @@ def test_show_refuses_an_id_that_is_unknown_or_not_enough(project: Path, capsys:
 
 
 def test_a_token_is_coloured_by_the_nats_between_student_and_teacher():
-    levels = [transcript.Token(0, "a", student, -3.0, ()).level for student in (-3.1, -2.6, -1.9, -8.0, 1.0)]
+    levels = [Token(0, "a", student, -3.0, ()).level for student in (-3.1, -2.6, -1.9, -8.0, 1.0)]
     assert levels == [0, 1, 3, -5, 5]
-    assert transcript.Token(0, "a", -5.0, None, ()).level == 0
+    assert Token(0, "a", -5.0, None, ()).level == 0
 
 
 def test_pieces_add_up_to_the_text():
@@ -117,11 +122,11 @@ def test_pieces_add_up_to_the_text():
     def decode(ids):
         return "".join(words[token] for token in ids).replace("▁", " ").removeprefix(" ")
 
-    assert transcript.pieces([0, 1, 2, 3], decode) == ["two", " and", " two", "s"]
+    assert split_pieces([0, 1, 2, 3], decode) == ["two", " and", " two", "s"]
 
 
 def test_a_terminal_obeys_no_control_character():
-    assert transcript.visible("a\x1b[31m\x7f\x9b\n\tb") == "a␛[31m␡�\n\tb"
+    assert make_visible("a\x1b[31m\x7f\x9b\n\tb") == "a␛[31m␡�\n\tb"
 
 
 def test_recipes_takes_the_bytes_per_token_of_the_latest_round(own: Path, capsys: pytest.CaptureFixture[str]):
@@ -161,7 +166,7 @@ def test_verify_refuses_to_verify_nothing(tmp_path: Path):
 
 
 def test_gc_lists_nothing_that_an_output_refers_to(own: Path):
-    assert leftovers.find(own / "data", own / ".potstill", 0.0, LATER) == []
+    assert find_garbage(own / "data", own / ".potstill", 0.0, LATER) == []
 
 
 def test_gc_spares_what_only_a_manifest_names(own: Path):
@@ -170,7 +175,7 @@ def test_gc_spares_what_only_a_manifest_names(own: Path):
     copy = path.read_bytes()
     path.unlink()
     path.write_bytes(copy)
-    assert leftovers.find(own / "data", own / ".potstill", 0.0, LATER) == []
+    assert find_garbage(own / "data", own / ".potstill", 0.0, LATER) == []
 
 
 def test_gc_spares_what_only_a_link_holds(own: Path):
@@ -180,9 +185,9 @@ def test_gc_spares_what_only_a_link_holds(own: Path):
     for number, path in enumerate(sorted((own / "data/rollouts/r2").glob("*.parquet"))):
         os.link(path, cache / str(number))
     shutil.rmtree(own / "data/rollouts/r2")
-    assert leftovers.find(own / "data", own / ".potstill", 0.0, LATER) == []
+    assert find_garbage(own / "data", own / ".potstill", 0.0, LATER) == []
     shutil.rmtree(cache)
-    assert len(leftovers.find(own / "data", own / ".potstill", 0.0, LATER)) == 2, "the kept shard is still in r1"
+    assert len(find_garbage(own / "data", own / ".potstill", 0.0, LATER)) == 2, "the kept shard is still in r1"
 
 
 def test_gc_removes_only_when_told(own: Path, capsys: pytest.CaptureFixture[str]):
@@ -206,18 +211,18 @@ def test_gc_spares_the_young(own: Path, capsys: pytest.CaptureFixture[str]):
 def test_gc_lists_folders_half_written_files_and_finished_training(own: Path):
     state = own / ".potstill"
     identity = {"stage": "train"}
-    made = store.Store(state / "store").obtain(identity, _checkpoint, "").entry.fingerprint
+    made = Store(state / "store").obtain(identity, _checkpoint, "").entry.fingerprint
     half = state / "store" / made[:2] / f"{made}.making-0123.parquet"
     half.write_bytes(b"PAR1")
     for name in (made, "unfinished"):
         (state / "training" / name).mkdir(parents=True)
         (state / "training" / name / "state.pt").write_bytes(b"weights")
-    found = leftovers.find(own / "data", state, 0.0, LATER)
+    found = find_garbage(own / "data", state, 0.0, LATER)
     assert {leftover.paths[0].name for leftover in found} == {made, half.name}
     assert [leftover.paths[0].parent.name for leftover in found] == [made[:2], made[:2], "training"]
     for leftover in found:
         leftover.remove()
-    assert leftovers.find(own / "data", state, 0.0, LATER) == []
+    assert find_garbage(own / "data", state, 0.0, LATER) == []
     assert (state / "training" / "unfinished" / "state.pt").exists()
 
 

@@ -6,6 +6,7 @@ stalest half of the shards: 2. So where round 1 gives another student, round 2 w
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,7 +16,13 @@ from typing import Any
 
 import pytest
 
-from pipeline import grading, made_with, params, shards
+from pipeline.grading import graders
+from pipeline.grading.graders import _Exact, exact
+from pipeline.settings import params
+from pipeline.storage import made_with
+from pipeline.storage.prompts import PROMPTS
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.shards import list_shards, read_shard
 from tests import dag
 from tests.dag import Stage
 
@@ -93,7 +100,10 @@ def version(module: str) -> Change:
 
 def raised(module: str, made: Counts, and_more: Change | None = None) -> Row:
     change = version(module) if and_more is None else both(version(module), and_more)
-    return Row(change, made, version=f"{module.replace('.', '/')}.py")
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Row(change, made, version=Path(spec.origin).relative_to(dag.ROOT).as_posix())
 
 
 def learn_from(view: str) -> dict[str, Any]:
@@ -107,7 +117,7 @@ def prompt_field(name: str, value: str, *, kept: bool) -> Change:
         measured = json.loads((project / "data/drift/r2.json").read_text())["shards"]
         held_out = "00000.parquet"  # of which the checkpoint does not depend, only its identity
         shard = next(shard for shard, facts in measured.items() if facts["kept"] == kept and shard != held_out)
-        table = shards.read(project / "data/prompts/opd" / shard, shards.PROMPTS, ["messages"])
+        table = read_shard(project / "data/prompts/opd" / shard, PROMPTS, ["messages"])
         text = table.column("messages")[0].as_py()[-1]["content"]
         edit(project, "opd", lambda row: row | {name: value} if row["prompt"] == text else row)
 
@@ -127,10 +137,10 @@ def some_answers_right(project: Path, _: pytest.MonkeyPatch) -> None:
     """What the teacher wrote becomes the answer of all SFT prompts but the first; SFT learns from them alone."""
     folder = project / "data/teacher_rollouts/rollouts"
     texts: dict[str, str] = {}
-    for path in shards.in_order(folder, "teacher_rollouts"):
-        prompts = shards.read(project / "data/prompts/sft" / path.name, shards.PROMPTS, ["messages"])
+    for path in list_shards(folder, "teacher_rollouts"):
+        prompts = read_shard(project / "data/prompts/sft" / path.name, PROMPTS, ["messages"])
         asked = [messages[-1]["content"] for messages in prompts.column("messages").to_pylist()]
-        written = shards.read(path, shards.ROLLOUTS, ["text"]).column("text").to_pylist()
+        written = read_shard(path, ROLLOUTS, ["text"]).column("text").to_pylist()
         texts |= dict(zip(asked, written, strict=True))
     first, *others = dag.read_prompts(project, "sft")
     right = [row | {"answer": texts[row["prompt"]].strip() or "none"} for row in others]
@@ -145,22 +155,22 @@ def one_answer_wrong(project: Path, _: pytest.MonkeyPatch) -> None:
 
 def own_grader(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Which grader it is decides what is graded again; its processes, which take seconds, are test_grading's.
-    monkeypatch.setattr("pipeline.grading.open_grader", lambda _: contextlib.nullcontext(grading._Exact()))
+    monkeypatch.setattr("pipeline.grading.graders.open_grader", lambda _: contextlib.nullcontext(_Exact()))
     (project / "lenient.py").write_text("def grade(response, answer):\n    return True\n")
     dag.change(project, grade__grader="lenient:grade")
 
 
 def correct_siblings(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two responses to each prompt, both correct unless the answer is b, and a view that shows each the other."""
-    monkeypatch.setattr("pipeline.grading.VERSION", grading.VERSION + 1)
-    monkeypatch.setattr("pipeline.grading.exact", lambda _, answer: answer != "b")
+    monkeypatch.setattr("pipeline.grading.graders.VERSION", graders.VERSION + 1)
+    monkeypatch.setattr("pipeline.grading.graders.exact", lambda _, answer: answer != "b")
     dag.change(project, refresh__samples=2, score__views__sibling={"context": "sibling", "support": {"top_k": 4}})
 
 
 def corrected_grader(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = grading.exact
-    monkeypatch.setattr("pipeline.grading.VERSION", grading.VERSION + 1)
-    monkeypatch.setattr("pipeline.grading.exact", lambda *pair: not wrong(*pair))
+    wrong = exact
+    monkeypatch.setattr("pipeline.grading.graders.VERSION", graders.VERSION + 1)
+    monkeypatch.setattr("pipeline.grading.graders.exact", lambda *pair: not wrong(*pair))
 
 
 def machine(project: Path, _: pytest.MonkeyPatch) -> None:
@@ -170,16 +180,16 @@ def machine(project: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def every_default_written_out(project: Path, _: pytest.MonkeyPatch) -> None:
-    written = params.load(project / "params.yaml").model_dump(mode="json")
+    written = params.load_params(project / "params.yaml").model_dump(mode="json")
     # A source is refused what it does not use, even null; all else may be said though it is the default.
     written["prompts"]["sources"] = dag.read_settings(project)["prompts"]["sources"]
     dag.write_settings(project, written)
 
 
 def other_libraries(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("rollouts", "grades", "checkpoints", "made_with"):
-        monkeypatch.setattr(f"pipeline.{module}.versions", lambda *names: dict.fromkeys(names, "99"))
-    assert made_with.versions("torch") == {"torch": "99"}
+    for module in ("engines.identity", "grading.write", "training.checkpoints", "storage.made_with"):
+        monkeypatch.setattr(f"pipeline.{module}.library_versions", lambda *names: dict.fromkeys(names, "99"))
+    assert made_with.library_versions("torch") == {"torch": "99"}
 
 
 def models_elsewhere(project: Path, _: pytest.MonkeyPatch) -> None:
@@ -192,7 +202,7 @@ def without_store(project: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def other_numbers(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.rollouts.request_seed", lambda *_: 7)
+    monkeypatch.setattr("pipeline.rollouts.write.request_seed", lambda *_: 7)
 
 
 WIDE = {"support": {"top_k": 2}}
@@ -275,7 +285,7 @@ ROWS = {
     "VERSION of train": raised("stages.train", {"train@r1": 1, "train@r2": 1}),
     "VERSION of evaluate": raised("stages.evaluate", {"evaluate": 8 * EVALUATION}),
     "VERSION of shards": raised(
-        "pipeline.shards",
+        "pipeline.storage.shards",
         added(
             {"prompts": SFT + ALL + EVALUATION, "teacher_rollouts": SFT, "evaluate": 8 * EVALUATION},
             {**written("r1", ALL), "grade": 0},
@@ -291,15 +301,15 @@ ROWS = {
         },
     ),
     "VERSION of scoring": raised(
-        "pipeline.scoring",
+        "pipeline.scoring.write",
         {"score@r1 teacher": ALL, "score@r1 hinted": ALL, "score@r2 teacher": STALE, "score@r2 hinted": STALE},
     ),
     **{
         f"VERSION of {module}": raised(f"pipeline.{module}", {"sft": 1, "train@r1": 1, "train@r2": 1})
-        for module in ("objectives.compiled", "training", "loading")
+        for module in ("objectives", "training", "training.rows")
     },
-    "VERSION of drift": raised("pipeline.drift", {"drift": ALL}),
-    "VERSION of grading": raised("pipeline.grading", GRADES),
+    "VERSION of drift": raised("pipeline.rollouts.drift", {"drift": ALL}),
+    "VERSION of grading": raised("pipeline.grading.graders", GRADES),
     "VERSION of the engine": raised(
         "pipeline.engines.fake",
         {

@@ -8,10 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import demo, facts, grading, loading, models, params, shards
+from pipeline.demo import task
+from pipeline.demo.models import BPE_TOKENS, CONTEXT, character_tokenizer, make_model, make_tokenizer
 from pipeline.errors import ModelError, PromptError, SettingsError
-from pipeline.model_settings import Demo, TinyModel
-from pipeline.store import Store
+from pipeline.grading.graders import open_grader
+from pipeline.models.record import Model, check_pair, read_model, record_model, render_prompt
+from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import Demo, Models, TinyModel, Training
+from pipeline.storage.bucket import TrainShard
+from pipeline.storage.shards import open_parquet, read_group
+from pipeline.storage.store import Store
+from pipeline.training.facts import ROLLOUT_COLUMNS
+from pipeline.training.rows import Rows
 from stages import models as stage
 
 SIZE = TinyModel(layers=1, hidden=16, heads=2)
@@ -22,20 +31,20 @@ kinds = pytest.mark.parametrize("kind", ["characters", "bpe"])
 architectures = pytest.mark.parametrize("architecture", ["qwen3", "llama"])
 
 
-def saved(folder: Path, kind: Kind = "characters", architecture: Architecture = "qwen3", seed: int = 0) -> models.Model:
-    tokenizer = demo.make_tokenizer(kind)
-    demo.make_model(SIZE, architecture, tokenizer, seed).save_pretrained(folder)
+def saved(folder: Path, kind: Kind = "characters", architecture: Architecture = "qwen3", seed: int = 0) -> Model:
+    tokenizer = make_tokenizer(kind)
+    make_model(SIZE, architecture, tokenizer, seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return models.record(str(folder))
+    return record_model(str(folder))
 
 
 def examples(**changes: object) -> Demo:
-    training = params.Training(steps=3, batch=8, learning_rate=1e-3)
+    training = Training(steps=3, batch=8, learning_rate=1e-3)
     return Demo(teacher=SIZE, student=SIZE, examples=64, training=training).model_copy(update=changes)
 
 
 def test_answer_and_hint_are_what_arithmetic_says():
-    for row in demo.sums(3, 200):
+    for row in task.sums(3, 200):
         first, second, third = map(int, row["question"].removesuffix("=?").split("+"))
         assert row["answer"] == str(first + second + third)
         assert row["hint"] == f"{first}+{second}={first + second}"
@@ -43,80 +52,80 @@ def test_answer_and_hint_are_what_arithmetic_says():
 
 
 def test_sums_are_distinct_and_follow_from_the_seed():
-    drawn = list(demo.sums(1, 5000))
+    drawn = list(task.sums(1, 5000))
     assert len({row["question"] for row in drawn}) == 5000
-    assert drawn == list(demo.sums(1, 5000))
-    assert drawn != list(demo.sums(2, 5000))
+    assert drawn == list(task.sums(1, 5000))
+    assert drawn != list(task.sums(2, 5000))
 
 
 def test_a_larger_count_adds_sums_and_changes_none():
-    assert list(demo.sums(1, 10)) == list(demo.sums(1, 11))[:10]
+    assert list(task.sums(1, 10)) == list(task.sums(1, 11))[:10]
 
 
 def test_every_number_occurs_at_every_place():
-    questions = [row["question"].removesuffix("=?").split("+") for row in demo.sums(1, 5000)]
+    questions = [row["question"].removesuffix("=?").split("+") for row in task.sums(1, 5000)]
     for place in range(3):
         assert {int(question[place]) for question in questions} == set(range(10, 100))
 
 
 def test_more_sums_than_there_are_is_an_error_before_the_first():
     with pytest.raises(PromptError, match=r"at most 729000 .*limit: 729001"):
-        demo.sums(0, 729_001)
+        task.sums(0, 729_001)
 
 
 def test_a_solution_shows_its_working_and_is_graded_as_right():
-    assert demo.solution(QUESTION) == "17+48=65\n65+25=90\n#### 90"
-    rows = list(demo.sums(5, 50))
-    with grading.open_grader(params.Grade(grader="exact")) as grader:
-        right = grader.grade([demo.solution(row["question"]) for row in rows], [row["answer"] for row in rows])
-        wrong = grader.grade([demo.solution(QUESTION)], ["91"])
+    assert task.solution(QUESTION) == "17+48=65\n65+25=90\n#### 90"
+    rows = list(task.sums(5, 50))
+    with open_grader(params.GradeSettings(grader="exact")) as grader:
+        right = grader.grade([task.solution(row["question"]) for row in rows], [row["answer"] for row in rows])
+        wrong = grader.grade([task.solution(QUESTION)], ["91"])
     assert [grade.correct for grade in right] == [True] * 50
     assert wrong[0].correct is False
 
 
 def test_a_hint_is_the_first_line_of_the_solution():
-    for row in demo.sums(5, 50):
-        assert demo.solution(row["question"]).startswith(row["hint"] + "\n")
+    for row in task.sums(5, 50):
+        assert task.solution(row["question"]).startswith(row["hint"] + "\n")
 
 
 @kinds
 def test_a_saved_tokenizer_gives_back_every_printable_character(kind: Kind, tmp_path: Path):
     tokenizer = saved(tmp_path, kind).load_tokenizer()
-    text = "\n".join(["".join(map(chr, range(32, 127))), " two  spaces , and a comma", demo.solution(QUESTION)])
+    text = "\n".join(["".join(map(chr, range(32, 127))), " two  spaces , and a comma", task.solution(QUESTION)])
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_characters_are_tokens_and_unknown_ones_are_seen_to_be():
-    tokenizer = demo.character_tokenizer()
-    assert len(tokenizer.encode(demo.solution(QUESTION))) == len(demo.solution(QUESTION))
+    tokenizer = character_tokenizer()
+    assert len(tokenizer.encode(task.solution(QUESTION))) == len(task.solution(QUESTION))
     assert tokenizer.decode(tokenizer.encode("aé b")) == "a<|unknown|> b"
 
 
 def test_byte_pairs_shorten_sums_and_know_every_text():
-    tokenizer = demo.make_tokenizer("bpe")
-    assert len(tokenizer) == demo.BPE_TOKENS
-    assert len(tokenizer.encode(demo.solution(QUESTION))) < len(demo.solution(QUESTION))
+    tokenizer = make_tokenizer("bpe")
+    assert len(tokenizer) == BPE_TOKENS
+    assert len(tokenizer.encode(task.solution(QUESTION))) < len(task.solution(QUESTION))
     assert tokenizer.decode(tokenizer.encode("aé b 漢")) == "aé b 漢"
 
 
 @kinds
 def test_a_prompt_costs_one_token_for_each_mark(kind: Kind, tmp_path: Path):
     tokenizer = saved(tmp_path, kind).load_tokenizer()
-    ids = models.render(tokenizer, [{"role": "user", "content": QUESTION}])
+    ids = render_prompt(tokenizer, [{"role": "user", "content": QUESTION}])
     assert tokenizer.decode(ids) == f"<|user|>{QUESTION}<|assistant|>"
     assert len(ids) == len(tokenizer.encode(QUESTION)) + 2
 
 
 @kinds
 def test_system_messages_hints_and_earlier_turns_are_rendered(kind: Kind):
-    tokenizer = demo.make_tokenizer(kind)
+    tokenizer = make_tokenizer(kind)
     messages = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": QUESTION},
         {"role": "assistant", "content": "#### 90"},
         {"role": "user", "content": "Again!\n\nHint: 17+48=65"},
     ]
-    assert tokenizer.decode(models.render(tokenizer, messages)) == (
+    assert tokenizer.decode(render_prompt(tokenizer, messages)) == (
         f"<|system|>Be brief.<|user|>{QUESTION}<|assistant|>#### 90<|end|><|user|>Again!\n\nHint: 17+48=65<|assistant|>"
     )
 
@@ -128,19 +137,19 @@ def test_a_made_model_can_be_recorded_and_fits_another_of_its_tokenizer(
 ):
     teacher = saved(tmp_path / "teacher", kind, architecture)
     student = saved(tmp_path / "student", kind, "qwen3", seed=1)
-    models.check_pair(teacher, student)
+    check_pair(teacher, student)
     tokenizer = teacher.load_tokenizer()
     assert teacher.vocabulary == teacher.tokens == len(tokenizer)
     assert teacher.eos_ids == (tokenizer.eos_token_id,)
-    assert teacher.context == demo.CONTEXT
+    assert teacher.context == CONTEXT
     assert teacher.weights != student.weights
 
 
 @architectures
 def test_weights_follow_from_the_seed_alone(architecture: Architecture):
-    tokenizer = demo.character_tokenizer()
+    tokenizer = character_tokenizer()
     state = torch.get_rng_state()
-    one, same, other = (demo.make_model(SIZE, architecture, tokenizer, seed).state_dict() for seed in (0, 0, 1))
+    one, same, other = (make_model(SIZE, architecture, tokenizer, seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
@@ -149,59 +158,59 @@ def test_weights_follow_from_the_seed_alone(architecture: Architecture):
 
 def test_models_of_different_tokenizers_are_refused(tmp_path: Path):
     with pytest.raises(ModelError, match=r"models\.teacher \(.*different tokenizers"):
-        models.check_pair(saved(tmp_path / "a", "characters"), saved(tmp_path / "b", "bpe"))
+        check_pair(saved(tmp_path / "a", "characters"), saved(tmp_path / "b", "bpe"))
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path):
-    demo.make_model(SIZE, "qwen3", demo.character_tokenizer(), 0).save_pretrained(tmp_path)
+    make_model(SIZE, "qwen3", character_tokenizer(), 0).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="has no tokenizer"):
-        models.record(str(tmp_path))
+        record_model(str(tmp_path))
 
 
 def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
-    tokenizer, path = demo.character_tokenizer(), tmp_path / "examples.parquet"
-    demo.write_examples(path, tokenizer, examples(seed=7, examples=100))
-    rows = loading.Rows([loading.Shard(path, {})])
+    tokenizer, path = character_tokenizer(), tmp_path / "examples.parquet"
+    task.write_examples(path, tokenizer, examples(seed=7, examples=100))
+    rows = Rows([TrainShard(path, {})])
     assert rows.count == 100
-    question = next(demo.sums(7, 1))["question"]
-    table = shards.read_group(path, shards.parquet(path), 0, facts.ROLLOUT_COLUMNS)
+    question = next(task.sums(7, 1))["question"]
+    table = read_group(path, open_parquet(path), 0, ROLLOUT_COLUMNS)
     assert tokenizer.decode(table["prompt_ids"][0].as_py()) == f"<|user|>{question}<|assistant|>"
-    assert tokenizer.decode(table["response_ids"][0].as_py()) == f"{demo.solution(question)}<|end|>"
+    assert tokenizer.decode(table["response_ids"][0].as_py()) == f"{task.solution(question)}<|end|>"
     packs = rows.batch(rows.sequential()[:4], 1000)
     total = sum(columns.weights["token_mean"].sum() for _, columns in packs)
     np.testing.assert_allclose(total, 1.0, rtol=1e-6)
 
 
 def test_a_share_of_the_examples_shows_its_own_hint(tmp_path: Path):
-    tokenizer = demo.character_tokenizer()
-    demo.write_examples(tmp_path / "examples.parquet", tokenizer, examples(hinted=0.25, examples=400))
+    tokenizer = character_tokenizer()
+    task.write_examples(tmp_path / "examples.parquet", tokenizer, examples(hinted=0.25, examples=400))
     rows = pq.read_table(tmp_path / "examples.parquet").column("prompt_ids").to_pylist()
     shown = 0
-    for row, ids in zip(demo.sums(0, 400), rows, strict=True):
+    for row, ids in zip(task.sums(0, 400), rows, strict=True):
         asked = tokenizer.decode(ids)
-        assert asked in (f"<|user|>{row['question']}<|assistant|>", f"<|user|>{demo.shown(row)}<|assistant|>")
+        assert asked in (f"<|user|>{row['question']}<|assistant|>", f"<|user|>{task.shown(row)}<|assistant|>")
         shown += row["hint"] in asked
     np.testing.assert_allclose(shown / 400, 0.25, atol=0.08)
 
 
 def test_so_many_computed_digits_slip_and_each_to_every_other_digit():
-    written = demo.slipping(0.25, seed=1)
+    written = task.slipping(0.25, seed=1)
     drawn = [written(55) for _ in range(4000)]
     np.testing.assert_allclose(np.mean([number != 55 for number in drawn]), 1 - 0.75**2, atol=0.03)
     assert {number % 10 for number in drawn} == set(range(10))
-    assert demo.slipping(0.0, seed=1)(55) == 55
+    assert task.slipping(0.0, seed=1)(55) == 55
 
 
 def test_working_goes_on_from_a_slip():
-    assert demo.solution(QUESTION, lambda number: number + 1) == "17+48=66\n66+25=92\n#### 92"
+    assert task.solution(QUESTION, lambda number: number + 1) == "17+48=66\n66+25=92\n#### 92"
 
 
 def test_slips_change_the_responses_and_not_the_prompts(tmp_path: Path):
-    tokenizer, columns = demo.character_tokenizer(), ["prompt_ids", "response_ids"]
+    tokenizer, columns = character_tokenizer(), ["prompt_ids", "response_ids"]
     tables = []
     for name, slips in (("right", 0.0), ("slips", 0.5)):
-        demo.write_examples(tmp_path / name, tokenizer, examples(slips=slips))
-        tables.append(shards.read_group(tmp_path / name, shards.parquet(tmp_path / name), 0, columns))
+        task.write_examples(tmp_path / name, tokenizer, examples(slips=slips))
+        tables.append(read_group(tmp_path / name, open_parquet(tmp_path / name), 0, columns))
     right, slipped = tables
     assert right["prompt_ids"] == slipped["prompt_ids"]
     pairs = zip(right["response_ids"].to_pylist(), slipped["response_ids"].to_pylist(), strict=True)
@@ -212,16 +221,16 @@ def test_slips_change_the_responses_and_not_the_prompts(tmp_path: Path):
 class TestStage:
     """`stages.models`, with models so small that training them takes a moment."""
 
-    def settings(self, folder: Path, steps: int = 3, **changes: object) -> params.Models:
-        training = params.Training(steps=steps, batch=8, learning_rate=1e-3, save_every=2)
+    def settings(self, folder: Path, steps: int = 3, **changes: object) -> Models:
+        training = Training(steps=steps, batch=8, learning_rate=1e-3, save_every=2)
         own = examples(**{"training": training, **changes})
-        return params.Models(teacher=str(folder / "demo/teacher"), student=str(folder / "demo/student"), demo=own)
+        return Models(teacher=str(folder / "demo/teacher"), student=str(folder / "demo/student"), demo=own)
 
-    def run(self, folder: Path, settings: params.Models) -> tuple[stage.Made, models.Model, models.Model]:
+    def run(self, folder: Path, settings: Models) -> tuple[stage.StageSummary, Model, Model]:
         records = (folder / "teacher.json", folder / "student.json")
         store, state = Store(folder / "store"), folder / "state"
-        made = stage.run(settings, params.Machine(device="cpu"), store, state, folder / "demo", records)
-        return made, models.read(records[0]), models.read(records[1])
+        made = stage.run(settings, Machine(device="cpu"), store, state, folder / "demo", records)
+        return made, read_model(records[0]), read_model(records[1])
 
     def test_both_are_made_once_and_then_found(self, tmp_path: Path):
         first, teacher, student = self.run(tmp_path, self.settings(tmp_path))
@@ -261,7 +270,7 @@ class TestStage:
         saved(tmp_path / "a")
         saved(tmp_path / "b", seed=1)
         (tmp_path / "demo/teacher").mkdir(parents=True)  # an earlier demo's
-        settings = params.Models(teacher=str(tmp_path / "a"), student=str(tmp_path / "b"))
+        settings = Models(teacher=str(tmp_path / "a"), student=str(tmp_path / "b"))
         made, teacher, student = self.run(tmp_path, settings)
         assert (made.made, list((tmp_path / "demo").iterdir())) == (0, [])
         assert (teacher.name, student.name) == (settings.teacher, settings.student)
@@ -270,5 +279,5 @@ class TestStage:
         saved(tmp_path / "a")
         saved(tmp_path / "b", "bpe")
         with pytest.raises(ModelError, match="different tokenizers"):
-            self.run(tmp_path, params.Models(teacher=str(tmp_path / "a"), student=str(tmp_path / "b")))
+            self.run(tmp_path, Models(teacher=str(tmp_path / "a"), student=str(tmp_path / "b")))
         assert not (tmp_path / "teacher.json").exists()

@@ -5,8 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from pipeline import derived, derived_settings
-from pipeline.derived import Stored
+from pipeline.settings.derived import (
+    AgreementCut,
+    Balance,
+    CrossFittedBias,
+    GroupAdvantage,
+    GroupTotal,
+    Margin,
+    Perplexity,
+)
+from pipeline.training import derived
+from pipeline.training.derived import Stored
 
 NAN = math.nan
 
@@ -45,23 +54,23 @@ def test_a_group_advantage_is_the_reward_less_the_groups_mean(stored, scaled):
         spread = math.sqrt(sum((stored.reward[row] - mean) ** 2 for row in rows) / len(rows))
         for row in rows:
             expected[row] = (stored.reward[row] - mean) / (spread + 1e-4 if scaled else 1)
-    found = derived.column(derived_settings.GroupAdvantage(kind="group_advantage", scaled=scaled), stored)
+    found = derived.compute_column(GroupAdvantage(kind="group_advantage", scaled=scaled), stored)
     assert found.tolist() == pytest.approx(expected)
 
 
 def test_a_missing_grade_is_neither_correct_nor_wrong(stored):
-    found = derived.column(derived_settings.GroupAdvantage(kind="group_advantage", of="correct", scaled=False), stored)
+    found = derived.compute_column(GroupAdvantage(kind="group_advantage", of="correct", scaled=False), stored)
     assert found.tolist() == pytest.approx([1 / 3, -0.5, -2 / 3, 0, 0.5, 1 / 3, 0, 0, 0])
-    total = derived.column(derived_settings.GroupTotal(kind="group_total", of="correct"), stored)
+    total = derived.compute_column(GroupTotal(kind="group_total", of="correct"), stored)
     assert total.tolist() == [2, 1, 2, 1, 1, 2, 0, 0, 1]
-    rate = derived.column(derived_settings.GroupTotal(kind="group_mean", of="correct"), stored)
+    rate = derived.compute_column(GroupTotal(kind="group_mean", of="correct"), stored)
     assert rate.tolist() == pytest.approx([2 / 3, 0.5, 2 / 3, 1, 0.5, 2 / 3, 0, 0, 0.5])
 
 
 @pytest.mark.parametrize(("among", "favour", "of"), [("wrong", "low", "teacher"), ("correct", "high", "behaviour")])
 def test_perplexity_weights_sum_to_one_over_the_alike_rows_of_a_prompt(stored, among, favour, of):
     """SCOPE's w = PPL^(±1/τ) / Σ PPL^(±1/τ)."""
-    spec = derived_settings.Perplexity(kind="perplexity", of=of, among=among, favour=favour, temperature=2.0)
+    spec = Perplexity(kind="perplexity", of=of, among=among, favour=favour, temperature=2.0)
     values = rows_of(stored, stored.views["teacher"] if of == "teacher" else stored.behaviour)
     perplexity = [math.exp(-sum(row) / len(row)) ** ((1 if favour == "high" else -1) / 2.0) for row in values]
     wanted = 1.0 if among == "correct" else 0.0
@@ -70,12 +79,12 @@ def test_perplexity_weights_sum_to_one_over_the_alike_rows_of_a_prompt(stored, a
         alike = [row for row in rows if stored.correct[row] == wanted]
         for row in alike:
             expected[row] = perplexity[row] / sum(perplexity[other] for other in alike)
-    assert derived.column(spec, stored).tolist() == pytest.approx(expected)
+    assert derived.compute_column(spec, stored).tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("margin", [0.4, 50.0])
 def test_after_the_shift_correct_rows_gain_more_by_the_margin(stored, margin):
-    shift = derived.column(derived_settings.Margin(kind="margin", view="teacher", margin=margin), stored)
+    shift = derived.compute_column(Margin(kind="margin", view="teacher", margin=margin), stored)
     d = rows_of(stored, stored.views["teacher"] - stored.behaviour)
     gain = [sum(row) / len(row) for row in d]
     for rows in groups_of(stored).values():
@@ -94,7 +103,7 @@ def test_after_the_shift_correct_rows_gain_more_by_the_margin(stored, margin):
 
 
 def test_balance_leaves_as_many_correct_as_wrong_rows_of_a_mixed_prompt(stored):
-    found = [derived.column(derived_settings.Balance(kind="balance", seed=seed), stored) for seed in (0, 0, 1, 2, 3)]
+    found = [derived.compute_column(Balance(kind="balance", seed=seed), stored) for seed in (0, 0, 1, 2, 3)]
     assert np.array_equal(found[0], found[1])
     assert any(not np.array_equal(found[0], other) for other in found[2:])
     for keep in found:
@@ -107,30 +116,30 @@ def test_a_rollout_is_cut_where_its_first_long_agreement_begins():
     """By hand: windows of 2, two in a row below the quantile; the exempt beginning does not count."""
     d = [3.0, 3, 0, 0, 0, 3, 3, 3, 3, 3, 3, 3, 0, 0, 0, 0]
     stored = Stored(np.array([0, 1]), np.array([8, 8]), None, None, None, np.zeros(16), {"teacher": np.array(d)})
-    spec = derived_settings.AgreementCut(kind="agreement_cut", view="teacher", window=2, runs=2, quantile=1.0)
+    spec = AgreementCut(kind="agreement_cut", view="teacher", window=2, runs=2, quantile=1.0)
     stored.views["teacher"][0] = 3.0
-    cut = derived.column(spec.model_copy(update={"quantile": 0.5}), stored)
+    cut = derived.compute_column(spec.model_copy(update={"quantile": 0.5}), stored)
     assert cut.tolist() == [1.0] * 16  # both lowest windows are 0, and nothing is below 0
     stored.views["teacher"][2:5] = 0.1
-    cut = derived.column(spec, stored)
+    cut = derived.compute_column(spec, stored)
     assert cut.tolist() == [1.0] * 8 + [1.0] * 4 + [0.0] * 4
-    exempt = derived.column(spec.model_copy(update={"exempt": 5}), stored)
+    exempt = derived.compute_column(spec.model_copy(update={"exempt": 5}), stored)
     assert exempt.tolist() == [1.0] * 8 + [1.0] * 5 + [0.0] * 3
 
 
 def test_a_bias_is_estimated_on_other_prompts_alone(stored):
-    spec = derived_settings.CrossFittedBias(kind="cross_fitted_bias", view="teacher", folds=2, shrink=0.5)
-    found = derived.column(spec, stored)
+    spec = CrossFittedBias(kind="cross_fitted_bias", view="teacher", folds=2, shrink=0.5)
+    found = derived.compute_column(spec, stored)
     changed = Stored(**{**vars(stored), "views": {"teacher": stored.views["teacher"].copy()}})
     mine = np.repeat(stored.group == 1, stored.lengths)
     changed.views["teacher"][mine] += 5.0
-    again = derived.column(spec, changed)
+    again = derived.compute_column(spec, changed)
     assert np.array_equal(found[mine], again[mine])
     assert not np.allclose(found, again)
 
 
 def test_a_bias_equals_the_definition(stored):
-    spec = derived_settings.CrossFittedBias(kind="cross_fitted_bias", view="teacher", folds=3, shrink=0.5, seed=4)
+    spec = CrossFittedBias(kind="cross_fitted_bias", view="teacher", folds=3, shrink=0.5, seed=4)
     fold = np.random.default_rng(4).integers(0, 3, 4)
     rows = zip(
         *(rows_of(stored, v) for v in (stored.tokens, stored.behaviour, stored.views["teacher"] - stored.behaviour)),
@@ -151,4 +160,4 @@ def test_a_bias_equals_the_definition(stored):
     for mine in seen:
         others = [e for e in seen if e[0] != mine[0]]
         expected.append(0.5 * mean(others, 1, mine[1]) + 0.5 * mean(others, 2, mine[2]))
-    assert derived.column(spec, stored).tolist() == pytest.approx(expected)
+    assert derived.compute_column(spec, stored).tolist() == pytest.approx(expected)

@@ -7,10 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import head, recipes
+from pipeline.head.gradient import answer_tokens
+from pipeline.head.layer import OutputLayer
 from pipeline.objectives import diagnostics
-from pipeline.objectives.compiled import Objective
-from pipeline.objectives.targets import extrapolation_bound
+from pipeline.objectives.objective import Objective
+from pipeline.objectives.target_formulas import extrapolation_bound
+from pipeline.settings.recipe import load_recipe
 from tests import reference
 from tests.cases import VOCABULARY, Case
 from tests.formulas import log_ratio
@@ -18,12 +20,12 @@ from tests.formulas import log_ratio
 
 def seen(name: str | dict, seed: int = 0) -> tuple[Case, dict[str, list[float]]]:
     """A case of a recipe, and what it says of each token."""
-    case = Case(recipes.load(name), seed)
+    case = Case(load_recipe(name), seed)
     objective, columns = Objective(case.recipe), case.columns()
     assert columns.sampled_ids is not None
-    output = head.Output(torch.eye(VOCABULARY, dtype=torch.float64))
+    output = OutputLayer(torch.eye(VOCABULARY, dtype=torch.float64))
     ((_, weighed),) = objective.weigh([(None, columns)], step=0)  # pyright: ignore[reportArgumentType]
-    answer = head.answer(case.logits, output, objective.ask(columns.sampled_ids, columns))
+    answer = answer_tokens(case.logits, output, objective.ask(columns.sampled_ids, columns))
     return case, {name: values.tolist() for name, values in objective.loss(answer, weighed)[1].items()}
 
 
@@ -54,9 +56,9 @@ def test_every_view_is_told_of_by_its_name():
 
 
 def test_the_main_view_is_the_teacher_or_what_is_learned_from():
-    assert recipes.load("mad_opd").main_view == "teacher"
-    assert recipes.load("opsd").main_view == "hinted"
-    assert recipes.load("sft").main_view is None
+    assert load_recipe("mad_opd").main_view == "teacher"
+    assert load_recipe("opsd").main_view == "hinted"
+    assert load_recipe("sft").main_view is None
     assert "kl" in seen("opsd")[1]
 
 
@@ -142,14 +144,14 @@ def history(*changes: dict[str, float]) -> list[dict[str, float]]:
 )
 def test_a_sign_of_a_collapse_raises_its_alarm_alone(name, change, step, alarm):
     """`suffix` and `rising` compare ten steps with the first ten."""
-    recipe = recipes.load(name)
+    recipe = load_recipe(name)
     assert diagnostics.first_alarms(recipe, history({})) == []
     assert [(at, found.name) for at, found in diagnostics.first_alarms(recipe, history(change))] == [(step, alarm)]
 
 
 def test_a_response_that_ends_worse_than_it_begins_is_no_alarm():
     """That is the task's; only what grows in training is, and is more than elsewhere."""
-    recipe = recipes.load("topk_reverse_kl")
+    recipe = load_recipe("topk_reverse_kl")
     assert diagnostics.first_alarms(recipe, history({"kl": 0.05, "kl_quarter_4": 0.4})) == []
     small = [row | {"kl_quarter_4": 0.03 if row["step"] <= diagnostics.SPAN else 0.09} for row in history({})]
     assert diagnostics.first_alarms(recipe, small) == []
@@ -157,13 +159,13 @@ def test_a_response_that_ends_worse_than_it_begins_is_no_alarm():
 
 def test_a_sign_is_told_once_of_the_first_step_that_shows_it():
     bad = {"effective_share": 0.4}
-    found = diagnostics.first_alarms(recipes.load("vopd"), history(bad, {**bad, "support_mass": 0.5}))
+    found = diagnostics.first_alarms(load_recipe("vopd"), history(bad, {**bad, "support_mass": 0.5}))
     assert [(step, alarm.name) for step, alarm in found] == [(11, "stale"), (21, "mass")]
     assert "leave 40% of the tokens" in found[0][1].text
 
 
 def test_far_tokens_are_no_alarm_where_a_ratio_holds_them():
-    assert diagnostics.first_alarms(recipes.load("lightning_ratio"), [{"step": 1, "far_share": 0.99}]) == []
+    assert diagnostics.first_alarms(load_recipe("lightning_ratio"), [{"step": 1, "far_share": 0.99}]) == []
 
 
 @given(surplus=st.floats(1e-6, 0.3), reference_=st.floats(0.05, 0.6))

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests import dag, dvc_project
 from tests.dvc_project import ran, run
 

@@ -11,15 +11,17 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from pipeline import engines, models, params, view_settings
-from pipeline.engines import Request, Support, ToScore
+from pipeline.engines.engine import Request, Support, ToScore, open_engine
 from pipeline.engines.fake import bigram_logprobs
 from pipeline.errors import EngineError
-from pipeline.machine_settings import VllmMachine
-from pipeline.model_settings import EngineName
+from pipeline.models.record import record_model
+from pipeline.settings import params
+from pipeline.settings.machine import Machine, VllmMachine
+from pipeline.settings.models import EngineName, EngineSettings, Sampling
+from pipeline.settings.views import SupportSettings, View
 from tests import tiny_models
 
-WHOLE = params.Sampling(max_tokens=12)
+WHOLE = Sampling(max_tokens=12)
 FOUR = Support(4)
 KNOW_WHAT_THEY_DREW_FROM = ["fake", "hf"]
 NO_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
@@ -37,7 +39,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def opened(folders, one_process):
     """Each engine on the bigram model, opened when a test first asks for it."""
-    model = models.record(str(folders["bigram"]))
+    model = record_model(str(folders["bigram"]))
     with ExitStack() as stack:
         yield Opened(model, stack)
 
@@ -47,21 +49,21 @@ class Opened(dict):
         self.model, self.stack = model, stack
 
     def __missing__(self, name):
-        self[name] = _vllm(self.model, self.stack) if name == "vllm" else self._open(params.Engine(engine=name))
+        self[name] = _vllm(self.model, self.stack) if name == "vllm" else self._open(EngineSettings(engine=name))
         return self[name]
 
     def _open(self, settings):
-        return self.stack.enter_context(engines.open_engine(self.model, settings, params.Machine()))
+        return self.stack.enter_context(open_engine(self.model, settings, Machine()))
 
 
 def _vllm(model, stack):
     """Write with one engine of vLLM and score with another, as the stages do in their own processes."""
-    machine = params.Machine(vllm=VllmMachine(enforce_eager=True))
-    view = view_settings.View(support=view_settings.SupportSettings(top_k=37))
+    machine = Machine(vllm=VllmMachine(enforce_eager=True))
+    view = View(support=SupportSettings(top_k=37))
     scoring = params.Score(engine="vllm", views={"teacher": view})
     writer, scorer = (
-        stack.enter_context(engines.open_engine(model, settings, machine))
-        for settings in (params.Engine(engine="vllm"), scoring)
+        stack.enter_context(open_engine(model, settings, machine))
+        for settings in (EngineSettings(engine="vllm"), scoring)
     )
     return SimpleNamespace(generate=writer.generate, score=scorer.score)
 
@@ -153,7 +155,7 @@ def test_responses_are_drawn_with_the_models_probabilities(opened, folders, name
     """4,000 first tokens after one prompt: each frequency within five standard errors."""
     table = bigram_logprobs(folders["bigram"])[5]
     asked = [Request([5], seed=seed) for seed in range(4000)]
-    first = [response.ids[0] for response in opened[name].generate(asked, params.Sampling(max_tokens=1))]
+    first = [response.ids[0] for response in opened[name].generate(asked, Sampling(max_tokens=1))]
     share = np.bincount(first, minlength=len(table)) / len(first)
     error = np.sqrt(np.exp(table) * (1 - np.exp(table)) / len(first))
     assert (np.abs(share - np.exp(table)) < 5 * error + 1e-9).all()
@@ -161,7 +163,7 @@ def test_responses_are_drawn_with_the_models_probabilities(opened, folders, name
 
 @pytest.mark.parametrize("name", KNOW_WHAT_THEY_DREW_FROM)
 def test_what_was_sampled_from_is_kept_where_it_differs(opened, name):
-    tempered = params.Sampling(max_tokens=6, temperature=0.5, top_k=5)
+    tempered = Sampling(max_tokens=6, temperature=0.5, top_k=5)
     asked, responses = written(opened[name], 8, tempered)
     for response in responses:
         assert response.sampling_logprobs is not None
@@ -190,7 +192,7 @@ def test_a_response_ends_with_the_end_of_sequence_token_or_at_the_limit(opened, 
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_takes_the_likeliest_token(opened, folders, name):
     table = bigram_logprobs(folders["bigram"])
-    response = opened[name].generate([Request([5], 0)], params.Sampling(max_tokens=1, temperature=0.0), top_k=3)[0]
+    response = opened[name].generate([Request([5], 0)], Sampling(max_tokens=1, temperature=0.0), top_k=3)[0]
     assert response.ids[0] == table[5].argmax()
     np.testing.assert_array_equal(response.topk_ids[0], np.argsort(-table[5])[:3])
 
@@ -213,8 +215,8 @@ def test_more_ids_than_the_vocabulary_are_refused(opened, name):
 
 def test_packed_sequences_do_not_see_each_other(folders):
     """On a model with attention: narrow packs, wide packs and one sequence at a time agree."""
-    model = models.record(str(folders["qwen3"]))
-    with engines.open_engine(model, params.Engine(), params.Machine()) as engine:
+    model = record_model(str(folders["qwen3"]))
+    with open_engine(model, EngineSettings(), Machine()) as engine:
         asked, responses = written(engine, 9)
         one_by_one = [scored(engine, asked[n : n + 1], responses[n : n + 1]).sampled_logprobs for n in range(9)]
         packed = scored(engine, asked, responses).sampled_logprobs
@@ -225,9 +227,9 @@ def test_packed_sequences_do_not_see_each_other(folders):
 
 
 def test_a_sequence_longer_than_the_context_is_refused(folders):
-    model = models.record(str(folders["qwen3"]))
+    model = record_model(str(folders["qwen3"]))
     with (
-        engines.open_engine(model, params.Engine(), params.Machine()) as engine,
+        open_engine(model, EngineSettings(), Machine()) as engine,
         pytest.raises(EngineError, match="context is 128"),
     ):
         engine.generate([Request([5] * 120, 0)], WHOLE)
@@ -235,6 +237,6 @@ def test_a_sequence_longer_than_the_context_is_refused(folders):
 
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_a_limit_beyond_the_models_own_context_is_refused(folders, name):
-    model = models.record(str(folders["qwen3"]))
+    model = record_model(str(folders["qwen3"]))
     with pytest.raises(EngineError, match=r"max_model_len is 129, and .* has a context of 128 tokens"):
-        engines.open_engine(model, params.Engine(engine=name, max_model_len=129), params.Machine())
+        open_engine(model, EngineSettings(engine=name, max_model_len=129), Machine())

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import evaluation
 from pipeline.errors import GradeError
-from pipeline.evaluation import Answered
+from pipeline.grading.metrics import Answered, compute_metrics, degeneration, repetition
 
 
 def answered(correct, lengths=None, reasons=None) -> Answered:
@@ -24,7 +23,7 @@ def test_the_record_of_three_prompts_with_two_samples_each():
         [2, 4, 6, 8, 10, 12],
         ["stop", "length", "stop", "length", "stop", "stop"],
     )
-    found = evaluation.metrics("r1", answered([True, False, True]), sampled, k=2)
+    found = compute_metrics("r1", answered([True, False, True]), sampled, k=2)
     averages = [0.5, 0.0, 1.0]
     assert found == {
         "checkpoint": "r1",
@@ -42,12 +41,12 @@ def test_the_record_of_three_prompts_with_two_samples_each():
 
 
 def test_one_prompt_has_no_standard_error():
-    assert evaluation.metrics("r0", answered([True]), answered([True, False]), k=2)["avg_at_k_se"] == 0.0
+    assert compute_metrics("r0", answered([True]), answered([True, False]), k=2)["avg_at_k_se"] == 0.0
 
 
 def test_answers_that_nobody_can_grade_are_refused():
     with pytest.raises(GradeError, match=r"prompts\.sources\.\*\.fields\.answer"):
-        evaluation.metrics("r0", answered([None, None]), answered([True, True]), k=1)
+        compute_metrics("r0", answered([None, None]), answered([True, True]), k=1)
 
 
 @given(st.lists(st.integers(0, 2), max_size=30), st.integers(1, 4))
@@ -55,11 +54,11 @@ def test_repetition_is_the_share_of_ngrams_that_stood_there_before(ids, n):
     grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
     repeated = sum(gram in grams[:place] for place, gram in enumerate(grams))
     expected = repeated / len(grams) if len(grams) > 1 else 0.0
-    assert evaluation.repetition(np.array(ids, np.int32), n) == pytest.approx(expected)
+    assert repetition(np.array(ids, np.int32), n) == pytest.approx(expected)
 
 
 def test_a_response_that_says_one_thing_repeats_nearly_all_of_it():
-    assert evaluation.repetition(np.zeros(102, np.int32)) == pytest.approx(0.99)
+    assert repetition(np.zeros(102, np.int32)) == pytest.approx(0.99)
 
 
 METRICS = {"mean_length": 20.0, "truncated": 0.01, "repetition": 0.02}
@@ -74,9 +73,9 @@ METRICS = {"mean_length": 20.0, "truncated": 0.01, "repetition": 0.02}
     ],
 )
 def test_a_sign_of_a_collapse_is_told_alone(change, told):
-    (found,) = evaluation.signs(METRICS, METRICS | change)
+    (found,) = degeneration(METRICS, METRICS | change)
     assert found.startswith(told)
 
 
 def test_small_changes_are_no_sign():
-    assert evaluation.signs(METRICS, {"mean_length": 29.0, "truncated": 0.1, "repetition": 0.1}) == []
+    assert degeneration(METRICS, {"mean_length": 29.0, "truncated": 0.1, "repetition": 0.1}) == []

@@ -10,14 +10,25 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import checkpoints, grading, list_columns, models, needs, params, prompts, recipes, shards
 from pipeline.engines.fake import BigramEngine
 from pipeline.errors import SettingsError, ShardError
-from pipeline.facts import Facts
-from pipeline.grading import Grade
-from pipeline.loading import Loader, Rows, Shard
-from pipeline.objectives.compiled import Objective
-from pipeline.objectives.composed import compose
+from pipeline.models.record import record_model
+from pipeline.objectives.objective import Objective
+from pipeline.objectives.targets import compose
+from pipeline.settings.models import EngineSettings, Sampling, Training
+from pipeline.settings.recipe import load_recipe
+from pipeline.storage.bucket import TrainShard
+from pipeline.storage.grades import GRADES, Grade, grade_table
+from pipeline.storage.prompts import PROMPTS, Prompt, write_prompts
+from pipeline.storage.ragged import from_lists
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.scores import SCORES, skipped_table
+from pipeline.storage.shards import Writer, read_about, read_shard
+from pipeline.training.checkpoints import hash_shard
+from pipeline.training.facts import Facts
+from pipeline.training.loader import Loader
+from pipeline.training.requirements import check_requirements
+from pipeline.training.rows import Rows
 from tests import tiny_models, tiny_shards
 
 ROWS = [9, 5]
@@ -42,9 +53,9 @@ OBJECTIVE = {
 
 def rewritten(path, schema, identity, **columns):
     """A shard again, with other values in some columns."""
-    rows = shards.read(path, schema).to_pylist()
+    rows = read_shard(path, schema).to_pylist()
     rows = [row | {name: values[number] for name, values in columns.items()} for number, row in enumerate(rows)]
-    with shards.Writer(path, schema, identity, {}) as writer:
+    with Writer(path, schema, identity, {}) as writer:
         writer.write(pa.Table.from_pylist(rows, schema))
     return rows
 
@@ -53,11 +64,11 @@ def rewritten(path, schema, identity, **columns):
 def made(tmp_path_factory):
     """Two shards of the student's responses and one of the teacher's, with all that belongs to them, and their rows."""
     root = tmp_path_factory.mktemp("facts")
-    engine = BigramEngine(models.record(str(tiny_models.bigram(root / "bigram"))), params.Engine(engine="fake"))
+    engine = BigramEngine(record_model(str(tiny_models.bigram(root / "bigram"))), EngineSettings(engine="fake"))
     plain = tiny_shards.write(root / "shards", engine, engine, [*ROWS, 4])
     random, sources, stored = np.random.default_rng(0), [], []
     for number, shard in enumerate(plain):
-        rows = shards.read(shard.rollouts, shards.ROLLOUTS).to_pylist()
+        rows = read_shard(shard.rollouts, ROLLOUTS).to_pylist()
         lengths = [len(row["response_ids"]) for row in rows]
         count = len(rows)
         columns = {
@@ -69,32 +80,32 @@ def made(tmp_path_factory):
             "segments": [None if row % 3 else list(range(n)) for row, n in enumerate(lengths)],
             "finish_reason": ["length" if row % 4 == 1 else "stop" for row in range(count)],
         }
-        sampling = params.Sampling(max_tokens=16).model_dump()
-        rows = rewritten(shard.rollouts, shards.ROLLOUTS, {"sampling": sampling, "samples": 3}, **columns)
+        sampling = Sampling(max_tokens=16).model_dump()
+        rows = rewritten(shard.rollouts, ROLLOUTS, {"sampling": sampling, "samples": 3}, **columns)
         rewards = random.normal(size=count).tolist()
         graded = [Grade([True, False, None][row % 3], rewards[row], None) for row in range(count)]
         grades, asked = root / f"grades-{number}.parquet", root / f"prompts-{number}.parquet"
-        with shards.Writer(grades, shards.GRADES, {}, {}) as writer:
-            writer.write(grading.table([row["rollout_id"] for row in rows], graded))
+        with Writer(grades, GRADES, {}, {}) as writer:
+            writer.write(grade_table([row["rollout_id"] for row in rows], graded))
         known = sorted({row["prompt_id"] for row in rows})
         told = [{"role": "user", "content": "?"}]
         of_domain = {prompt: "words" if prompt.endswith("1") else "sums" for prompt in known}
-        prompts.write(asked, {}, {}, [prompts.Prompt(p, of_domain[p], tuple(told), "1", None, 0, "opd") for p in known])
+        write_prompts(asked, {}, {}, [Prompt(p, of_domain[p], tuple(told), "1", None, 0, "opd") for p in known])
         scores = {}
         for view in ("teacher", "teacher_b", "hinted"):
             scores[view] = root / f"{view}-{number}.parquet"
-            table = shards.read(shard.scores["teacher"], shards.SCORES)
+            table = read_shard(shard.scores["teacher"], SCORES)
             if view == "hinted":
-                skipped = shards.skipped_table(table.column("rollout_id").to_pylist(), ["no hint"] * count)
+                skipped = skipped_table(table.column("rollout_id").to_pylist(), ["no hint"] * count)
                 rows_of = [(table if row % 2 else skipped).slice(row, 1) for row in range(count)]
                 table = pa.concat_tables(rows_of)
             support = {"top_k": 4, "mass": None, "min_k": 1}
             identity = {"tail": "exact", "entropies": True, "support": support, "asked": []}
-            with shards.Writer(scores[view], shards.SCORES, identity, {}) as writer:
+            with Writer(scores[view], SCORES, identity, {}) as writer:
                 writer.write(table)
         of_teacher = number == 2
         sources.append(
-            Shard(shard.rollouts, {} if of_teacher else scores, grades=grades, prompts=asked,
+            TrainShard(shard.rollouts, {} if of_teacher else scores, grades=grades, prompts=asked,
                   source="teacher" if of_teacher else "student")
         )  # fmt: skip
         in_group = {p: [rewards[row] for row in range(count) if rows[row]["prompt_id"] == p] for p in known}
@@ -132,7 +143,7 @@ SPECIAL = (0, 5)
 @pytest.mark.parametrize("tokens", [60, 10_000])
 def test_each_token_has_the_facts_of_its_own_row_and_position(made, tokens):
     sources, stored = made
-    rows = Rows(sources, recipes.load(OBJECTIVE), SPECIAL)
+    rows = Rows(sources, load_recipe(OBJECTIVE), SPECIAL)
     by_ids = {(tuple(row["prompt_ids"]), tuple(row["response_ids"])): row for row in stored}
     assert len(by_ids) == len(stored)
     seen = 0
@@ -167,7 +178,7 @@ def matches(row, columns, start: int) -> bool:
 
 def test_a_term_divides_by_the_tokens_of_its_own_source(made):
     sources, stored = made
-    recipe = recipes.load(OBJECTIVE)
+    recipe = load_recipe(OBJECTIVE)
     rows = Rows(sources, recipe, SPECIAL)
     packs = Loader(rows, 1, len(stored), 60, seed=0).step(0)
     assert len(packs) > 1
@@ -183,14 +194,14 @@ def test_a_term_divides_by_the_tokens_of_its_own_source(made):
 def test_what_a_recipe_reads_enters_the_content_and_nothing_else(made, tmp_path):
     sources, _ = made
     shard = sources[0]
-    plain, reading = recipes.load("lightning"), recipes.load(OBJECTIVE)
-    alone = Shard(shard.rollouts, {"teacher": shard.scores["teacher"]})
-    assert checkpoints.content(alone, plain) == checkpoints.content(alone)
-    assert set(checkpoints.content(shard, reading)) == {"rollouts", "views", "grades", "prompts"}
-    assert checkpoints.content(shard, reading)["rollouts"] != checkpoints.content(shard)["rollouts"]
+    plain, reading = load_recipe("lightning"), load_recipe(OBJECTIVE)
+    alone = TrainShard(shard.rollouts, {"teacher": shard.scores["teacher"]})
+    assert hash_shard(alone, plain) == hash_shard(alone)
+    assert set(hash_shard(shard, reading)) == {"rollouts", "views", "grades", "prompts"}
+    assert hash_shard(shard, reading)["rollouts"] != hash_shard(shard)["rollouts"]
 
 
-HOW = params.Training(steps=1, batch=4, learning_rate=1.0)
+HOW = Training(steps=1, batch=4, learning_rate=1.0)
 SCORE = {"tail": "exact", "entropies": True, "support": {"top_k": 4, "mass": None, "min_k": 1}, "asked": []}
 
 
@@ -198,13 +209,13 @@ def with_identity(made, tmp_path, scores=SCORE, sampling=None, samples=3):
     """The first shard, its footers changed."""
     shard = made[0][0]
     changed = tmp_path / "rollouts.parquet"
-    identity = {"sampling": params.Sampling(max_tokens=16, **(sampling or {})).model_dump(), "samples": samples}
-    with shards.Writer(changed, shards.ROLLOUTS, identity, {}) as writer:
-        writer.write(shards.read(shard.rollouts, shards.ROLLOUTS))
+    identity = {"sampling": Sampling(max_tokens=16, **(sampling or {})).model_dump(), "samples": samples}
+    with Writer(changed, ROLLOUTS, identity, {}) as writer:
+        writer.write(read_shard(shard.rollouts, ROLLOUTS))
     view = tmp_path / "teacher.parquet"
-    with shards.Writer(view, shards.SCORES, scores, {}) as writer:
-        writer.write(shards.read(shard.scores["teacher"], shards.SCORES))
-    return [Shard(changed, {"teacher": view}, grades=shard.grades, prompts=shard.prompts)]
+    with Writer(view, SCORES, scores, {}) as writer:
+        writer.write(read_shard(shard.scores["teacher"], SCORES))
+    return [TrainShard(changed, {"teacher": view}, grades=shard.grades, prompts=shard.prompts)]
 
 
 def support(**more):
@@ -224,9 +235,9 @@ def support(**more):
     ],
 )
 def test_shards_that_lack_what_a_recipe_reads_are_refused(made, tmp_path, recipe, change, told):
-    needs.check(recipes.load(recipe), with_identity(made, tmp_path), HOW)
+    check_requirements(load_recipe(recipe), with_identity(made, tmp_path), HOW)
     with pytest.raises(ShardError, match=told) as refused:
-        needs.check(recipes.load(recipe), with_identity(made, tmp_path, **change), HOW)
+        check_requirements(load_recipe(recipe), with_identity(made, tmp_path, **change), HOW)
     assert f"train.objective `{recipe}`" in str(refused.value)
 
 
@@ -234,37 +245,37 @@ def test_shards_that_lack_what_a_recipe_reads_are_refused(made, tmp_path, recipe
 def test_a_few_far_tokens_that_lead_the_gradient_are_told_before_training(made, tmp_path, caplog, far, is_told):
     """Every token a nat from the view, and the first of each row `far` nats."""
     (shard,) = with_identity(made, tmp_path)
-    of_view = [row["sampled_logprobs"] for row in shards.read(shard.scores["teacher"], shards.SCORES).to_pylist()]
+    of_view = [row["sampled_logprobs"] for row in read_shard(shard.scores["teacher"], SCORES).to_pylist()]
     written = [[row[0] - far, *(value - 1 for value in row[1:])] for row in of_view]
-    identity = shards.about(shard.rollouts)["identity"]
-    rewritten(shard.rollouts, shards.ROLLOUTS, identity, behaviour_logprobs=written)
+    identity = read_about(shard.rollouts)["identity"]
+    rewritten(shard.rollouts, ROLLOUTS, identity, behaviour_logprobs=written)
     near = sum(len(row) - 1 for row in of_view)
     share = far**2 * len(of_view) / (far**2 * len(of_view) + near)
     assert (share > 0.9) == is_told
-    needs.check(recipes.load("lightning"), [shard], HOW)
-    needs.check(recipes.load("lightning_ratio"), [shard], HOW)
+    check_requirements(load_recipe("lightning"), [shard], HOW)
+    check_requirements(load_recipe("lightning_ratio"), [shard], HOW)
     told = [f"{share:.0%} of the squared log-ratios are of tokens over 5 nats apart"] if is_told else []
     assert [record.message.split(":")[0] for record in caplog.records] == told
 
 
 def test_a_view_that_keeps_fewer_ids_than_a_recipe_takes_is_told_of(made, tmp_path, caplog):
-    needs.check(recipes.load("eopd"), with_identity(made, tmp_path), HOW)
+    check_requirements(load_recipe("eopd"), with_identity(made, tmp_path), HOW)
     assert "`eopd` takes the 16 likeliest ids of view `teacher`, which keeps 4" in caplog.text
     caplog.clear()
-    needs.check(recipes.load("eopd"), with_identity(made, tmp_path, support(top_k=16)), HOW)
+    check_requirements(load_recipe("eopd"), with_identity(made, tmp_path, support(top_k=16)), HOW)
     assert not caplog.records
 
 
 def test_log_probabilities_that_are_not_finite_are_refused_with_what_removes_them(made, tmp_path):
     rollouts = tmp_path / "rollouts.parquet"
     shutil.copy(made[0][0].rollouts, rollouts)
-    lengths = [len(row["response_ids"]) for row in shards.read(rollouts, shards.ROLLOUTS).to_pylist()]
+    lengths = [len(row["response_ids"]) for row in read_shard(rollouts, ROLLOUTS).to_pylist()]
     infinite = [[-math.inf] * length for length in lengths]
-    rewritten(rollouts, shards.ROLLOUTS, {}, behaviour_logprobs=infinite, sampling_logprobs=[None] * len(lengths))
-    table = shards.read(rollouts, shards.ROLLOUTS)
-    facts = Facts(recipes.load("iw_opd"), np.empty(0, np.int64))
+    rewritten(rollouts, ROLLOUTS, {}, behaviour_logprobs=infinite, sampling_logprobs=[None] * len(lengths))
+    table = read_shard(rollouts, ROLLOUTS)
+    facts = Facts(load_recipe("iw_opd"), np.empty(0, np.int64))
     with pytest.raises(ShardError, match=r"not finite.*`find \. -samefile .*/rollouts\.parquet -delete`"):
-        facts.of_group(table, list_columns.ragged(table.column("response_ids")), rollouts)
+        facts.of_group(table, from_lists(table.column("response_ids")), rollouts)
 
 
 def test_domains_without_a_view_are_refused(made):
@@ -272,29 +283,29 @@ def test_domains_without_a_view_are_refused(made):
     with pytest.raises(
         ShardError, match=r"prompts of sums, words, for which train\.objective `mopd` routes to no view"
     ):
-        needs.check(recipes.load("mopd"), [Shard(shard.rollouts, {}, prompts=shard.prompts)], HOW)
+        check_requirements(load_recipe("mopd"), [TrainShard(shard.rollouts, {}, prompts=shard.prompts)], HOW)
 
 
 def of_one_domain(shard, domain, tmp_path):
     """The same shard, whose view `teacher_b` has scored the rows of this domain alone."""
-    known = shards.read(shard.prompts, shards.PROMPTS, ["prompt_id", "domain"]).to_pylist()
+    known = read_shard(shard.prompts, PROMPTS, ["prompt_id", "domain"]).to_pylist()
     by_prompt = {row["prompt_id"]: row["domain"] for row in known}
-    rows = shards.read(shard.rollouts, shards.ROLLOUTS, ["rollout_id", "prompt_id"]).to_pylist()
-    table = shards.read(shard.scores["teacher_b"], shards.SCORES)
-    skipped = shards.skipped_table([row["rollout_id"] for row in rows], ["other domain"] * len(rows))
+    rows = read_shard(shard.rollouts, ROLLOUTS, ["rollout_id", "prompt_id"]).to_pylist()
+    table = read_shard(shard.scores["teacher_b"], SCORES)
+    skipped = skipped_table([row["rollout_id"] for row in rows], ["other domain"] * len(rows))
     is_of = [by_prompt[row["prompt_id"]] == domain for row in rows]
     path = tmp_path / "teacher_b.parquet"
-    with shards.Writer(path, shards.SCORES, shards.about(shard.scores["teacher_b"])["identity"], {}) as writer:
+    with Writer(path, SCORES, read_about(shard.scores["teacher_b"])["identity"], {}) as writer:
         writer.write(pa.concat_tables((table if is_of[row] else skipped).slice(row, 1) for row in range(len(rows))))
     return replace(shard, scores={"teacher": shard.scores["teacher"], "teacher_b": path}), is_of
 
 
 def test_a_view_need_score_only_the_domain_that_is_routed_to_it(made, tmp_path):
-    recipe = recipes.load({"terms": [{**SAMPLED, "view": None, "target": ROUTE}]})
+    recipe = load_recipe({"terms": [{**SAMPLED, "view": None, "target": ROUTE}]})
     whole = replace(made[0][0], scores={view: made[0][0].scores[view] for view in ("teacher", "teacher_b")})
     limited, is_of = of_one_domain(whole, "words", tmp_path)
     assert 0 < sum(is_of) < len(is_of)
-    needs.check(recipe, [limited], HOW)
+    check_requirements(recipe, [limited], HOW)
     losses = []
     for shard in (whole, limited):
         rows, objective = Rows([shard], recipe), Objective(recipe)
@@ -308,27 +319,27 @@ def test_a_gate_is_known_where_the_view_may_lack_no_row(made):
     plain = {**SAMPLED, "view": "teacher"}
     gated = plain | {"weights": [{"kind": "has_view", "view": "teacher"}]}
     shard = replace(made[0][0], scores={"teacher": made[0][0].scores["teacher"]})
-    rows = Rows([shard], recipes.load({"terms": [plain, gated]}))
+    rows = Rows([shard], load_recipe({"terms": [plain, gated]}))
     ((_, columns),) = rows.batch(rows.sequential(), 10_000)
     assert bool((columns.facts["has=teacher"] == 1).all())
 
 
 def test_a_row_without_a_score_by_the_view_of_its_own_domain_is_refused(made, tmp_path):
-    recipe = recipes.load({"terms": [{**SAMPLED, "view": None, "target": ROUTE}]})
+    recipe = load_recipe({"terms": [{**SAMPLED, "view": None, "target": ROUTE}]})
     limited, _ = of_one_domain(made[0][0], "sums", tmp_path)
     told = (
         r"teacher_b\.parquet has rows of domain `words` without a score \(other domain\).*teacher_b\.domains: \[words\]"
     )
     with pytest.raises(ShardError, match=told):
-        needs.check(recipe, [limited], HOW)
+        check_requirements(recipe, [limited], HOW)
 
 
 def test_a_stored_advantage_bears_one_pass_unless_its_ratio_is_clipped(made, tmp_path):
     shards_ = with_identity(made, tmp_path)
     more = HOW.model_copy(update={"steps": 4})
     plain = {**SAMPLED, "advantage": "stored", "ratio": {"kind": "importance"}, "fixed_point": "none: a linear reward"}
-    needs.check(recipes.load({"terms": [plain]}), shards_, HOW)
+    check_requirements(load_recipe({"terms": [plain]}), shards_, HOW)
     with pytest.raises(SettingsError, match="16 sequences, more than one pass over 9 rollouts"):
-        needs.check(recipes.load({"terms": [plain]}), shards_, more)
+        check_requirements(load_recipe({"terms": [plain]}), shards_, more)
     clipped = plain | {"ratio": {"kind": "proximal", "low": 0.2, "high": 0.2}}
-    needs.check(recipes.load({"terms": [clipped]}), shards_, more)
+    check_requirements(load_recipe({"terms": [clipped]}), shards_, more)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import recipes
+from pipeline.settings.recipe import load_recipe, recipe_names
 from tests import formulas, reference
 from tests.cases import STEP, Case, Token
 
@@ -22,18 +22,18 @@ STEPS = {0: STEP, 1: 0, 2: 60}
 
 
 def test_every_recipe_has_a_formula_of_its_own():
-    assert sorted(formulas.BY_NAME) == recipes.names()
+    assert sorted(formulas.BY_NAME) == recipe_names()
 
 
 @pytest.mark.parametrize("seed", STEPS)
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_has_the_value_of_its_formula(name, seed):
-    case, step = Case(recipes.load(name), seed), STEPS[seed]
+    case, step = Case(load_recipe(name), seed), STEPS[seed]
     expected = formulas.BY_NAME[name](case.tokens(step=step))
     assert case.loss(case.logits, step=step).item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_has_the_gradient_of_its_formula(name):
     _compare_gradients(name, STEP)
 
@@ -43,7 +43,7 @@ def test_the_second_phase_of_reopold_has_the_gradient_of_its_formula():
 
 
 def _compare_gradients(name: str, step: int) -> None:
-    case = Case(recipes.load(name), seed=2)
+    case = Case(load_recipe(name), seed=2)
     expected = case.slow_gradient(formulas.BY_NAME[name], step=step)
     assert expected.abs().max() > 1e-4
     torch.testing.assert_close(case.gradient(step=step), expected, rtol=1e-5, atol=1e-7)
@@ -54,8 +54,8 @@ def test_the_readmes_own_combination_needs_no_python():
     block = next(part for part in README.read_text().split("```yaml\n") if part.startswith("train:\n  objective:"))
     objective = YAML(typ="safe", pure=True).load(block.split("```")[0])["train"]["objective"]
     shape = {(t["divergence"], t["support"], len(t["weights"])) for t in objective["terms"]}
-    for name in recipes.names():
-        assert not shape & {(t.divergence, t.support, len(t.weights)) for t in recipes.load(name).terms}
+    for name in recipe_names():
+        assert not shape & {(t.divergence, t.support, len(t.weights)) for t in load_recipe(name).terms}
 
     def value(k: Token) -> float:
         ids = [id_ for id_ in k.ids["teacher"] if id_ in formulas.likeliest(k, 3)]
@@ -65,6 +65,6 @@ def test_the_readmes_own_combination_needs_no_python():
         sure = {id(k): math.exp(-reference.entropy(k.q["teacher"])) * (k.facts["correct"] == 0) for k in tokens}
         return formulas.selected_mean(tokens, value, lambda k: sure[id(k)])
 
-    case = Case(recipes.load(objective), seed=0)
+    case = Case(load_recipe(objective), seed=0)
     assert case.loss(case.logits).item() == pytest.approx(formula(case.tokens()), rel=1e-6)
     torch.testing.assert_close(case.gradient(), case.slow_gradient(formula), rtol=1e-5, atol=1e-7)

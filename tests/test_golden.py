@@ -7,38 +7,35 @@ again; so if it changes on purpose, raise the stage's VERSION, say so in the com
 import pyarrow as pa
 import pytest
 
-from pipeline import (
-    checkpoints,
-    grades,
-    hashing,
-    models,
-    params,
-    prompts,
-    recipes,
-    rollouts,
-    scoring,
-    shards,
-    view_settings,
-)
-from pipeline.contexts import Bucket
-from pipeline.loading import Shard
-from pipeline.model_settings import Demo, TinyModel
-from pipeline.scoring import Job
+from pipeline.grading.write import Grading
+from pipeline.models.record import Model
+from pipeline.rollouts.write import identify_rollouts
+from pipeline.scoring.write import Job, identify_scores
+from pipeline.settings import params
+from pipeline.settings.models import Demo, EngineSettings, Sampling, TinyModel, Training
+from pipeline.settings.recipe import load_recipe
+from pipeline.settings.views import Hint, SupportSettings, View
+from pipeline.storage import hashing
+from pipeline.storage.bucket import Bucket, TrainShard
+from pipeline.storage.prompts import Prompt, write_prompts
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.shards import Writer
+from pipeline.training.checkpoints import hash_shard, identify_checkpoint
 from stages import models as models_stage
 from stages import prompts as prompts_stage
 
-MODEL = models.Model(
+MODEL = Model(
     name="owner/name@main", location="owner/name", commit="c0ffee", weights="w", tokenizer="t", chat_template="c",
     vocabulary=10, tokens=10, eos_ids=(0,), context=64, parameters=None,
 )  # fmt: skip
-PROMPT = prompts.Prompt("p0", "all", ({"role": "user", "content": "1+1"},), "2", "one and one", 0, "opd")
-SAMPLING = params.Sampling(max_tokens=8)
+PROMPT = Prompt("p0", "all", ({"role": "user", "content": "1+1"},), "2", "one and one", 0, "opd")
+SAMPLING = Sampling(max_tokens=8)
 
 
 @pytest.fixture
 def shard(tmp_path):
     path = tmp_path / "prompts.parquet"
-    prompts.write(path, {"stage": "prompts"}, {}, [PROMPT])
+    write_prompts(path, {"stage": "prompts"}, {}, [PROMPT])
     return path
 
 
@@ -50,8 +47,8 @@ def rollout_shard(tmp_path):
         "prompt_ids": [1, 2], "response_ids": [3, 0], "behaviour_logprobs": [-0.5, -0.25], "finish_reason": "stop",
         "text": "2", "sampling_logprobs": None, "behaviour_topk_ids": None, "segments": None,
     }  # fmt: skip
-    with shards.Writer(path, shards.ROLLOUTS, {"stage": "refresh"}, {}) as writer:
-        writer.write(pa.Table.from_pylist([row], shards.ROLLOUTS))
+    with Writer(path, ROLLOUTS, {"stage": "refresh"}, {}) as writer:
+        writer.write(pa.Table.from_pylist([row], ROLLOUTS))
     return path
 
 
@@ -61,38 +58,38 @@ def test_the_fingerprint_of_prompts():
 
 def test_the_fingerprint_of_demo_models():
     size = TinyModel(layers=1, hidden=8, heads=2)
-    learning = params.Training(steps=1, batch=1, learning_rate=1e-3)
+    learning = Training(steps=1, batch=1, learning_rate=1e-3)
     demo = Demo(teacher=size, student=size, examples=4, training=learning)
     assert hashing.fingerprint(models_stage.identity(demo, "teacher")) == "15f513ae1ec82762587ffca0ebacdec6"
 
 
 def test_the_fingerprint_of_rollouts(shard):
-    of_teacher = rollouts.identity("teacher_rollouts", 1, shard, MODEL, params.Engine(), SAMPLING, 1, 0)
+    of_teacher = identify_rollouts("teacher_rollouts", 1, shard, MODEL, EngineSettings(), SAMPLING, 1, 0)
     assert hashing.fingerprint(of_teacher) == "ee7f36d1f770b1f9c2676859241c030f"
-    of_student = rollouts.identity("refresh", 1, shard, MODEL, params.Engine(), SAMPLING, 1, 0, round="r1")
+    of_student = identify_rollouts("refresh", 1, shard, MODEL, EngineSettings(), SAMPLING, 1, 0, round="r1")
     assert hashing.fingerprint(of_student) == "a2928fe26d84e62b23a1e024410ab10d"
 
 
 def test_the_fingerprint_of_grades(shard, rollout_shard):
-    identity, _ = grades.Grading(params.Grade(grader="exact")).of(shard, rollout_shard)
+    identity, _ = Grading(params.GradeSettings(grader="exact")).of(shard, rollout_shard)
     assert hashing.fingerprint(identity) == "455f51f6f699f568abb6b6a9fd9dd182"
 
 
 def test_the_fingerprint_of_scores(shard, rollout_shard):
-    view = view_settings.View(support=view_settings.SupportSettings(top_k=4))
+    view = View(support=SupportSettings(top_k=4))
     settings = params.Score(views={"teacher": view})
     bucket = Bucket(rollout_shard, shard, shard.with_name("grades.parquet"))
-    plain = scoring.identity(Job(bucket, view, MODEL), settings, "exact")
+    plain = identify_scores(Job(bucket, view, MODEL), settings, "exact")
     assert hashing.fingerprint(plain) == "5d62a969968ca08d5c1775d32a31837e"
-    hinted = view.model_copy(update={"context": view_settings.Hint()})
+    hinted = view.model_copy(update={"context": Hint()})
     assert (
-        hashing.fingerprint(scoring.identity(Job(bucket, hinted, MODEL), settings, "exact"))
+        hashing.fingerprint(identify_scores(Job(bucket, hinted, MODEL), settings, "exact"))
         == "12be610bd21a7c6a038e52db4e9fcb05"
     )
 
 
 def test_the_fingerprint_of_checkpoints(rollout_shard):
-    learning = params.Training(steps=1, batch=1, learning_rate=1e-3)
-    data = {"0.parquet": checkpoints.content(Shard(rollout_shard, {}))}
-    identity = checkpoints.identity("sft", 1, MODEL, recipes.load("sft"), learning, data=data)
+    learning = Training(steps=1, batch=1, learning_rate=1e-3)
+    data = {"0.parquet": hash_shard(TrainShard(rollout_shard, {}))}
+    identity = identify_checkpoint("sft", 1, MODEL, load_recipe("sft"), learning, data=data)
     assert hashing.fingerprint(identity) == "e5ed8328822c8756ae879d06fbdd570b"

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import grading, params, shards
 from pipeline.errors import GradeError
-from pipeline.grading import Grade
+from pipeline.grading.graders import identify_grader, open_grader
+from pipeline.settings import params
+from pipeline.storage.grades import GRADES, Grade, grade_table
 
 GSM8K = Path("../shared/data/gsm8k_train_500.jsonl")
 NOTHING = Grade(None, None, None)
@@ -43,15 +44,15 @@ def grade(response, answer):
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> params.Grade:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> params.GradeSettings:
     """A grader that does what the response says."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(OWN)
-    return params.Grade(grader="mine:grade", timeout_s=1.0)
+    return params.GradeSettings(grader="mine:grade", timeout_s=1.0)
 
 
-def graded(settings: params.Grade, responses: Sequence[str], answer: str | None = "x") -> list[Grade]:
-    with grading.open_grader(settings, workers=1) as grader:
+def graded(settings: params.GradeSettings, responses: Sequence[str], answer: str | None = "x") -> list[Grade]:
+    with open_grader(settings, workers=1) as grader:
         return grader.grade(responses, [answer] * len(responses))
 
 
@@ -92,11 +93,11 @@ def gone(pid: int) -> bool:
     ],
 )
 def test_exact_compares_the_final_answer_as_text_or_number(response: str, answer: str, correct: bool) -> None:
-    assert graded(params.Grade(grader="exact"), [response], answer) == [Grade(correct, float(correct), None)]
+    assert graded(params.GradeSettings(grader="exact"), [response], answer) == [Grade(correct, float(correct), None)]
 
 
 def test_without_an_answer_exact_says_nothing() -> None:
-    assert graded(params.Grade(grader="exact"), ["72", ""], None) == [NOTHING, NOTHING]
+    assert graded(params.GradeSettings(grader="exact"), ["72", ""], None) == [NOTHING, NOTHING]
 
 
 MATHEMATICS = [
@@ -120,7 +121,7 @@ def test_math_grades_by_value_and_gsm8ks_solutions_are_right_and_other_numbers_w
     gold = [solution.rpartition("#### ")[2] for solution in solutions]
     wrong = [str(int(answer.replace(",", "")) + 1) for answer in gold]
     responses, answers, correct = (list(column) for column in zip(*MATHEMATICS, strict=True))
-    with grading.open_grader(params.Grade(grader="math", timeout_s=60.0), workers=1) as grader:
+    with open_grader(params.GradeSettings(grader="math", timeout_s=60.0), workers=1) as grader:
         assert grader.grade(responses, answers) == [Grade(told, float(told), None) for told in correct]
         assert grader.grade(["72"], [None]) == [NOTHING]
         (unread,) = grader.grade(["72"], ["$$"])
@@ -129,19 +130,21 @@ def test_math_grades_by_value_and_gsm8ks_solutions_are_right_and_other_numbers_w
             pytest.skip(f"{GSM8K} is missing: its solutions were not graded")
         assert set(grader.grade(solutions, gold)) == {Grade(True, 1.0, None)}
         assert set(grader.grade(solutions, wrong)) == {Grade(False, 0.0, None)}
-    with grading.open_grader(params.Grade(grader="exact")) as grader:
+    with open_grader(params.GradeSettings(grader="exact")) as grader:
         assert set(grader.grade(solutions, gold)) == {Grade(True, 1.0, None)}
         assert set(grader.grade(solutions, wrong)) == {Grade(False, 0.0, None)}
 
 
 @pytest.mark.slow
 def test_math_that_takes_for_ever_has_no_grade_rather_than_a_wrong_one() -> None:
-    endless, fine = graded(params.Grade(grader="math", timeout_s=3.0), [r"\boxed{7^{7^{7^{7}}}}", "#### 3"], "3")
+    endless, fine = graded(
+        params.GradeSettings(grader="math", timeout_s=3.0), [r"\boxed{7^{7^{7^{7}}}}", "#### 3"], "3"
+    )
     assert endless == Grade(None, None, "grader timed out after 3 s")
     assert fine == Grade(True, 1.0, None)
 
 
-def test_a_function_of_ones_own_may_return_a_bool_a_number_or_a_dictionary(own: params.Grade) -> None:
+def test_a_function_of_ones_own_may_return_a_bool_a_number_or_a_dictionary(own: params.GradeSettings) -> None:
     told = {
         "True": Grade(True, 1.0, None),
         "np.bool_(False)": Grade(False, 0.0, None),
@@ -156,7 +159,7 @@ def test_a_function_of_ones_own_may_return_a_bool_a_number_or_a_dictionary(own: 
     assert dict(zip(told, graded(own, list(told), None), strict=True)) == told
 
 
-def test_what_is_no_grade_is_an_error_of_that_row(own: params.Grade) -> None:
+def test_what_is_no_grade_is_an_error_of_that_row(own: params.GradeSettings) -> None:
     told = {
         "None": "returned None, which is no grade: a bool, a number, or a dictionary",
         "'yes'": "returned 'yes', which is no grade: a bool",
@@ -175,7 +178,9 @@ def test_what_is_no_grade_is_an_error_of_that_row(own: params.Grade) -> None:
         assert grade.feedback.startswith(f"grader {expected}")
 
 
-def test_a_grader_that_fails_loses_that_grade_alone(own: params.Grade, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_grader_that_fails_loses_that_grade_alone(
+    own: params.GradeSettings, caplog: pytest.LogCaptureFixture
+) -> None:
     responses = ["True", "raise", "True", "segfault", "True", "exit", "True", "sys.exit", "True", "hang", "True"]
     grades = graded(own, responses)
     assert grades[::2] == [Grade(True, 1.0, None)] * 6
@@ -191,27 +196,27 @@ def test_a_grader_that_fails_loses_that_grade_alone(own: params.Grade, caplog: p
     assert gone(int(Path("child").read_text())), "what a stopped grader started is stopped with it"
 
 
-def test_a_process_is_kept_and_ends_with_the_block(own: params.Grade) -> None:
+def test_a_process_is_kept_and_ends_with_the_block(own: params.GradeSettings) -> None:
     grades = graded(own, ["process"] * 5)
     (process,) = {grade.reward for grade in grades}
     assert process is not None
     assert gone(int(process))
 
 
-def test_the_order_of_the_grades_is_the_responses_whatever_is_slow(own: params.Grade) -> None:
+def test_the_order_of_the_grades_is_the_responses_whatever_is_slow(own: params.GradeSettings) -> None:
     responses = ["__import__('time').sleep(0.3) or 0.0", *(f"{number}.0" for number in range(1, 50))]
-    with grading.open_grader(own, workers=2) as grader:
+    with open_grader(own, workers=2) as grader:
         assert [grade.reward for grade in grader.grade(responses, ["x"] * 50)] == [float(each) for each in range(50)]
 
 
-def test_time_is_counted_for_each_response_and_not_for_the_import(own: params.Grade) -> None:
+def test_time_is_counted_for_each_response_and_not_for_the_import(own: params.GradeSettings) -> None:
     Path("late.py").write_text("import time\ntime.sleep(1.2)\n" + OWN)
     settings = own.model_copy(update={"grader": "late:grade"})
     assert graded(settings, ["__import__('time').sleep(0.3) or True"] * 5) == [Grade(True, 1.0, None)] * 5
 
 
 @pytest.mark.slow
-def test_a_grader_does_not_outlive_a_killed_owner(own: params.Grade) -> None:
+def test_a_grader_does_not_outlive_a_killed_owner(own: params.GradeSettings) -> None:
     script = Path("owner.py")
     script.write_text(
         "from pipeline import grading, params\n"
@@ -243,39 +248,39 @@ def test_a_grader_does_not_outlive_a_killed_owner(own: params.Grade) -> None:
     ],
 )
 def test_a_grader_that_cannot_be_imported_is_told_before_anything_is_graded(
-    own: params.Grade, grader: str, told: str
+    own: params.GradeSettings, grader: str, told: str
 ) -> None:
     Path("mine.py").write_text(OWN + "OWN = 1\n")
     Path("broken.py").write_text("import absent\n")
     Path("dead.py").write_text("import os\nos._exit(4)\n")
-    with pytest.raises(GradeError, match=told), grading.open_grader(params.Grade(grader=grader), workers=1):
+    with pytest.raises(GradeError, match=told), open_grader(params.GradeSettings(grader=grader), workers=1):
         pass
 
 
-def test_a_grade_is_named_by_what_decides_it(own: params.Grade) -> None:
+def test_a_grade_is_named_by_what_decides_it(own: params.GradeSettings) -> None:
     usual = own.model_copy(update={"timeout_s": 10.0})
-    assert grading.identity(params.Grade(grader="exact", timeout_s=3.0)) == {"grader": "exact", "version": 1}
-    assert set(grading.identity(params.Grade(grader="math"))) == {"grader", "version", "math_verify"}
-    before = grading.identity(usual)
+    assert identify_grader(params.GradeSettings(grader="exact", timeout_s=3.0)) == {"grader": "exact", "version": 1}
+    assert set(identify_grader(params.GradeSettings(grader="math"))) == {"grader", "version", "math_verify"}
+    before = identify_grader(usual)
     assert set(before) == {"grader", "version", "source"}
-    assert grading.identity(own) == before | {"timeout_s": 1.0}
+    assert identify_grader(own) == before | {"timeout_s": 1.0}
     with Path("mine.py").open("a") as file:
         file.write("# corrected\n")
-    assert grading.identity(usual)["source"] != before["source"]
+    assert identify_grader(usual)["source"] != before["source"]
     with pytest.raises(GradeError, match="`absent:grade` is in no module"):
-        grading.identity(params.Grade(grader="absent:grade"))
+        identify_grader(params.GradeSettings(grader="absent:grade"))
 
 
-def test_naming_a_grader_runs_none_of_it(own: params.Grade) -> None:
+def test_naming_a_grader_runs_none_of_it(own: params.GradeSettings) -> None:
     Path("package").mkdir()
     Path("package/__init__.py").write_text("raise RuntimeError('was imported')\n")
     Path("package/inside.py").write_text("")
-    assert "source" in grading.identity(params.Grade(grader="package.inside:grade"))
+    assert "source" in identify_grader(params.GradeSettings(grader="package.inside:grade"))
 
 
 def test_grades_become_the_rows_of_a_shard() -> None:
     grades = [Grade(True, 1.0, None), Grade(None, 0.25, "close"), NOTHING]
-    rows = grading.table(["a", "b", "c"], grades).to_pylist()
+    rows = grade_table(["a", "b", "c"], grades).to_pylist()
     assert [row.pop("rollout_id") for row in rows] == ["a", "b", "c"]
     assert [Grade(**row) for row in rows] == grades
-    assert grading.table([], []).schema == shards.GRADES
+    assert grade_table([], []).schema == GRADES

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import head
-from pipeline.head import Ask, Output
+from pipeline.head.answer import Ask
+from pipeline.head.gradient import answer_tokens
+from pipeline.head.layer import OutputLayer
+from pipeline.head.scores import Scored, score_tokens
 from tests import reference
 
 TOKENS, HIDDEN, VOCABULARY = 9, 5, 11
@@ -31,7 +33,7 @@ def hidden():
 @pytest.fixture
 def output():
     weight = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return Output(weight)
+    return OutputLayer(weight)
 
 
 def ragged_ids(counts) -> torch.Tensor:
@@ -55,7 +57,7 @@ def naive(hidden, output, asked):
     logits = logits * output.scale
     if output.softcap is not None:
         logits = output.softcap * torch.tanh(logits / output.softcap)
-    logprobs = (logits / asked.temperature).log_softmax(-1)
+    logprobs = logits.log_softmax(-1)
     is_outside = torch.ones_like(logprobs, dtype=torch.bool)
     at_ids = torch.full(asked.ids.shape, -torch.inf, dtype=logprobs.dtype)
     for token, row in enumerate(asked.ids):
@@ -90,16 +92,15 @@ def gradients(function, hidden, output):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk", [1, 4, TOKENS])
-def test_answer_is_what_all_logprobs_say(monkeypatch, hidden, output, layer, temperature, chunk):
+def test_answer_is_what_all_logprobs_say(monkeypatch, hidden, output, layer, chunk):
     """Values and both gradients, for rows without ids, with some and with all; in chunks and at once."""
-    monkeypatch.setattr(head, "CHUNK", chunk * VOCABULARY)
-    layer, asked = replace(output, **LAYERS[layer]), ask(temperature=temperature, top_k=3)
+    monkeypatch.setattr("pipeline.head.layer.CHUNK", chunk * VOCABULARY)
+    layer, asked = replace(output, **LAYERS[layer]), ask(top_k=3)
     assert layer.chunk == chunk
-    for found, expected in zip(tensors(head.answer(hidden, layer, asked)), naive(hidden, layer, asked), strict=True):
+    for found, expected in zip(tensors(answer_tokens(hidden, layer, asked)), naive(hidden, layer, asked), strict=True):
         torch.testing.assert_close(found, expected)
-    found = gradients(lambda h, o: tensors(head.answer(h, o, asked)), hidden, layer)
+    found = gradients(lambda h, o: tensors(answer_tokens(h, o, asked)), hidden, layer)
     expected = gradients(lambda h, o: naive(h, o, asked), hidden, layer)
     assert all(gradient.any() for gradient in expected)
     torch.testing.assert_close(found, expected)
@@ -107,28 +108,28 @@ def test_answer_is_what_all_logprobs_say(monkeypatch, hidden, output, layer, tem
 
 def test_chunks_give_the_same_to_the_last_digit_but_for_sums_over_tokens(monkeypatch, hidden, output):
     asked = ask(top_k=2, entropy=True)
-    whole = head.answer(hidden, output, asked)
-    monkeypatch.setattr(head, "CHUNK", 2 * VOCABULARY)
-    cut = head.answer(hidden.clone().requires_grad_(), output, asked)
+    whole = answer_tokens(hidden, output, asked)
+    monkeypatch.setattr("pipeline.head.layer.CHUNK", 2 * VOCABULARY)
+    cut = answer_tokens(hidden.clone().requires_grad_(), output, asked)
     for name in ("sampled", "logprobs", "tail", "top_ids", "top_logprobs", "entropy"):
         torch.testing.assert_close(getattr(cut, name), getattr(whole, name), rtol=0, atol=1e-14)
 
 
 def test_no_chunk_of_logits_outlives_the_forward(monkeypatch, hidden, output):
     """The backward pass computes each chunk again: what autograd keeps is smaller than tokens × vocabulary."""
-    monkeypatch.setattr(head, "CHUNK", 1)
+    monkeypatch.setattr("pipeline.head.layer.CHUNK", 1)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t):
-        head.answer(hidden.requires_grad_(), output, replace(ask(), ids=ragged_ids([1, 2, 3] * 3)))
+        answer_tokens(hidden.requires_grad_(), output, replace(ask(), ids=ragged_ids([1, 2, 3] * 3)))
     assert kept
     assert all(VOCABULARY not in shape[1:] for shape in kept if len(shape) > 1)
 
 
 def test_tail_of_a_row_without_ids_is_the_log_of_one(hidden, output):
-    answer = head.answer(hidden, output, ask())
+    answer = answer_tokens(hidden, output, ask())
     torch.testing.assert_close(answer.tail[[0, 5]], torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-14)
     none_asked = replace(ask(), ids=torch.empty(TOKENS, 0, dtype=torch.int64))
-    answer = head.answer(hidden, output, none_asked)
+    answer = answer_tokens(hidden, output, none_asked)
     torch.testing.assert_close(answer.tail, torch.zeros(TOKENS, dtype=torch.float64), rtol=0, atol=1e-14)
 
 
@@ -136,34 +137,34 @@ def test_tail_of_all_ids_is_empty_and_its_gradient_finite(hidden, output):
     asked = replace(ask(), ids=ragged_ids([VOCABULARY] * TOKENS))
 
     def tails_with_logprobs(own, layer):
-        answer = head.answer(own, layer, asked)
+        answer = answer_tokens(own, layer, asked)
         return answer.tail.exp() * 3, answer.logprobs
 
-    assert torch.isneginf(head.answer(hidden, output, asked).tail).all()
+    assert torch.isneginf(answer_tokens(hidden, output, asked).tail).all()
     for gradient in gradients(tails_with_logprobs, hidden, output):
         assert gradient.isfinite().all()
 
 
 def test_nothing_to_answer_gives_empty_tensors(hidden, output):
-    answer = head.answer(hidden[:0], output, Ask(torch.arange(0), ask().ids[:0], entropy=True))
+    answer = answer_tokens(hidden[:0], output, Ask(torch.arange(0), ask().ids[:0], entropy=True))
     assert [len(part) for part in tensors(answer)] == [0, 0, 0, 0]
 
 
 def test_entropy_is_that_of_the_whole_vocabulary_and_without_gradient(hidden, output):
-    answer = head.answer(hidden.requires_grad_(), output, ask(entropy=True))
+    answer = answer_tokens(hidden.requires_grad_(), output, ask(entropy=True))
     logprobs = (hidden @ output.weight.T).log_softmax(-1).tolist()
     expected = torch.tensor([reference.entropy(row) for row in logprobs], dtype=torch.float64)
     torch.testing.assert_close(answer.entropy, expected)
     assert answer.entropy is not None
     assert not answer.entropy.requires_grad
-    assert head.answer(hidden, output, ask()).entropy is None
+    assert answer_tokens(hidden, output, ask()).entropy is None
 
 
 def test_gradient_is_the_derivative(hidden, output):
-    asked = ask(top_k=2, temperature=1.3)
+    asked = ask(top_k=2)
 
     def answer(own, weight):
-        found = head.answer(own, replace(output, weight=weight, softcap=4.0), asked)
+        found = answer_tokens(own, replace(output, weight=weight, softcap=4.0), asked)
         return found.sampled, found.logprobs[asked.ids >= 0], found.tail[~found.tail.isneginf()], found.top_logprobs
 
     inputs = hidden.requires_grad_(), output.weight.clone().requires_grad_()
@@ -172,20 +173,20 @@ def test_gradient_is_the_derivative(hidden, output):
 
 def test_bias_and_frozen_layers_get_the_gradient_that_is_theirs(monkeypatch, hidden, output):
     """A bias learns; with the layer frozen, as under LoRA, only the hidden states do."""
-    monkeypatch.setattr(head, "CHUNK", 4 * VOCABULARY)
+    monkeypatch.setattr("pipeline.head.layer.CHUNK", 4 * VOCABULARY)
     asked, bias = ask(top_k=2), LAYERS["bias"]["bias"].clone().requires_grad_()
     own = hidden.requires_grad_()
-    found = torch.autograd.grad(total(tensors(head.answer(own, replace(output, bias=bias), asked))), (own, bias))
+    found = torch.autograd.grad(total(tensors(answer_tokens(own, replace(output, bias=bias), asked))), (own, bias))
     expected = torch.autograd.grad(total(naive(own, replace(output, bias=bias), asked)), (own, bias))
     torch.testing.assert_close(found, expected)
     assert found[1].any()
-    assert not head.answer(hidden.detach(), output, asked).tail.requires_grad
+    assert not answer_tokens(hidden.detach(), output, asked).tail.requires_grad
 
 
 def test_gradient_of_a_vanishing_tail_is_finite_and_right():
     """A tail of e^−200, which fp32 cannot hold as a probability: its own logsumexp is what the gradient follows."""
     logits = torch.tensor([[200.0, 0.0, 1.0, 2.0]]).requires_grad_()
-    tail = head.answer(logits, Output(torch.eye(4)), Ask(torch.tensor([0]), torch.tensor([[0]]))).tail
+    tail = answer_tokens(logits, OutputLayer(torch.eye(4)), Ask(torch.tensor([0]), torch.tensor([[0]]))).tail
     (found,) = torch.autograd.grad(tail.sum(), logits)
     expected = torch.cat([torch.tensor([-1.0]), logits.detach()[0, 1:].softmax(0)])
     torch.testing.assert_close(found[0], expected)
@@ -194,7 +195,7 @@ def test_gradient_of_a_vanishing_tail_is_finite_and_right():
 def test_what_comes_back_to_padding_goes_nowhere(hidden, output):
     hidden.requires_grad_()
     asked = ask()
-    logprobs = head.answer(hidden, output, asked).logprobs
+    logprobs = answer_tokens(hidden, output, asked).logprobs
     found, expected = (
         torch.autograd.grad(logprobs, hidden, back, retain_graph=True)[0]
         for back in (torch.ones_like(logprobs), (asked.ids >= 0).double())
@@ -209,7 +210,9 @@ def test_small_tails_are_exact_in_fp32(mass):
     rest = 50
     logits = torch.full((1, rest + 1), math.log(mass / rest), dtype=torch.float64)
     logits[0, 0] = math.log1p(-mass)
-    answer = head.answer(logits.float(), Output(torch.eye(rest + 1)), Ask(torch.tensor([0]), torch.tensor([[0]])))
+    answer = answer_tokens(
+        logits.float(), OutputLayer(torch.eye(rest + 1)), Ask(torch.tensor([0]), torch.tensor([[0]]))
+    )
     assert answer.tail.item() == pytest.approx(math.log(mass), abs=1e-5)
 
 
@@ -219,9 +222,9 @@ def test_bf16_costs_no_more_than_computing_naively_in_bf16():
     hidden, weight = (torch.randn(rows, 32, generator=random).bfloat16() for rows in (64, 500))
     sampled = torch.arange(64)
     asked = Ask(sampled, torch.stack([sampled + 100, sampled + 200], dim=1), top_k=4)
-    exact = naive(hidden.float(), Output(weight.float()), asked)
-    rounded = naive(hidden, Output(weight), asked)
-    ours = tensors(head.answer(hidden, Output(weight), asked))
+    exact = naive(hidden.float(), OutputLayer(weight.float()), asked)
+    rounded = naive(hidden, OutputLayer(weight), asked)
+    ours = tensors(answer_tokens(hidden, OutputLayer(weight), asked))
     for found, in_bf16, expected in zip(ours, rounded, exact, strict=True):
         assert found.dtype == torch.float32
         error, naive_error = ((part.float() - expected).abs().max() for part in (found, in_bf16))
@@ -235,10 +238,10 @@ def test_autocast_costs_no_more_than_computing_naively_under_it():
     hidden, weight = (torch.randn(rows, 32, generator=random) for rows in (64, 500))
     sampled = torch.arange(64)
     asked = Ask(sampled, torch.stack([sampled + 100, sampled + 200], dim=1), top_k=4)
-    output = Output(weight)
+    output = OutputLayer(weight)
 
     def ours(own, layer):
-        return tensors(head.answer(own, layer, asked))
+        return tensors(answer_tokens(own, layer, asked))
 
     def naively(own, layer):
         return naive(own, layer, asked)
@@ -253,13 +256,13 @@ def test_autocast_costs_no_more_than_computing_naively_under_it():
         assert 0 < error <= 1.01 * naive_error
 
 
-def scored(logits: torch.Tensor, asked=None, **more) -> head.Scored:
+def scored(logits: torch.Tensor, asked=None, **more) -> Scored:
     """The score of these logits."""
-    output, sampled_ids = Output(torch.eye(logits.shape[-1], dtype=logits.dtype)), torch.zeros(len(logits)).long()
-    return head.score(logits, output, sampled_ids, asked, **{"top_k": 4, **more})
+    output, sampled_ids = OutputLayer(torch.eye(logits.shape[-1], dtype=logits.dtype)), torch.zeros(len(logits)).long()
+    return score_tokens(logits, output, sampled_ids, asked, **{"top_k": 4, **more})
 
 
-def entries(score: head.Scored) -> list[list[int]]:
+def entries(score: Scored) -> list[list[int]]:
     return [row[row >= 0].tolist() for row in score.ids]
 
 
@@ -319,7 +322,7 @@ def test_a_score_does_not_depend_on_chunks(monkeypatch):
     logits = torch.randn(7, VOCABULARY, generator=torch.Generator().manual_seed(5))
     asked = torch.randint(-1, VOCABULARY, (7, 3), generator=torch.Generator().manual_seed(6))
     whole = scored(logits, asked, mass=0.7)
-    monkeypatch.setattr(head, "CHUNK", 2 * VOCABULARY)
+    monkeypatch.setattr("pipeline.head.layer.CHUNK", 2 * VOCABULARY)
     cut = scored(logits, asked, mass=0.7)
     assert entries(cut) == entries(whole)
     for name in ("sampled", "own", "tail", "entropy"):
@@ -343,8 +346,8 @@ def test_entropies_are_left_out_where_they_are_not_wanted():
 
 def test_an_id_of_probability_zero_breaks_nothing():
     """Models mask ids with −inf: the entropy stays finite, the id scores −inf, and the tail is what is left."""
-    output = Output(torch.eye(4), bias=torch.tensor([0.0, 0.0, -torch.inf, -torch.inf]))
-    found = head.score(torch.zeros(1, 4), output, torch.tensor([0]), torch.tensor([[3]]), top_k=2)
+    output = OutputLayer(torch.eye(4), bias=torch.tensor([0.0, 0.0, -torch.inf, -torch.inf]))
+    found = score_tokens(torch.zeros(1, 4), output, torch.tensor([0]), torch.tensor([[3]]), top_k=2)
     assert found.entropy is not None
     assert found.entropy.item() == pytest.approx(math.log(2))
     assert entries(found) == [[0, 1, 3]]

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import store, training
+from pipeline.storage.store import Store
+from pipeline.training.module import Distillation
 from tests import dag
 from tests.dag import Stage
 
@@ -92,7 +93,7 @@ def run_before(project: Path, order: list[Stage], name: str) -> Stage:
 
 def finished_shards(project: Path) -> dict[Path, int]:
     """The inodes of what the store holds, by path."""
-    return {path: path.stat().st_ino for path in store.Store(project / ".potstill/store").entries()}
+    return {path: path.stat().st_ino for path in Store(project / ".potstill/store").entries()}
 
 
 def states(project: Path) -> list[Path]:
@@ -149,11 +150,11 @@ def test_a_killed_training_goes_on_from_its_last_state(sent, save_every, project
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that gets an entry with each optimiser step."""
     steps: list[int] = []
-    original = training.Distillation.training_step
+    original = Distillation.training_step
 
-    def training_step(self: training.Distillation, packs, number: int) -> None:
+    def training_step(self: Distillation, packs, number: int) -> None:
         steps.append(len(self.history) + 1)
         original(self, packs, number)
 
-    monkeypatch.setattr(training.Distillation, "training_step", training_step)
+    monkeypatch.setattr(Distillation, "training_step", training_step)
     return steps

@@ -11,13 +11,14 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline import axes, recipes
-from pipeline.recipes import Recipe
-from pipeline.terms import Term
+from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
+from pipeline.settings.targets import Contrast, Corrected, Extrapolation, Mixture, Route
+from pipeline.settings.term import Term
+from pipeline.settings.weights import ColumnWeight
 from tests import reference
 from tests.cases import VOCABULARY, Case
 
-ALL = [(name, place) for name in recipes.names() for place in range(len(recipes.load(name).terms))]
+ALL = [(name, place) for name in recipe_names() for place in range(len(load_recipe(name).terms))]
 each_term = pytest.mark.parametrize(("name", "place"), ALL, ids=[f"{name}-{place}" for name, place in ALL])
 few = settings(max_examples=2, phases=[Phase.explicit, Phase.generate])  # a failure has two numbers: nothing to shrink
 seeds = st.integers(0, 10_000)
@@ -31,10 +32,10 @@ WITHOUT_FIXED_POINT = {
 
 def alone(name: str, place: int) -> Recipe:
     """A recipe of one term of another, from its first step on at full weight."""
-    recipe = recipes.load(name)
+    recipe = load_recipe(name)
     term = recipe.terms[place].model_copy(update={"coefficient": 1.0})
-    read = {weight.name for weight in term.weights if isinstance(weight, axes.Derived)} | {term.bonus}
-    read |= {term.target.column} if isinstance(term.target, axes.Corrected) else set()
+    read = {weight.name for weight in term.weights if isinstance(weight, ColumnWeight)} | {term.bonus}
+    read |= {term.target.column} if isinstance(term.target, Corrected) else set()
     kept = {name: spec for name, spec in recipe.derived.items() if name in read}
     return recipe.model_copy(update={"terms": (term,), "derived": kept})
 
@@ -58,20 +59,20 @@ class AtRest(Case):
         match term.target:
             case None:
                 return self.q[term.view or "teacher"][token]
-            case axes.Route():
+            case Route():
                 row = self.facts(token, [0.0] * VOCABULARY)
                 return self.q[next(view for domain, view in term.target.views.items() if row[f"domain={domain}"])][
                     token
                 ]
-            case axes.Corrected():
+            case Corrected():
                 return reference.log_softmax(
                     [q - b for q, b in zip(self.q[term.target.view][token], self.bias, strict=True)]
                 )
-            case axes.Extrapolation():
+            case Extrapolation():
                 weights = {term.target.view: term.target.factor, term.target.reference: 1 - term.target.factor}
-            case axes.Contrast():
+            case Contrast():
                 weights = self._contrast(term.target, token)
-            case axes.Mixture():
+            case Mixture():
                 assert term.target.kind == "geometric"
                 weights = term.target.views
         if term.support == "sampled":
@@ -79,7 +80,7 @@ class AtRest(Case):
             return reference.log_softmax([sum(w * logs[v][i] for v, w in weights.items()) for i in range(VOCABULARY)])
         return self._spread(weights, token)
 
-    def _contrast(self, target: axes.Contrast, token: int) -> dict[str, float]:
+    def _contrast(self, target: Contrast, token: int) -> dict[str, float]:
         ids = self.ids[target.view][token]
         d, v = (reference.outcomes(self.q[view][token], ids) for view in (target.view, target.reference))
         alpha = target.scale * sum(abs(math.exp(a) - math.exp(b)) for a, b in zip(d, v, strict=True)) + 1e-3
@@ -132,8 +133,8 @@ def test_a_term_is_at_rest_where_it_says(name, place, seed, k):
 
 def test_the_terms_without_a_fixed_point_are_these():
     found = {
-        name: {place for place, term in enumerate(recipes.load(name).terms) if term.fixed_point.startswith("none")}
-        for name in recipes.names()
+        name: {place for place, term in enumerate(load_recipe(name).terms) if term.fixed_point.startswith("none")}
+        for name in recipe_names()
     }
     assert {name: places for name, places in found.items() if places} == WITHOUT_FIXED_POINT
 
@@ -148,21 +149,21 @@ def test_a_term_has_a_gradient_where_it_is_not_at_rest(name, place, seed):
     assert case.gradient().abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipe_names())
 @few
 @given(seed=seeds, padding=st.integers(1, 3))
 def test_padding_changes_nothing(name, seed, padding):
-    plain, padded = (Case(recipes.load(name), seed, padding=extra) for extra in (0, padding))
+    plain, padded = (Case(load_recipe(name), seed, padding=extra) for extra in (0, padding))
     gradients = [plain.gradient(), padded.gradient()]
     assert gradients[0].any()  # two zero gradients would be equal too
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-12)
 
 
 @pytest.mark.parametrize("packs", [((0,), (1,), (2,)), ((2, 0), (1,)), ((1, 2, 0),)])
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_how_a_step_is_cut_into_packs_changes_nothing(name, packs):
     """So neither do the order of its rollouts, micro-batches, or which rank has which pack."""
-    case = Case(recipes.load(name), seed=5)
+    case = Case(load_recipe(name), seed=5)
     torch.testing.assert_close(case.loss(case.logits, packs), case.loss(case.logits), rtol=1e-6, atol=1e-9)
     whole = case.gradient()
     assert whole.any()
@@ -175,7 +176,7 @@ def is_plain(term: Term) -> bool:
     return is_divergence and term.top_k is None and term.tail in ("bucket", "renormalise", "stop_gradient")
 
 
-PLAIN = [(name, place) for name, place in ALL if is_plain(recipes.load(name).terms[place])]
+PLAIN = [(name, place) for name, place in ALL if is_plain(load_recipe(name).terms[place])]
 
 
 def unweighed(name: str, place: int) -> Recipe:
@@ -204,7 +205,7 @@ def test_a_divergence_lies_between_zero_and_that_of_the_whole_vocabulary(name, p
 @pytest.mark.parametrize("tail", ["bucket", "renormalise", "stop_gradient", "student_weighted"])
 def test_every_tail_is_the_full_reverse_kl_when_the_ids_are_all(tail):
     term = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view", "tail": tail}
-    case = Case(recipes.load({"terms": [term]}), seed=0, k=VOCABULARY)
+    case = Case(load_recipe({"terms": [term]}), seed=0, k=VOCABULARY)
     everything = range(VOCABULARY)
     rows = list(zip([k.s for k in case.tokens()], case.q["teacher"], strict=True))
     expected = torch.tensor([reference.reverse_kl_gradient(*row, everything) for row in rows]) / len(rows)
@@ -222,7 +223,7 @@ def test_a_sampled_gradient_is_that_of_the_full_reverse_kl_in_expectation(estima
     if estimator == "residual" and "baseline" in more:
         pytest.skip("the residual has no advantage")
     term = {"estimator": estimator, "divergence": "reverse_kl", "support": support, **more}
-    case = Case(recipes.load({"terms": [term]}), seed=0, k=3)
+    case = Case(load_recipe({"terms": [term]}), seed=0, k=3)
     still = [reference.log_softmax(row) for row in case.logits.tolist()]
     other = [reference.log_softmax(row) for row in torch.randn(len(still), VOCABULARY).tolist()]
     drawn_from = other if "ratio" in more else still
@@ -238,18 +239,18 @@ def test_a_sampled_gradient_is_that_of_the_full_reverse_kl_in_expectation(estima
 
 SMOOTH = [
     name
-    for name in recipes.names()
+    for name in recipe_names()
     if all(
         term.estimator in ("analytic", "nll", "preference")
         and term.tail in ("bucket", "renormalise", "renormalise_target")
         and term.ratio is None
         and not any(weight.is_live for weight in term.weights)
-        for term in recipes.load(name).terms
+        for term in load_recipe(name).terms
     )
 ]
 
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_the_gradient_of_an_exact_loss_is_its_derivative(name):
-    case = Case(recipes.load(name), seed=3)
+    case = Case(load_recipe(name), seed=3)
     assert torch.autograd.gradcheck(case.loss, case.logits.clone().requires_grad_(), atol=1e-6)

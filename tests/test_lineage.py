@@ -2,15 +2,24 @@
 
 import pytest
 
-from pipeline import lineage, shards
 from pipeline.errors import ConsistencyError, ModelError
+from pipeline.models.lineage import (
+    UNKNOWN,
+    check_teacher,
+    name_teacher,
+    scorer_of_scores,
+    teacher_of_checkpoint,
+    teacher_of_rollouts,
+)
+from pipeline.storage.grades import GRADES
+from pipeline.storage.shards import Writer
 
-MATHS, OTHER = lineage.sft_teacher("maths-8b", "a" * 32), lineage.sft_teacher("other-8b", "b" * 32)
-UNKNOWN = lineage.sft_teacher(lineage.UNKNOWN, lineage.UNKNOWN)
+MATHS, OTHER = name_teacher("maths-8b", "a" * 32), name_teacher("other-8b", "b" * 32)
+UNKNOWN = name_teacher(UNKNOWN, UNKNOWN)
 
 
 def check(sft, scorer, allowed=None):
-    lineage.check(sft, scorer, "shard.parquet", allowed, "train")
+    check_teacher(sft, scorer, "shard.parquet", allowed, "train")
 
 
 def test_one_teacher_for_both_is_welcome_whatever_its_folder_is_called():
@@ -41,22 +50,22 @@ def test_the_bias_is_accepted_by_the_name_of_the_other_teacher_alone():
 
 
 def _shard(path, identity, made_with):
-    with shards.Writer(path, shards.GRADES, identity, made_with):
+    with Writer(path, GRADES, identity, made_with):
         pass
     return path
 
 
 def test_rollouts_carry_the_teacher_on(tmp_path):
     written = _shard(tmp_path / "a", {"sft_teacher": OTHER["weights"]}, {"sft_teacher": OTHER["name"]})
-    assert lineage.of_rollouts(written) == OTHER
-    assert lineage.of_rollouts(_shard(tmp_path / "b", {}, {})) == UNKNOWN
+    assert teacher_of_rollouts(written) == OTHER
+    assert teacher_of_rollouts(_shard(tmp_path / "b", {}, {})) == UNKNOWN
 
 
 def test_scores_say_who_gave_them(tmp_path):
     scored = _shard(tmp_path / "a", {"model": {"weights": MATHS["weights"]}}, {"model": MATHS["name"]})
-    assert lineage.of_scores(scored) == MATHS
+    assert scorer_of_scores(scored) == MATHS
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_with_the_way_to_bring_one(tmp_path):
     with pytest.raises(ModelError, match=r"has no potstill\.json.*`sft\.steps: 0`"):
-        lineage.of_checkpoint(tmp_path)
+        teacher_of_checkpoint(tmp_path)

@@ -8,10 +8,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import loading, models, params, shards
 from pipeline.engines.fake import BigramEngine
 from pipeline.errors import ShardError
-from pipeline.loading import Loader, Rows, Shard
+from pipeline.models.record import record_model
+from pipeline.settings.models import EngineSettings
+from pipeline.storage.bucket import TrainShard
+from pipeline.storage.scores import SCORES, skipped_table
+from pipeline.storage.shards import Writer, read_shard
+from pipeline.training.loader import Loader
+from pipeline.training.rows import Rows
 from tests import tiny_models, tiny_shards
 
 COUNTS = [70, 9]
@@ -21,7 +26,7 @@ TOKENS = 60
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     folder = tiny_models.bigram(tmp_path_factory.mktemp("model") / "bigram")
-    return BigramEngine(models.record(str(folder)), params.Engine(engine="fake"))
+    return BigramEngine(record_model(str(folder)), EngineSettings(engine="fake"))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +135,7 @@ def test_a_target_is_a_distribution(sources):
 
 def test_only_rows_that_may_be_trained_on_are_loaded(sources):
     keeps = [np.arange(count) % 3 == 1 for count in COUNTS]
-    chosen = [Shard(source.rollouts, source.scores, keep) for source, keep in zip(sources, keeps, strict=True)]
+    chosen = [TrainShard(source.rollouts, source.scores, keep) for source, keep in zip(sources, keeps, strict=True)]
     rows = Rows(chosen)
     everything = Rows(sources).sequential()
     wanted = [place for place, keep in zip(everything, np.concatenate(keeps), strict=True) if keep]
@@ -141,7 +146,7 @@ def test_only_rows_that_may_be_trained_on_are_loaded(sources):
 def test_a_batch_is_the_same_however_few_row_groups_are_in_memory(sources, monkeypatch):
     places = Rows(sources).order(0, 0)
     known = Rows(sources).batch(places, TOKENS)
-    monkeypatch.setattr(loading, "WINDOW", 1)
+    monkeypatch.setattr("pipeline.training.rows.WINDOW", 1)
     rows = Rows(sources)
     assert sorted(rows.order(0, 0)) == rows.sequential()
     assert same(rows.batch(places, TOKENS), known)
@@ -149,11 +154,11 @@ def test_a_batch_is_the_same_however_few_row_groups_are_in_memory(sources, monke
 
 def _edited(tmp_path, sources, edit) -> Rows:
     """The first shard, its scores changed."""
-    table = edit(shards.read(sources[0].scores["teacher"], shards.SCORES))
+    table = edit(read_shard(sources[0].scores["teacher"], SCORES))
     path = tmp_path / "edited.parquet"
-    with shards.Writer(path, shards.SCORES, {}, {}) as writer:
+    with Writer(path, SCORES, {}, {}) as writer:
         writer.write(table)
-    return Rows([Shard(sources[0].rollouts, {"teacher": path})])
+    return Rows([TrainShard(sources[0].rollouts, {"teacher": path})])
 
 
 def _swapped(table):
@@ -166,9 +171,7 @@ def _other_lengths(table):
 
 
 def _skipped(table):
-    return pa.concat_tables(
-        [shards.skipped_table([table.column("rollout_id")[0].as_py()], ["no hint"]), table.slice(1)]
-    )
+    return pa.concat_tables([skipped_table([table.column("rollout_id")[0].as_py()], ["no hint"]), table.slice(1)])
 
 
 def _halved(table):

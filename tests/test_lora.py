@@ -9,12 +9,19 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 
-from pipeline import head, models, packing, params, recipes, training
 from pipeline.engines.fake import BigramEngine
 from pipeline.errors import ModelError
-from pipeline.head import Ask
-from pipeline.loading import Rows
-from pipeline.student import Student, open_student
+from pipeline.head import layer
+from pipeline.head.answer import Ask
+from pipeline.models.packing import build_pack
+from pipeline.models.record import record_model
+from pipeline.models.student import Student, open_student
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import EngineSettings, Training
+from pipeline.settings.recipe import load_recipe
+from pipeline.training.fit import fit_student
+from pipeline.training.rows import Rows
+from pipeline.training.run import Run
 from tests import tiny_models, tiny_shards
 
 TARGETS = {"inside": ["q_proj", "down_proj"], "head": ["lm_head"], "both": ["q_proj", "lm_head"]}
@@ -28,7 +35,7 @@ def folders(tmp_path_factory):
 
 
 def opened(folders, name="True", dtype=torch.float64):
-    return open_student(models.record(str(folders[name])), dtype).transformer
+    return open_student(record_model(str(folders[name])), dtype).transformer
 
 
 def lora(targets, seed=0, **more) -> LoraConfig:
@@ -45,7 +52,7 @@ def pack():
             torch.arange(9, 12).numpy(),
         ],
     )
-    return packing.build([[0, 1]], prompts, responses)
+    return build_pack([[0, 1]], prompts, responses)
 
 
 def ask(pack) -> Ask:
@@ -76,7 +83,7 @@ def gradients(transformer, answered) -> dict[str, torch.Tensor]:
 def test_a_student_with_lora_answers_and_learns_as_its_full_logits_do(
     monkeypatch, folders, pack, where, is_wrapped, tied
 ):
-    monkeypatch.setattr(head, "CHUNK", 3 * 38)
+    monkeypatch.setattr(layer, "CHUNK", 3 * 38)
     transformer, config = opened(folders, tied), lora(TARGETS[where])
     if is_wrapped:
         transformer = get_peft_model(transformer, config).double()
@@ -143,13 +150,13 @@ def test_what_the_head_does_not_compute_is_refused(folders, config, named):
 
 
 def test_training_moves_the_adapters_and_nothing_else(folders, tmp_path):
-    engine = BigramEngine(models.record(str(folders["bigram"])), params.Engine(engine="fake"))
+    engine = BigramEngine(record_model(str(folders["bigram"])), EngineSettings(engine="fake"))
     rows = Rows(tiny_shards.write(tmp_path / "shards", engine, engine, [16]))
     transformer = get_peft_model(opened(folders, "False", torch.float32), lora(["q_proj", "lm_head"]))
     before = copy.deepcopy(transformer.state_dict())
-    settings, machine = params.Training(steps=2, batch=8, learning_rate=1e-2), params.Machine(device="cpu")
-    run = training.Run(recipes.load("topk_reverse_kl"), rows, settings, machine, tmp_path / "state")
-    after = training.fit(Student(transformer), run).student.transformer.state_dict()
+    settings, machine = Training(steps=2, batch=8, learning_rate=1e-2), Machine(device="cpu")
+    run = Run(load_recipe("topk_reverse_kl"), rows, settings, machine, tmp_path / "state")
+    after = fit_student(Student(transformer), run).student.transformer.state_dict()
     moved = {name for name, one in after.items() if not torch.equal(one, before[name])}
     assert moved == {name for name in before if "lora_" in name}
     assert any("lm_head" in name for name in moved)

@@ -14,19 +14,26 @@ import pyarrow as pa
 import pytest
 
 from benchmarks import measure
-from pipeline import grades, params, prompts, rollouts, scoring, shards, view_settings
-from pipeline.contexts import Bucket
-from pipeline.engines import Response
-from pipeline.prompts import Prompt
-from pipeline.ragged import Ragged
-from pipeline.rollouts import Author
-from pipeline.scoring import Job
+from pipeline.engines.engine import Response
+from pipeline.grading import write as grade_writing
+from pipeline.grading.write import Grading
+from pipeline.rollouts import write as writing
+from pipeline.rollouts.write import Author, write_rollouts
+from pipeline.scoring.write import Job, write_scores
+from pipeline.settings import params
+from pipeline.settings.views import SupportSettings, View
+from pipeline.storage.bucket import Bucket
+from pipeline.storage.prompts import Prompt, read_prompts, write_prompts
+from pipeline.storage.ragged import Ragged
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.scores import SCORES, Scores, score_table
+from pipeline.storage.shards import Writer, read_shard
 
 PROMPTS, MORE = 64, 100
 TOKENS, K = 150, 32
 TEXT = "so " * 3000
 RESPONSE = (np.arange(TOKENS) % 30 + 4).astype(np.int32)
-VIEW = view_settings.View(support=view_settings.SupportSettings(top_k=K))
+VIEW = View(support=SupportSettings(top_k=K))
 
 pytestmark = pytest.mark.slow
 
@@ -65,9 +72,7 @@ class Arrays:
         count = sum(len(sequence.response_ids) for sequence in sequences)
         equal, counts = np.full(count * K, -np.log(K + 1), np.float32), np.full(count, K)
         ids = Ragged.cut(np.tile(np.arange(K, dtype=np.int32), count), counts)
-        return shards.Scores(
-            equal[:count], ids, Ragged.cut(equal, counts), counts.astype(np.uint16), equal[:count], None
-        )
+        return Scores(equal[:count], ids, Ragged.cut(equal, counts), counts.astype(np.uint16), equal[:count], None)
 
 
 ENGINE: Any = Arrays()
@@ -75,16 +80,16 @@ ENGINE: Any = Arrays()
 
 def refresh(folder: Path, times: int) -> None:
     """Write rollouts."""
-    rollouts.AT_ONCE = PROMPTS
+    writing.AT_ONCE = PROMPTS
     identity = {"sampling": {"max_tokens": TOKENS}, "samples": times, "seed": 0, "engine": {"engine": "fake"}}
     author = Author(ENGINE, "student", top_k=K)
-    rollouts.write(folder / f"written-{times}", identity, prompts.load(folder / "prompts"), author)
+    write_rollouts(folder / f"written-{times}", identity, read_prompts(folder / "prompts"), author)
 
 
 def grade(folder: Path, times: int) -> None:
     """Grade long responses."""
-    grades.AT_ONCE = PROMPTS
-    with grades.Grading(params.Grade(grader="exact")) as grading:
+    grade_writing.AT_ONCE = PROMPTS
+    with Grading(params.GradeSettings(grader="exact")) as grading:
         _, make = grading.of(folder / "prompts", folder / f"long-{times}")
         make(folder / f"grades-{times}")
 
@@ -93,28 +98,31 @@ def score(folder: Path, times: int) -> None:
     """Score rollouts."""
     source, identity = folder / f"rollouts-{times}", {"entropies": False, "engine": {"engine": "fake"}}
     job = Job(Bucket(source, folder / "prompts", source), VIEW, ENGINE.model)
-    scoring.write(folder / f"made-{times}", identity, job, ENGINE)
+    write_scores(folder / f"made-{times}", identity, job, ENGINE)
 
 
 def train(folder: Path, times: int) -> None:
     """Load every row for a training step."""
-    from pipeline import loading, recipes  # brings torch, which the other stages do without
-    from pipeline.loading import Loader, Rows, Shard
+    from pipeline.settings.recipe import load_recipe
+    from pipeline.storage.bucket import TrainShard
+    from pipeline.training import rows as training_rows  # brings torch, which the other stages do without
+    from pipeline.training.loader import Loader
+    from pipeline.training.rows import Rows
 
-    loading.WINDOW = 1
-    recipe = recipes.load("topk_reverse_kl")
-    rows = Rows([Shard(folder / f"rollouts-{times}", {"teacher": folder / f"scores-{times}"})], recipe)
+    training_rows.WINDOW = 1
+    recipe = load_recipe("topk_reverse_kl")
+    rows = Rows([TrainShard(folder / f"rollouts-{times}", {"teacher": folder / f"scores-{times}"})], recipe)
     for packs in Loader(rows, times, PROMPTS, tokens=16384, seed=0):
         assert len(packs[0][1].targets) == 1
 
 
 def holds_everything(folder: Path, times: int) -> None:
     """What no stage may do."""
-    assert shards.read(folder / f"scores-{times}", shards.SCORES).num_rows == PROMPTS * times
+    assert read_shard(folder / f"scores-{times}", SCORES).num_rows == PROMPTS * times
 
 
 def write(path: Path, table: pa.Table, times: int) -> None:
-    with shards.Writer(path, table.schema, {}, {}) as writer:
+    with Writer(path, table.schema, {}, {}) as writer:
         for _ in range(times):
             writer.write(table)
 
@@ -126,7 +134,7 @@ def folder(tmp_path_factory) -> Path:
     asked = [
         Prompt(str(row), "all", ({"role": "user", "content": "1+1"},), "2", None, 0, "opd") for row in range(PROMPTS)
     ]
-    prompts.write(made / "prompts", {}, {}, asked)
+    write_prompts(made / "prompts", {}, {}, asked)
     row = {
         "sample": 0, "source": "student", "behaviour": "b", "written_in": "r1", "prompt_ids": [5],
         "response_ids": RESPONSE, "behaviour_logprobs": np.full(TOKENS, -1.0), "finish_reason": "length", "text": "",
@@ -134,10 +142,10 @@ def folder(tmp_path_factory) -> Path:
     }  # fmt: skip
     ids = [str(number) for number in range(PROMPTS)]
     written = [row | {"rollout_id": id_, "prompt_id": id_} for id_ in ids]
-    few = pa.Table.from_pylist(written, shards.ROLLOUTS)
-    long = pa.Table.from_pylist([one | {"text": TEXT, "response_ids": [5]} for one in written], shards.ROLLOUTS)
+    few = pa.Table.from_pylist(written, ROLLOUTS)
+    long = pa.Table.from_pylist([one | {"text": TEXT, "response_ids": [5]} for one in written], ROLLOUTS)
     scored = ENGINE.score([SimpleNamespace(response_ids=RESPONSE)] * PROMPTS, None)
-    table = shards.score_table(ids, np.full(PROMPTS, TOKENS), scored, ["c"] * PROMPTS)
+    table = score_table(ids, np.full(PROMPTS, TOKENS), scored, ["c"] * PROMPTS)
     for times in (1, MORE):
         for name, of_rows in (("rollouts", few), ("long", long), ("scores", table)):
             write(made / f"{name}-{times}", of_rows, times)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline import models
 from pipeline.errors import ModelError
+from pipeline.models.record import Model, record_model
 from tests import tiny_models
 
 
@@ -32,7 +32,7 @@ def change(path, **facts):
 def test_an_architecture_that_transformers_does_not_know_is_refused_and_nobody_is_asked(folder, auto_map, asked):
     change(folder / "config.json", model_type="own", **auto_map)
     with pytest.raises(ModelError, match=r"model: its configuration cannot be opened: .*`model_type` \(config\.json\)"):
-        models.record(str(folder))
+        record_model(str(folder))
     assert not asked
 
 
@@ -41,5 +41,5 @@ def test_a_tokenizer_of_a_models_own_code_is_refused_and_nobody_is_asked(folder,
     change(folder / "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=own)
     change(folder / "config.json", model_type="own")
     with pytest.raises(ModelError, match="its tokenizer cannot be opened"):
-        models.Model.load_tokenizer(models.Model.model_construct(location=str(folder), commit=None))
+        Model.load_tokenizer(Model.model_construct(location=str(folder), commit=None))
     assert not asked

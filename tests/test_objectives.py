@@ -12,9 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import head
-from pipeline.columns import Columns, Target
+from pipeline.head.answer import Answer, Ask
+from pipeline.head.gradient import answer_tokens
+from pipeline.head.layer import OutputLayer
 from pipeline.objectives import divergences, estimators
+from pipeline.objectives.inputs import Inputs, Target
 from pipeline.objectives.outcomes import Outcomes
 from tests import reference
 
@@ -44,10 +46,10 @@ class Case:
         """The student's distributions."""
         return [reference.log_softmax(row) for row in self.logits.tolist()]
 
-    def answer(self, logits: torch.Tensor) -> head.Answer:
+    def answer(self, logits: torch.Tensor) -> Answer:
         """What the head says of the student."""
         ids = torch.tensor([row + [-1] * self.padding for row in self.ids])
-        return head.answer(logits, head.Output(torch.eye(VOCABULARY, dtype=self.dtype)), head.Ask(self.sampled, ids))
+        return answer_tokens(logits, OutputLayer(torch.eye(VOCABULARY, dtype=self.dtype)), Ask(self.sampled, ids))
 
     def outcomes(self, logits: torch.Tensor) -> Outcomes:
         """The student's outcomes, with gradient."""
@@ -62,14 +64,14 @@ class Case:
             torch.tensor(logprobs, dtype=self.dtype), torch.tensor([row[-1] for row in rows], dtype=self.dtype)
         )
 
-    def columns(self, distributions: list[list[float]]) -> Columns:
+    def columns(self, distributions: list[list[float]]) -> Inputs:
         """What a recipe reads of this case, with that target."""
         ids = torch.tensor([row + [-1] * self.padding for row in self.ids])
         chosen = [row[y] for row, y in zip(distributions, self.sampled.tolist(), strict=True)]
         target = Target(ids, self.of(distributions), torch.tensor(chosen, dtype=self.dtype))
         even = torch.full((TOKENS,), 1 / TOKENS, dtype=self.dtype)
         weights = {"token_mean": even, "sequence_mean": even}
-        return Columns({"teacher": target}, weights, lengths=torch.tensor([TOKENS]))
+        return Inputs({"teacher": target}, weights, lengths=torch.tensor([TOKENS]))
 
     def gradient(self, loss) -> torch.Tensor:
         """Of a function of the logits, summed over the tokens."""

@@ -10,43 +10,53 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import models, needs, pairs, params, recipes, shards
 from pipeline.engines.fake import BigramEngine
 from pipeline.errors import SettingsError, ShardError
-from pipeline.loading import Loader, Rows, Shard
+from pipeline.models.record import record_model
+from pipeline.settings.models import EngineSettings, Training
+from pipeline.settings.recipe import load_recipe
+from pipeline.storage.bucket import TrainShard
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.shards import read_shard
+from pipeline.training.loader import Loader
+from pipeline.training.preference_pairs import find_partners
+from pipeline.training.requirements import _check_pairs
+from pipeline.training.rows import Rows
 from tests import dag, tiny_models, tiny_shards
 
-SODA = recipes.load("soda")
+SODA = load_recipe("soda")
 RESPONSES = {"student": [9, 5], "teacher": [6, 3]}
 """Rows of each shard; the prompts of every shard are p0, p1, …"""
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Shard]:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[TrainShard]:
     root = tmp_path_factory.mktemp("pairs")
-    engine = BigramEngine(models.record(str(tiny_models.bigram(root / "bigram"))), params.Engine(engine="fake"))
+    engine = BigramEngine(record_model(str(tiny_models.bigram(root / "bigram"))), EngineSettings(engine="fake"))
     found = []
     for seed, (source, rows) in enumerate(RESPONSES.items()):
         writer = BigramEngine(
-            models.record(str(tiny_models.bigram(root / source, seed + 5))), params.Engine(engine="fake")
+            record_model(str(tiny_models.bigram(root / source, seed + 5))), EngineSettings(engine="fake")
         )
         shards_of = tiny_shards.write(root / f"of-{source}", writer, engine, rows)
-        found += [Shard(shard.rollouts, {"reference": shard.scores["teacher"]}, source=source) for shard in shards_of]
+        found += [
+            TrainShard(shard.rollouts, {"reference": shard.scores["teacher"]}, source=source) for shard in shards_of
+        ]
     return found
 
 
-def stored(sources: list[Shard]) -> list[tuple[str, str, tuple[int, ...]]]:
+def stored(sources: list[TrainShard]) -> list[tuple[str, str, tuple[int, ...]]]:
     """Source, prompt and response of every row."""
     return [
         (source.source, row["prompt_id"], tuple(row["response_ids"]))
         for source in sources
-        for row in shards.read(source.rollouts, shards.ROLLOUTS).to_pylist()
+        for row in read_shard(source.rollouts, ROLLOUTS).to_pylist()
     ]
 
 
 def test_a_response_is_paired_with_the_teachers_to_its_own_prompt(sources):
     rows = stored(sources)
-    found = pairs.partners(sources, "soda")
+    found = find_partners(sources, "soda")
     assert len(found) == len(rows)
     samples: dict[str, list[int]] = defaultdict(list)
     for number, (source, prompt, _) in enumerate(rows):
@@ -94,12 +104,12 @@ def test_an_epoch_has_every_pair_once(sources):
 def test_without_a_common_prompt_there_is_nothing_to_compare(sources):
     of_student = [source for source in sources if source.source == "student"]
     with pytest.raises(ShardError, match=r"`soda` learns from pairs of them\. Name some prompts .* `split: sft`"):
-        pairs.partners(of_student, "soda")
+        find_partners(of_student, "soda")
 
 
 def test_half_a_pair_is_refused(sources):
     with pytest.raises(SettingsError, match=r"train\.batch is 7, .* `soda` trains on pairs .* Make it even"):
-        needs._check_pairs(SODA, sources, params.Training(steps=1, batch=7, learning_rate=1.0))
+        _check_pairs(SODA, sources, Training(steps=1, batch=7, learning_rate=1.0))
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import params
 from pipeline.errors import SettingsError
-from pipeline.machine_settings import VllmMachine
+from pipeline.settings import params
+from pipeline.settings.machine import Machine, VllmMachine, load_machine
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]
@@ -46,14 +46,14 @@ def edited(tmp_path):
             text = text.replace(old, new, 1)
         path = tmp_path / "params.yaml"
         path.write_text(text)
-        return params.load(path)
+        return params.load_params(path)
 
     return load
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_file_loads(path):
-    settings = params.load(path)
+    settings = params.load_params(path)
     assert settings.rounds
 
 
@@ -260,26 +260,26 @@ def test_settings_do_not_change_after_loading(edited):
 
 def test_a_missing_file_and_one_that_is_no_yaml_are_named(tmp_path):
     with pytest.raises(SettingsError, match=r"params\.yaml is missing\. `presets/` has some"):
-        params.load(tmp_path / "params.yaml")
+        params.load_params(tmp_path / "params.yaml")
     with pytest.raises(SettingsError, match="cannot be read as a file of settings: Is a directory"):
-        params.load(tmp_path)
+        params.load_params(tmp_path)
     (tmp_path / "bad.yaml").write_text("a: [1,\nb: 2")
     with pytest.raises(SettingsError, match=r"bad\.yaml is not YAML"):
-        params.load(tmp_path / "bad.yaml")
+        params.load_params(tmp_path / "bad.yaml")
     (tmp_path / "twice.yaml").write_text("a: 1\na: 2\n")
     with pytest.raises(SettingsError, match=r"twice\.yaml is not YAML[\s\S]*duplicate key"):
-        params.load(tmp_path / "twice.yaml")
+        params.load_params(tmp_path / "twice.yaml")
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(SettingsError, match="the file as a whole: expected an object, found None"):
-        params.load(tmp_path / "empty.yaml")
+        params.load_params(tmp_path / "empty.yaml")
 
 
 def test_machine_has_a_default_for_every_key(tmp_path):
-    assert params.load_machine(tmp_path / "machine.yaml") == params.Machine()
+    assert load_machine(tmp_path / "machine.yaml") == Machine()
     (tmp_path / "machine.yaml").write_text("# all defaults\n")
-    assert params.load_machine(tmp_path / "machine.yaml") == params.Machine()
+    assert load_machine(tmp_path / "machine.yaml") == Machine()
     (tmp_path / "machine.yaml").write_text("device: cpu\nvllm: {tensor_parallel_size: 2}\n")
-    machine = params.load_machine(tmp_path / "machine.yaml")
+    machine = load_machine(tmp_path / "machine.yaml")
     assert (machine.device, machine.vllm.tensor_parallel_size) == ("cpu", 2)
     assert machine.vllm.gpu_memory_utilization == VllmMachine().gpu_memory_utilization
 
@@ -287,6 +287,6 @@ def test_machine_has_a_default_for_every_key(tmp_path):
 def test_an_unknown_key_of_the_machine_is_an_error(tmp_path):
     (tmp_path / "machine.yaml").write_text("devise: cpu\nvllm: {tensor_parallel: 2}\n")
     with pytest.raises(SettingsError) as caught:
-        params.load_machine(tmp_path / "machine.yaml")
+        load_machine(tmp_path / "machine.yaml")
     assert "devise: no such setting; did you mean `device`?" in str(caught.value)
     assert "vllm.tensor_parallel: no such setting; did you mean `tensor_parallel_size`?" in str(caught.value)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import params, recipes
+from pipeline.settings import params
+from pipeline.settings.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
@@ -27,8 +28,8 @@ def test_the_presets_are_those_that_the_readme_lists():
 
 @pytest.mark.parametrize("preset", PRESETS, ids=_name)
 def test_a_preset_loads_and_scores_what_its_objective_reads(preset: Path):
-    settings = params.load(preset)
-    recipe = recipes.load(settings.train.objective)
+    settings = params.load_params(preset)
+    recipe = load_recipe(settings.train.objective)
     assert set(recipe.views) <= {name for name, view in settings.score.views.items() if view.target}
     assert recipe.terms
 
@@ -49,14 +50,14 @@ def test_a_published_setting_says_where_it_comes_from(preset: Path):
 
 @pytest.mark.parametrize("preset", PUBLISHED, ids=_name)
 def test_a_published_preset_takes_everything_from_the_hub_at_a_revision(preset: Path):
-    settings = params.load(preset)
+    settings = params.load_params(preset)
     assert settings.models.demo is None
     names = [settings.models.teacher, settings.models.student, *(source.dataset for source in settings.prompts.sources)]
     assert all(name is not None and "@" in name for name in names)
 
 
 def test_the_published_presets_differ_in_their_models_and_their_sft_batch_alone():
-    small, large = (params.load(path).model_dump() for path in PUBLISHED)
+    small, large = (params.load_params(path).model_dump() for path in PUBLISHED)
     differing = {
         f"{section}.{key}"
         for section in small

@@ -9,10 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import demo, hashing, manifest, params, prompts, shards, sources
+from pipeline.demo import task
 from pipeline.errors import PromptError
-from pipeline.prompt_settings import Fields, Source
-from pipeline.store import Store
+from pipeline.prompts.collect import choose_bucket, collect_prompts, group_by_bucket
+from pipeline.prompts.sources import Row, read_source
+from pipeline.settings.prompts import Fields, Prompts, Source
+from pipeline.storage import hashing
+from pipeline.storage.manifest import verify_folder
+from pipeline.storage.prompts import read_prompts
+from pipeline.storage.shards import list_shards, read_about
+from pipeline.storage.store import Store
 from stages import prompts as stage
 
 GSM8K = Path("../shared/data/gsm8k_train_500.jsonl")
@@ -28,12 +34,12 @@ def write(path: Path, values: Sequence[Any]) -> str:
     return str(path)
 
 
-def settings(*sources: dict[str, Any], **others: Any) -> params.Prompts:
+def settings(*sources: dict[str, Any], **others: Any) -> Prompts:
     told = {"sources": sources, "buckets": 4, **others}
-    return params.Prompts.model_validate_json(json.dumps(told))
+    return Prompts.model_validate_json(json.dumps(told))
 
 
-def three(folder: Path, **named: Sequence[Any]) -> params.Prompts:
+def three(folder: Path, **named: Sequence[Any]) -> Prompts:
     """One JSONL source for each split; `sft=[…]` says which rows, else there are 40 of its own."""
     found = {split: named.get(split, rows(split, 40)) for split in ("sft", "opd", "evaluation")}
     return settings(
@@ -44,9 +50,9 @@ def three(folder: Path, **named: Sequence[Any]) -> params.Prompts:
     )
 
 
-def read(path: Path | str, **options: Any) -> tuple[list[sources.Row], list[str]]:
+def read(path: Path | str, **options: Any) -> tuple[list[Row], list[str]]:
     source = Source.model_validate_json(json.dumps({"split": "sft", "path": str(path), **options}))
-    return sources.read(source, "prompts.sources.0")
+    return read_source(source, "prompts.sources.0")
 
 
 def mistake(folder: Path, row: Any, **options: Any) -> str:
@@ -97,26 +103,26 @@ def test_a_folder_is_read_by_datasets_as_its_file_is_read_directly(
     (tmp_path / "set").mkdir()
     path = write(tmp_path / "set" / "train.jsonl", rows("sft", 5))
     source = Source(split="sft", dataset=str(tmp_path / "set"), fields=Fields(answer="answer"))
-    found, _ = sources.read(source, "prompts.sources.0")
+    found, _ = read_source(source, "prompts.sources.0")
     assert [(row.messages, row.answer) for row in found] == [
         (row.messages, row.answer) for row in read(path, fields={"answer": "answer"})[0]
     ]
     assert found[4].place == f"{tmp_path / 'set'} (train), row 5"
     with pytest.raises(PromptError, match=r"sources\.0\.fields: .* has no column `?solution`?; it has prompt, answer"):
-        sources.read(source.model_copy(update={"fields": Fields(answer="solution")}), "prompts.sources.0")
+        read_source(source.model_copy(update={"fields": Fields(answer="solution")}), "prompts.sources.0")
     with pytest.raises(PromptError, match=r"sources\.0\.dataset: .* cannot be read"):
-        sources.read(source.model_copy(update={"dataset_split": "none"}), "prompts.sources.0")
+        read_source(source.model_copy(update={"dataset_split": "none"}), "prompts.sources.0")
 
 
 def test_a_hub_data_set_needs_a_revision() -> None:
     with pytest.raises(PromptError, match=r"prompts\.sources\.0\.dataset: .*`openai/gsm8k@main`"):
-        sources.read(Source(split="sft", dataset="openai/gsm8k"), "prompts.sources.0")
+        read_source(Source(split="sft", dataset="openai/gsm8k"), "prompts.sources.0")
 
 
 def test_the_demos_sums_bring_answers_hints_and_domains() -> None:
-    found, mistakes = sources.read(Source(split="opd", sums=3, limit=7), "prompts.sources.0")
+    found, mistakes = read_source(Source(split="opd", sums=3, limit=7), "prompts.sources.0")
     assert not mistakes
-    expected = list(demo.sums(3, 7))
+    expected = list(task.sums(3, 7))
     assert [row.messages[0]["content"] for row in found] == [row["question"] for row in expected]
     assert [(row.answer, row.hint, row.domain) for row in found] == [
         (str(row["answer"]), row["hint"], row["domain"]) for row in expected
@@ -125,9 +131,9 @@ def test_the_demos_sums_bring_answers_hints_and_domains() -> None:
 
 
 def test_the_demos_sums_can_show_their_hint_and_be_of_a_domain() -> None:
-    plain = list(demo.sums(3, 7))
+    plain = list(task.sums(3, 7))
     source = Source(split="opd", sums=3, limit=7, hinted=True, domain="told")
-    found, _ = sources.read(source, "prompts.sources.0")
+    found, _ = read_source(source, "prompts.sources.0")
     assert found[0].messages[0]["content"] == f"{plain[0]['question']}\n\nHint: {plain[0]['hint']}"
     assert [(row.answer, row.hint) for row in found] == [(row["answer"], row["hint"]) for row in plain]
     assert {row.domain for row in found} == {"told"}
@@ -234,7 +240,7 @@ def test_files_that_cannot_be_read_name_their_setting(tmp_path: Path) -> None:
 def test_all_bad_rows_of_all_sources_come_in_one_error_that_lists_twenty(tmp_path: Path) -> None:
     bad = {"answer": 1}
     with pytest.raises(PromptError) as caught:
-        prompts.collect(three(tmp_path, sft=[bad] * 15 + rows("sft", 3), opd=[*rows("opd", 9), *[bad] * 8]))
+        collect_prompts(three(tmp_path, sft=[bad] * 15 + rows("sft", 3), opd=[*rows("opd", 9), *[bad] * 8]))
     lines = str(caught.value).splitlines()
     assert lines[0] == "prompts.sources has 23 rows that cannot be used:"
     assert lines[1].startswith(f"  {tmp_path / 'sft.jsonl'}, line 1: lacks `prompt`")
@@ -244,16 +250,16 @@ def test_all_bad_rows_of_all_sources_come_in_one_error_that_lists_twenty(tmp_pat
 
 
 def test_duplicates_are_left_out_and_contradictions_name_both_places(tmp_path: Path) -> None:
-    found = prompts.collect(three(tmp_path, sft=[*rows("sft", 10), *rows("sft", 5)]))
+    found = collect_prompts(three(tmp_path, sft=[*rows("sft", 10), *rows("sft", 5)]))
     assert len(found["sft"]) == 10
     with pytest.raises(PromptError) as caught:
-        prompts.collect(three(tmp_path, sft=[*rows("sft", 10), {"prompt": "sft 3", "answer": "4"}]))
+        collect_prompts(three(tmp_path, sft=[*rows("sft", 10), {"prompt": "sft 3", "answer": "4"}]))
     path = tmp_path / "sft.jsonl"
     assert f"{path}, line 11: the prompt of {path}, line 4, but with answer '4' not '3'" in str(caught.value)
 
 
 def test_one_prompt_may_be_in_sft_and_in_opd(tmp_path: Path) -> None:
-    found = prompts.collect(three(tmp_path, sft=rows("same", 40), opd=rows("same", 40)))
+    found = collect_prompts(three(tmp_path, sft=rows("same", 40), opd=rows("same", 40)))
     assert [prompt.prompt_id for prompt in found["sft"]] == [prompt.prompt_id for prompt in found["opd"]]
 
 
@@ -262,7 +268,7 @@ def test_evaluation_prompts_are_removed_whatever_their_case_and_spacing(
 ) -> None:
     copies = [{"prompt": "EVALUATION  3\n", "answer": 3}, {"prompt": "evaluation 4", "answer": 4}]
     with caplog.at_level("INFO"):
-        found = prompts.collect(three(tmp_path, sft=[*rows("sft", 9), *copies], opd=[*rows("opd", 40), *copies[:1]]))
+        found = collect_prompts(three(tmp_path, sft=[*rows("sft", 9), *copies], opd=[*rows("opd", 40), *copies[:1]]))
     assert {split: len(inside) for split, inside in found.items()} == {"sft": 9, "opd": 40, "evaluation": 40}
     assert "sft: 9 prompts (11 rows, 0 duplicates and 2 evaluation prompts left out)" in caplog.messages
     assert "opd: 40 prompts (41 rows, 0 duplicates and 1 evaluation prompts left out)" in caplog.messages
@@ -271,7 +277,7 @@ def test_evaluation_prompts_are_removed_whatever_their_case_and_spacing(
 def test_a_system_message_does_not_hide_an_evaluation_prompt(tmp_path: Path) -> None:
     told = three(tmp_path, sft=[*rows("sft", 3), *rows("evaluation", 3)])
     others = [told.sources[0].model_copy(update={"system": "Think."}), *told.sources[1:]]
-    assert len(prompts.collect(told.model_copy(update={"sources": tuple(others)}))["sft"]) == 3
+    assert len(collect_prompts(told.model_copy(update={"sources": tuple(others)}))["sft"]) == 3
 
 
 @pytest.mark.parametrize("split", ["sft", "opd"])
@@ -279,7 +285,7 @@ def test_a_split_of_evaluation_prompts_alone_is_refused(tmp_path: Path, split: s
     with pytest.raises(
         PromptError, match=rf"prompts\.sources: no prompts for `split: {split}` \(40 rows, 0 dup.*40 ev"
     ):
-        prompts.collect(three(tmp_path, **{split: rows("evaluation", 40)}))
+        collect_prompts(three(tmp_path, **{split: rows("evaluation", 40)}))
 
 
 @pytest.mark.parametrize("split", ["sft", "opd", "evaluation"])
@@ -287,50 +293,50 @@ def test_a_split_without_a_source_is_refused(tmp_path: Path, split: str) -> None
     told = three(tmp_path)
     others = tuple(source for source in told.sources if source.split != split)
     with pytest.raises(PromptError, match=rf"prompts\.sources: no prompts for `split: {split}` \(0 rows"):
-        prompts.collect(told.model_copy(update={"sources": others}))
+        collect_prompts(told.model_copy(update={"sources": others}))
 
 
 def test_held_out_and_other_buckets_of_opd_both_need_prompts(tmp_path: Path) -> None:
     told = three(tmp_path, opd=rows("opd", 1))
-    bucket = prompts.bucket_of(hashing.digest(hashing.canonical([{"role": "user", "content": "opd 0"}])), 4)
+    bucket = choose_bucket(hashing.digest(hashing.canonical([{"role": "user", "content": "opd 0"}])), 4)
     for held_out in (bucket, (bucket + 1) % 4):
         with pytest.raises(
             PromptError, match=rf"prompts\.held_out is bucket {held_out} of 4, and [01] of 1 opd prompts"
         ):
-            prompts.collect(told.model_copy(update={"held_out": held_out}))
+            collect_prompts(told.model_copy(update={"held_out": held_out}))
 
 
 def test_ids_and_buckets_stay_what_they_were(tmp_path: Path) -> None:
     """Recorded when the format was made: every rollout and score of a prompt hangs on both."""
-    (prompt,) = prompts.collect(three(tmp_path, sft=[{"prompt": "1+1?", "answer": 2}]))["sft"]
+    (prompt,) = collect_prompts(three(tmp_path, sft=[{"prompt": "1+1?", "answer": 2}]))["sft"]
     assert prompt.prompt_id == "733cdafbdd37c874e67643a91fe55f3e"
     assert prompt.bucket == 0xE % 4
-    assert prompts.bucket_of("0" * 29 + "1ff", 256) == 255
+    assert choose_bucket("0" * 29 + "1ff", 256) == 255
 
 
 def test_the_stage_writes_what_was_collected_and_load_reads_it_back(tmp_path: Path) -> None:
     told = three(tmp_path)
     made = stage.run(told, Store(tmp_path / "store"), tmp_path / "out")
-    collected = prompts.collect(told)
+    collected = collect_prompts(told)
     for split, expected in collected.items():
         folder = tmp_path / "out" / split
-        assert manifest.verify(folder) == []
-        shard_names = [path.name for path in shards.in_order(folder, "prompts")]
+        assert verify_folder(folder) == []
+        shard_names = [path.name for path in list_shards(folder, "prompts")]
         assert shard_names == [f"{bucket:05d}.parquet" for bucket in sorted({prompt.bucket for prompt in expected})]
-        found = [prompt for path in shards.in_order(folder, "prompts") for prompt in prompts.load(path)]
+        found = [prompt for path in list_shards(folder, "prompts") for prompt in read_prompts(path)]
         assert sorted(found, key=lambda prompt: prompt.prompt_id) == expected
-        for path in shards.in_order(folder, "prompts"):
-            ids = [prompt.prompt_id for prompt in prompts.load(path)]
+        for path in list_shards(folder, "prompts"):
+            ids = [prompt.prompt_id for prompt in read_prompts(path)]
             assert ids == sorted(ids)
-    assert {prompt.split for prompt in prompts.load(tmp_path / "out" / "opd" / "00000.parquet")} == {"validation"}
-    assert {prompt.split for prompt in prompts.load(tmp_path / "out" / "opd" / "00001.parquet")} == {"opd"}
+    assert {prompt.split for prompt in read_prompts(tmp_path / "out" / "opd" / "00000.parquet")} == {"validation"}
+    assert {prompt.split for prompt in read_prompts(tmp_path / "out" / "opd" / "00001.parquet")} == {"opd"}
     for split in ("sft", "evaluation"):
-        assert {prompt.split for prompt in prompts.load(tmp_path / "out" / split / "00000.parquet")} == {split}
-    about = shards.about(tmp_path / "out" / "sft" / "00000.parquet")
+        assert {prompt.split for prompt in read_prompts(tmp_path / "out" / split / "00000.parquet")} == {split}
+    about = read_about(tmp_path / "out" / "sft" / "00000.parquet")
     assert set(about["identity"]) == {"stage", "version", "format", "rows"}
     assert set(about["made_with"]) == {"potstill", "pyarrow"}
     assert (made.found, made.tokens) == (0, 0)
-    assert made.made == sum(len(prompts.by_bucket(inside)) for inside in collected.values())
+    assert made.made == sum(len(group_by_bucket(inside)) for inside in collected.values())
 
 
 def test_one_more_prompt_changes_one_bucket_and_its_place_in_the_file_none(tmp_path: Path) -> None:

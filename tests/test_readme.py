@@ -13,8 +13,10 @@ import pytest
 import typer
 from ruamel.yaml import YAML
 
-from pipeline import cli, params
-from pipeline.sql import Database
+from pipeline.cli import app
+from pipeline.report.sql import Database
+from pipeline.settings import params
+from pipeline.settings.machine import load_machine
 from tests import example_data
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +61,7 @@ def test_every_make_target_exists():
 
 
 def test_every_potstill_command_parses():
-    program = typer.main.get_command(cli.app)
+    program = typer.main.get_command(app)
     for words in _of("potstill"):
         command = program.get_command(None, words[0])  # pyright: ignore[reportAttributeAccessIssue]
         assert command is not None, words
@@ -80,7 +82,7 @@ def test_every_dvc_command_parses_and_names_a_stage():
     from dvc.cli.parser import get_main_parser
 
     defined = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
-    stages = {f"{name}@{round_}" for name in defined for round_ in params.load(ROOT / "params.yaml").rounds}
+    stages = {f"{name}@{round_}" for name in defined for round_ in params.load_params(ROOT / "params.yaml").rounds}
     for words in _of("dvc"):
         arguments = get_main_parser().parse_args(words)
         if words[0] == "repro":
@@ -101,7 +103,7 @@ def test_every_copied_file_is_there():
 def test_every_machine_setting_is_one(tmp_path: Path):
     (block,) = (block for block in _blocks(README, "yaml") if block.startswith("device:"))
     (tmp_path / "machine.yaml").write_text(block)
-    params.load_machine(tmp_path / "machine.yaml")
+    load_machine(tmp_path / "machine.yaml")
 
 
 def test_the_views_are_settings_that_load():

@@ -7,14 +7,16 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline import head, recipes
-from pipeline.columns import Columns, Target
 from pipeline.errors import SettingsError
+from pipeline.head.gradient import answer_tokens
+from pipeline.head.layer import OutputLayer
 from pipeline.objectives import divergences
-from pipeline.objectives.compiled import Objective
+from pipeline.objectives.inputs import Inputs, Target
+from pipeline.objectives.objective import Objective
 from pipeline.objectives.outcomes import Outcomes
-from pipeline.settings import checked
-from pipeline.view_settings import View
+from pipeline.settings.reading import parse
+from pipeline.settings.recipe import load_recipe, recipe_names
+from pipeline.settings.views import View
 
 ANALYTIC = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}
 SAMPLED = {"estimator": "policy_gradient", "divergence": "reverse_kl", "support": "sampled"}
@@ -23,9 +25,9 @@ MEAN = {"kind": "geometric", "views": {"a": 0.5, "b": 0.5}}
 NLL = {"estimator": "nll", "support": "sampled", "view": None}
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_says_what_it_is(name):
-    recipe = recipes.load(name)
+    recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.paper
     assert len(recipe.description) > 40
@@ -34,18 +36,18 @@ def test_every_shipped_recipe_says_what_it_is(name):
     assert set(recipe.needs) == set(recipe.views) - {"teacher"}
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_the_settings_that_a_recipe_names_exist(name):
-    for text in recipes.load(name).needs.values():
+    for text in load_recipe(name).needs.values():
         for quoted in re.findall("`(.+?)`", text):
             if ": " in quoted:
                 written = YAML(typ="safe", pure=True).load(f"{{{quoted}}}")
-                checked(View, quoted, {"support": {"top_k": 1}} | written)
+                parse(View, quoted, {"support": {"top_k": 1}} | written)
 
 
 def test_recipes_need_what_their_terms_read():
     def needs(name: str):
-        recipe = recipes.load(name)
+        recipe = load_recipe(name)
         return recipe.views, recipe.exact_views, recipe.sources, recipe.reads
 
     ratio = {"sampling_logprobs"}
@@ -62,11 +64,11 @@ def test_recipes_need_what_their_terms_read():
         ("student", "teacher"),
         {"correct", *ratio},
     )
-    assert recipes.load("srpo").optional_views == ("hinted",)
-    assert recipes.load("mopd").optional_views == ("teacher", "teacher_b")
-    assert recipes.load("opsd").optional_views == ()
-    assert recipes.load("eopd").entropy_views == recipes.load("eopd").fixed_k_views == ("teacher",)
-    assert recipes.load("topk_reverse_kl").fixed_k_views == recipes.load("many_faces").fixed_k_views == ()
+    assert load_recipe("srpo").optional_views == ("hinted",)
+    assert load_recipe("mopd").optional_views == ("teacher", "teacher_b")
+    assert load_recipe("opsd").optional_views == ()
+    assert load_recipe("eopd").entropy_views == load_recipe("eopd").fixed_k_views == ("teacher",)
+    assert load_recipe("topk_reverse_kl").fixed_k_views == load_recipe("many_faces").fixed_k_views == ()
 
 
 def test_a_view_whose_every_row_is_looked_at_may_lack_none():
@@ -76,27 +78,27 @@ def test_a_view_whose_every_row_is_looked_at_may_lack_none():
     inverted = of_hinted | {"weights": [{"kind": "lacks_view", "view": "hinted"}]}
     bias = {"shift": {"kind": "margin", "view": "hinted", "margin": 1.0}}
     shifted = {**SAMPLED, "bonus": "shift"}
-    assert recipes.load({"terms": [gated]}).optional_views == ("hinted",)
-    assert recipes.load({"terms": [gated, of_hinted]}).optional_views == ()
-    assert recipes.load({"terms": [inverted]}).optional_views == ()
-    assert recipes.load({"terms": [gated, shifted], "derived": bias}).optional_views == ()
+    assert load_recipe({"terms": [gated]}).optional_views == ("hinted",)
+    assert load_recipe({"terms": [gated, of_hinted]}).optional_views == ()
+    assert load_recipe({"terms": [inverted]}).optional_views == ()
+    assert load_recipe({"terms": [gated, shifted], "derived": bias}).optional_views == ()
 
 
 def test_the_identity_of_a_recipe_is_what_decides_numbers():
     """Prose and axes at rest do not enter: what was trained before an axis existed keeps its name."""
-    assert recipes.load("sft").identity == {
+    assert load_recipe("sft").identity == {
         "terms": [{"estimator": "nll", "support": "sampled", "view": None, "source": "teacher"}]
     }
-    assert recipes.load("topk_reverse_kl").identity == {
+    assert load_recipe("topk_reverse_kl").identity == {
         "terms": [{"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}]
     }
-    told = recipes.load({"terms": [ANALYTIC], "description": "other words"})
-    assert told.identity == recipes.load({"terms": [ANALYTIC]}).identity
-    assert recipes.load("kat").identity["derived"]["before_agreement"]["window"] == 64
+    told = load_recipe({"terms": [ANALYTIC], "description": "other words"})
+    assert told.identity == load_recipe({"terms": [ANALYTIC]}).identity
+    assert load_recipe("kat").identity["derived"]["before_agreement"]["window"] == 64
 
 
 def test_lightning_is_as_published():
-    (term,) = recipes.load("lightning").terms
+    (term,) = load_recipe("lightning").terms
     assert (term.estimator, term.advantage_clip, term.reduction) == ("policy_gradient", 10.0, "sequence_mean")
 
 
@@ -104,7 +106,7 @@ def test_an_unknown_recipe_lists_those_there_are():
     with pytest.raises(
         SettingsError, match=r"no recipe `topk`; there are align_distil, .*, topk_reverse_kl, uni_opd, vopd"
     ):
-        recipes.load("topk")
+        load_recipe("topk")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_an_unknown_recipe_lists_those_there_are():
 )
 def test_terms_that_do_not_fit_together_are_refused_with_a_reason(term, reason):
     with pytest.raises(SettingsError, match=re.escape(reason)):
-        recipes.load({"terms": [term]})
+        load_recipe({"terms": [term]})
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ def test_terms_that_do_not_fit_together_are_refused_with_a_reason(term, reason):
 )
 def test_an_objective_that_is_no_recipe_is_refused(objective, reason):
     with pytest.raises(SettingsError, match=rf"(?s)recipe `own` has .*\n  {re.escape(reason)}") as refused:
-        recipes.load(objective)
+        load_recipe(objective)
     assert ("terms: " in str(refused.value)) == reason.startswith("terms: ")  # not of a list of wrong terms as well
 
 
@@ -202,19 +204,19 @@ def step():
     tail = target[:, [1, 2, 4, 5]].logsumexp(-1)
     view = Target(ids, Outcomes(target[:, [0, 3]], tail), target[torch.arange(5), sampled_ids])
     weights = {"token_mean": np.full(5, 0.2), "sequence_mean": np.array([0.25, 0.25, 0.5 / 3, 0.5 / 3, 0.5 / 3])}
-    columns = Columns(
+    columns = Inputs(
         {"teacher": view},
         {name: torch.from_numpy(values) for name, values in weights.items()},
         lengths=torch.tensor([2, 3]),
     )
-    output = head.Output(torch.eye(6, dtype=torch.float64))
-    return lambda objective: head.answer(logits, output, objective.ask(sampled_ids, columns)), columns
+    output = OutputLayer(torch.eye(6, dtype=torch.float64))
+    return lambda objective: answer_tokens(logits, output, objective.ask(sampled_ids, columns)), columns
 
 
 def test_a_loss_is_the_weighted_sum_of_its_terms(step):
     answered, columns = step
     terms = [{**ANALYTIC, "coefficient": 0.5}, {**NLL, "coefficient": 2.0, "reduction": "sequence_mean"}]
-    objective = Objective(recipes.load({"terms": terms}))
+    objective = Objective(load_recipe({"terms": terms}))
     answer = answered(objective)
     kl = divergences.reverse_kl(Outcomes(answer.logprobs, answer.tail), columns.targets["teacher"].outcomes)
     expected = 0.5 * sum(0.2 * float(value) for value in kl)
@@ -224,7 +226,7 @@ def test_a_loss_is_the_weighted_sum_of_its_terms(step):
 
 def test_diagnostics_say_how_far_apart_student_and_teacher_are(step):
     answered, columns = step
-    objective = Objective(recipes.load("topk_forward_kl"))
+    objective = Objective(load_recipe("topk_forward_kl"))
     answer = answered(objective)
     seen = objective.loss(answer, columns)[1]
     target = columns.targets["teacher"]
@@ -240,5 +242,5 @@ def test_diagnostics_say_how_far_apart_student_and_teacher_are(step):
 @pytest.mark.parametrize("name", ["sft", "lightning"])
 def test_a_recipe_of_sampled_tokens_asks_for_no_ids(step, name):
     answered, _ = step
-    answer = answered(Objective(recipes.load(name)))
+    answer = answered(Objective(load_recipe(name)))
     assert answer.logprobs.shape == (5, 0)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import engines
+from pipeline.engines import engine
 from pipeline.errors import (
     ConsistencyError,
     EngineError,
@@ -27,7 +27,7 @@ from pipeline.errors import (
     SettingsError,
     ShardError,
 )
-from pipeline.store import Store
+from pipeline.storage.store import Store
 from tests import dag, tiny_models
 from tests.dag import Stage
 
@@ -187,8 +187,8 @@ def test_a_mistake_is_told_before_the_expensive_part_and_nothing_is_lost(mistake
     kept = {path: path.stat().st_ino for path in Store(project / ".potstill/store").entries()}
     stage.delete_outs(project)
     opened = []
-    monkeypatch.setattr(engines, "open_engine", lambda model, *_: opened.append(model.name))
-    monkeypatch.setattr("pipeline.checkpoints.open_student", lambda model, *_: opened.append(model.name))
+    monkeypatch.setattr(engine, "open_engine", lambda model, *_: opened.append(model.name))
+    monkeypatch.setattr("pipeline.training.checkpoints.open_student", lambda model, *_: opened.append(model.name))
     with pytest.raises(mistake.error) as told:
         stage.run()
     for text in mistake.says:

@@ -9,9 +9,13 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
-from pipeline import params, plots, report, transcript
 from pipeline.errors import PotstillError
-from pipeline.sql import Database
+from pipeline.report import page as page_module
+from pipeline.report import plots
+from pipeline.report.page import PageData, gather_page, list_alarms, render_page, write_tip, write_verdict
+from pipeline.report.sql import Database
+from pipeline.report.transcript import choose_telling
+from pipeline.settings import params
 from stages import report as stage
 from tests import example_data
 
@@ -26,18 +30,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def facts(data: Path) -> report.Facts:
-    return report.gather(data, ROUNDS, 5)
+def facts(data: Path) -> PageData:
+    return gather_page(data, ROUNDS, 5)
 
 
 @pytest.fixture(scope="module")
-def page(facts: report.Facts) -> str:
+def page(facts: PageData) -> str:
     """The page without plotly's own source."""
-    return _without_library(report.render(facts, "A <run> of mine"))
+    return _without_library(render_page(facts, "A <run> of mine"))
 
 
 def _without_library(page: str) -> str:
-    library = report.get_plotlyjs()
+    library = page_module.get_plotlyjs()
     assert page.count(library) == 1
     return page.replace(library, "")
 
@@ -63,10 +67,10 @@ def test_what_a_model_wrote_is_text(page: str):
     assert page.count("<script") == 2 + page.count("<script type=")
 
 
-def test_a_name_cannot_end_the_script_that_holds_a_figure(facts: report.Facts):
+def test_a_name_cannot_end_the_script_that_holds_a_figure(facts: PageData):
     history = {"step": [1.0, 2.0], "loss": [1.0, 0.5]}
     hostile = dataclasses.replace(facts, histories={"</script><img>": history})
-    page = _without_library(report.render(hostile, "t"))
+    page = _without_library(render_page(hostile, "t"))
     assert "</script><img>" not in page
     assert "/script><img>" in "".join(_figures(page).values()).encode().decode("unicode_escape")
 
@@ -76,9 +80,9 @@ def test_the_page_asks_nothing_of_the_network(page: str):
     assert not re.search(r"(src|href)\s*=|url\(|@import|fetch\(|https?:", page.replace("default-src", ""))
 
 
-def test_equal_data_gives_an_equal_page(data: Path, facts: report.Facts):
-    again = report.gather(data, ROUNDS, 5)
-    assert report.render(again, "t") == report.render(facts, "t")
+def test_equal_data_gives_an_equal_page(data: Path, facts: PageData):
+    again = gather_page(data, ROUNDS, 5)
+    assert render_page(again, "t") == render_page(facts, "t")
 
 
 def test_every_figure_is_there(page: str):
@@ -89,7 +93,7 @@ def test_every_figure_is_there(page: str):
 
 
 def test_an_empty_folder_gives_sentences(tmp_path: Path):
-    page = _without_library(report.render(report.gather(tmp_path, ROUNDS, 5), "t"))
+    page = _without_library(render_page(gather_page(tmp_path, ROUNDS, 5), "t"))
     assert "There is no verdict yet" in page
     assert page.count('class="missing"') == 9
     assert "<script type=" not in page
@@ -97,7 +101,7 @@ def test_an_empty_folder_gives_sentences(tmp_path: Path):
 
 
 def test_a_run_without_rounds_gives_a_page(data: Path):
-    page = report.render(report.gather(data, [], 5), "t")
+    page = render_page(gather_page(data, [], 5), "t")
     assert "There is no verdict yet" in page
     assert "No round has rollouts" in page
 
@@ -107,14 +111,14 @@ def test_what_one_round_lacks_is_said(data: Path, tmp_path: Path):
     (copy / "metrics/r2.json").unlink()
     (copy / "models/r1/history.csv").unlink()
     (copy / "models/r2/validation.csv").unlink()
-    page = report.render(report.gather(copy, ROUNDS, 5), "t")
+    page = render_page(gather_page(copy, ROUNDS, 5), "t")
     assert "From r0 to r1, the student" in page
     assert "Not there yet: r2." in page
     assert "Not there yet: r1." in page
 
 
 def test_a_removed_round_is_not_shown(data: Path):
-    facts = report.gather(data, ["r1"], 5)
+    facts = gather_page(data, ["r1"], 5)
     assert set(facts.metrics) == {"teacher", "r0", "r1"}
     assert set(facts.histories) == {"r0", "r1"}
     assert set(facts.drifts) == {"r1"}
@@ -122,8 +126,8 @@ def test_a_removed_round_is_not_shown(data: Path):
     assert {rollout.round for rollout in facts.rollouts} == {"r1"}
 
 
-def test_the_verdict_says_what_the_metrics_say(facts: report.Facts):
-    told = report.verdict(facts)
+def test_the_verdict_says_what_the_metrics_say(facts: PageData):
+    told = write_verdict(facts)
     assert "avg@4 accuracy rose (48.0 ± 1.1 % to 79.0 ± 1.1 %)" in told
     assert "greedy accuracy rose (71.0 ± 1.2 % to 86.0 ± 1.2 %)" in told
     assert "in 2 rounds" in told
@@ -131,13 +135,13 @@ def test_the_verdict_says_what_the_metrics_say(facts: report.Facts):
 
 
 @pytest.mark.parametrize(("after", "verb"), [(0.55, "rose"), (0.5, "did not change measurably"), (0.4, "fell")])
-def test_a_difference_under_two_standard_errors_is_none(facts: report.Facts, after: float, verb: str):
+def test_a_difference_under_two_standard_errors_is_none(facts: PageData, after: float, verb: str):
     metrics = facts.metrics | {"r2": facts.metrics["r2"] | {"avg_at_k": after}}
-    assert f"avg@4 accuracy {verb} (" in report.verdict(dataclasses.replace(facts, metrics=metrics))
+    assert f"avg@4 accuracy {verb} (" in write_verdict(dataclasses.replace(facts, metrics=metrics))
 
 
-def test_a_run_without_a_sign_of_a_collapse_says_so(facts: report.Facts, page: str):
-    assert report.alarms(facts) == []
+def test_a_run_without_a_sign_of_a_collapse_says_so(facts: PageData, page: str):
+    assert list_alarms(facts) == []
     assert "No alarm: no sign of a known collapse" in page
     assert 'class="alarms"' not in page
 
@@ -150,26 +154,26 @@ def test_every_alarm_is_on_the_page_with_its_checkpoint(data: Path, tmp_path: Pa
     (copy / "models/r2/validation.csv").write_text("step,validation_kl,validation_mass\n0,0.1,0.9\n9,0.3,0.9\n")
     metrics = json.loads((copy / "metrics/r2.json").read_text())
     (copy / "metrics/r2.json").write_text(json.dumps(metrics | {"truncated": 0.4}))
-    found = report.gather(copy, ROUNDS, 0)
-    assert report.alarms(found) == [
+    found = gather_page(copy, ROUNDS, 0)
+    assert list_alarms(found) == [
         ("r1", "step 12: probability <leaves> them."),
         ("r2", "validation KL rose from 0.1000 to 0.3000 nats per token (alarm where it rises)."),
         ("r2", "40% of the responses are cut off, 0% before (alarm above 10 points more)."),
     ]
-    page = report.render(found, "t")
+    page = render_page(found, "t")
     assert "<li><strong>r1</strong> step 12: probability &lt;leaves&gt; them.</li>" in page
     assert page.count("<li><strong>") == 3
     assert "No alarm" not in page
 
 
-def test_timings_stand_in_the_order_of_the_pipeline(facts: report.Facts):
+def test_timings_stand_in_the_order_of_the_pipeline(facts: PageData):
     names = [timing.name for timing in facts.timings]
     assert names == [
         "models", "teacher_rollouts", "sft", "refresh r1", "score r1", "train r1", "refresh r2", "score r2", "train r2",
     ]  # fmt: skip
 
 
-def test_rollouts_are_mostly_wrong_ones_of_different_prompts(data: Path, facts: report.Facts):
+def test_rollouts_are_mostly_wrong_ones_of_different_prompts(data: Path, facts: PageData):
     assert [rollout.correct for rollout in facts.rollouts] == [False, False, False, True, True]
     assert len({rollout.prompt_id for rollout in facts.rollouts}) == 5
     with Database(data) as database:
@@ -182,13 +186,13 @@ def test_rollouts_are_mostly_wrong_ones_of_different_prompts(data: Path, facts: 
 
 def test_right_rollouts_fill_up_where_wrong_ones_are_too_few(data: Path):
     with Database(data) as database:
-        every = len(transcript.telling(database, "r2", 100))
-        assert every == example_data.BUCKETS * example_data.PROMPTS
-        assert transcript.telling(database, "r0", 5) == []
-        assert transcript.telling(database, "r2", 0) == []
+        every = len(choose_telling(database, "r2", 100))
+        assert every == example_data.BUCKETS * example_data.PROMPTS_EACH
+        assert choose_telling(database, "r0", 5) == []
+        assert choose_telling(database, "r2", 0) == []
 
 
-def test_a_token_shows_both_models_and_the_likeliest_alternatives(data: Path, facts: report.Facts):
+def test_a_token_shows_both_models_and_the_likeliest_alternatives(data: Path, facts: PageData):
     rollout = facts.rollouts[0]
     with Database(data) as database:
         rows = database.ask(
@@ -205,22 +209,22 @@ def test_a_token_shows_both_models_and_the_likeliest_alternatives(data: Path, fa
     assert "".join(token.text for token in rollout.tokens).endswith("<eos>")
     assert [text for text, _ in rollout.tokens[0].alternatives] == [example_data.LETTERS[row["id"]] for row in first]
     assert [chance for _, chance in rollout.tokens[0].alternatives] == pytest.approx([row["chance"] for row in first])
-    assert f"{rollout.tokens[0].disagreement:+.2f} nats" in report.tip(rollout.tokens[0])
+    assert f"{rollout.tokens[0].disagreement:+.2f} nats" in write_tip(rollout.tokens[0])
 
 
 def test_without_a_tokenizer_tokens_are_ids(data: Path, tmp_path: Path):
     copy = shutil.copytree(data, tmp_path / "data")
     (copy / "models/student.json").unlink()
-    facts = report.gather(copy, ROUNDS, 5)
+    facts = gather_page(copy, ROUNDS, 5)
     assert facts.rollouts[0].tokens[-1].text == f"{example_data.EOS} "
-    assert "Tokens are shown as ids" in report.render(facts, "t")
+    assert "Tokens are shown as ids" in render_page(facts, "t")
 
 
 def test_a_long_rollout_is_cut_and_says_so(data: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(report, "TOKENS_SHOWN", 3)
-    facts = report.gather(data, ROUNDS, 5)
+    monkeypatch.setattr(page_module, "TOKENS_SHOWN", 3)
+    facts = gather_page(data, ROUNDS, 5)
     assert {len(rollout.tokens) for rollout in facts.rollouts} == {3}
-    assert f"The first 3 of {facts.rollouts[0].length} tokens." in report.render(facts, "t")
+    assert f"The first 3 of {facts.rollouts[0].length} tokens." in render_page(facts, "t")
 
 
 def test_a_damaged_file_is_named(data: Path, tmp_path: Path):
@@ -232,7 +236,7 @@ def test_a_damaged_file_is_named(data: Path, tmp_path: Path):
         copy = shutil.copytree(data, tmp_path / "data", dirs_exist_ok=True)
         (copy / name).write_text(text)
         with pytest.raises(PotstillError, match=rf"{name} {told}"):
-            report.gather(copy, ROUNDS, 5)
+            gather_page(copy, ROUNDS, 5)
         shutil.rmtree(copy)
 
 
@@ -247,16 +251,16 @@ def test_the_stage_shows_the_rounds_and_rollouts_of_its_settings(data: Path, tmp
     assert "Of r1: 2 wrong" in page
 
 
-def test_accuracy_is_in_percent_with_its_error_and_the_teacher_across(facts: report.Facts):
-    lines = _lines(plots.accuracy(facts.metrics))
+def test_accuracy_is_in_percent_with_its_error_and_the_teacher_across(facts: PageData):
+    lines = _lines(plots.plot_accuracy(facts.metrics))
     assert lines["avg@4"]["y"] == pytest.approx((48.0, 74.0, 79.0))
     assert lines["avg@4"]["error_y"]["array"] == pytest.approx((1.1, 1.1, 1.1))
     assert lines["teacher, greedy"]["y"] == pytest.approx((97.0, 97.0, 97.0))
     assert "error_y" not in lines["pass@4"]
 
 
-def test_drift_shows_each_measured_shard_between_its_bound_and_floor(facts: report.Facts):
-    lines = _lines(plots.drift(facts.drifts))
+def test_drift_shows_each_measured_shard_between_its_bound_and_floor(facts: PageData):
+    lines = _lines(plots.plot_drift(facts.drifts))
     assert lines["shard kept"]["y"] == pytest.approx((0.004,))
     assert lines["shard written anew"]["y"] == pytest.approx((0.015, 0.026))
     assert all(0.5 < across < 1.5 for across in lines["shard written anew"]["x"])
@@ -266,18 +270,18 @@ def test_drift_shows_each_measured_shard_between_its_bound_and_floor(facts: repo
 
 def test_a_line_of_many_steps_keeps_its_mean():
     steps = list(range(1, 1001))
-    thin_steps, thin = plots.thinned(steps, [float(step) for step in steps])
+    thin_steps, thin = plots.thin(steps, [float(step) for step in steps])
     assert len(thin) <= plots.POINTS
     assert thin == thin_steps
     assert thin[0] == 5.0, "the mean of steps 1 to 9"
-    assert plots.thinned([1, 2, 3], [3.0, 1.0, 2.0]) == ([1, 2, 3], [3.0, 1.0, 2.0])
+    assert plots.thin([1, 2, 3], [3.0, 1.0, 2.0]) == ([1, 2, 3], [3.0, 1.0, 2.0])
 
 
 def test_steps_without_a_value_are_left_out():
-    figure = plots.by_step(
+    figure = plots.plot_by_step(
         {"r1": {"step": [1, 2, 3], "kl": [0.3, None, 0.1]}, "r2": {"step": [1], "kl": [None]}}, "kl", ""
     )
     lines = _lines(figure)
     assert list(lines) == ["r1"]
     assert list(lines["r1"]["x"]) == [1, 3]
-    assert plots.by_step({"r1": {"step": [1], "loss": [0.3]}}, "kl", "") is None
+    assert plots.plot_by_step({"r1": {"step": [1], "loss": [0.3]}}, "kl", "") is None

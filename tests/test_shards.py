@@ -11,12 +11,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import hashing, list_columns, rounding, shards
 from pipeline.errors import ShardError
-from pipeline.ragged import Ragged
+from pipeline.storage import hashing
+from pipeline.storage.grades import GRADES
+from pipeline.storage.prompts import PROMPTS
+from pipeline.storage.ragged import Ragged, from_lists, from_nested_lists, list_lengths
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.rounding import normalise, round_to_half
+from pipeline.storage.scores import SCORES, Scores, score_table, skipped_table
+from pipeline.storage.shards import (
+    Writer,
+    count_rows_and_tokens,
+    list_shards,
+    read_about,
+    read_groups,
+    read_shard,
+    rows_per_group,
+)
 
 ABOUT = {"stage": "test", "number": 1}
-SCHEMAS = {"prompts": shards.PROMPTS, "rollouts": shards.ROLLOUTS, "grades": shards.GRADES, "scores": shards.SCORES}
+SCHEMAS = {"prompts": PROMPTS, "rollouts": ROLLOUTS, "grades": GRADES, "scores": SCORES}
 every_schema = pytest.mark.parametrize("kind", SCHEMAS)
 
 PLANES = {
@@ -61,7 +75,7 @@ def _row(kind: str, number: int) -> dict:
 
 
 def write(path, content: pa.Table, schema=None, identity=ABOUT, pieces=1):
-    with shards.Writer(path, schema or content.schema, identity, {"torch": "2"}) as writer:
+    with Writer(path, schema or content.schema, identity, {"torch": "2"}) as writer:
         for start in range(0, content.num_rows, -(-content.num_rows // pieces)):
             writer.write(content.slice(start, -(-content.num_rows // pieces)))
     return path
@@ -71,34 +85,34 @@ def write(path, content: pa.Table, schema=None, identity=ABOUT, pieces=1):
 def test_every_column_is_read_as_it_was_written(tmp_path, kind):
     written = table(kind)
     path = write(tmp_path / "a.parquet", written)
-    assert shards.read(path, SCHEMAS[kind]).to_pylist() == written.to_pylist()
+    assert read_shard(path, SCHEMAS[kind]).to_pylist() == written.to_pylist()
     some = SCHEMAS[kind].names[::-2]
-    assert shards.read(path, SCHEMAS[kind], some).column_names == some
+    assert read_shard(path, SCHEMAS[kind], some).column_names == some
 
 
 @every_schema
 def test_a_shard_without_rows_is_read_as_such(tmp_path, kind):
     path = tmp_path / "a.parquet"
-    with shards.Writer(path, SCHEMAS[kind], ABOUT, {}):
+    with Writer(path, SCHEMAS[kind], ABOUT, {}):
         pass
-    found = shards.read(path, SCHEMAS[kind])
+    found = read_shard(path, SCHEMAS[kind])
     assert found.num_rows == 0
     assert found.column_names == SCHEMAS[kind].names
-    assert shards.size(path) == (0, 0)
+    assert count_rows_and_tokens(path) == (0, 0)
 
 
 def test_rows_are_in_groups_however_they_were_written(tmp_path):
     written = table("grades", 150)
     for pieces in (1, 7, 150):
         path = write(tmp_path / f"{pieces}.parquet", written, pieces=pieces)
-        assert shards.rows(path) == [64, 64, 22]
-        assert shards.read(path, shards.GRADES).equals(written)
-        assert [group.num_rows for group in shards.groups(path, shards.GRADES)] == [64, 64, 22]
+        assert rows_per_group(path) == [64, 64, 22]
+        assert read_shard(path, GRADES).equals(written)
+        assert [group.num_rows for group in read_groups(path, GRADES)] == [64, 64, 22]
 
 
 def test_the_footer_says_how_the_shard_was_made(tmp_path):
     path = write(tmp_path / "a.parquet", table("grades"))
-    assert shards.about(path) == {"identity": ABOUT, "made_with": {"torch": "2"}}
+    assert read_about(path) == {"identity": ABOUT, "made_with": {"torch": "2"}}
 
 
 @pytest.mark.parametrize("kind", PLANES)
@@ -121,13 +135,13 @@ def test_duckdb_reads_every_column_without_potstill(tmp_path, kind):
 
 def test_size_counts_rows_and_response_tokens(tmp_path):
     for kind, expected in (("rollouts", (5, 11)), ("scores", (5, 10)), ("grades", (5, 0))):
-        assert shards.size(write(tmp_path / f"{kind}.parquet", table(kind, 5))) == expected
+        assert count_rows_and_tokens(write(tmp_path / f"{kind}.parquet", table(kind, 5))) == expected
 
 
 @given(st.lists(st.one_of(st.floats(-80, -(2**-20), width=32), st.just(-math.inf), st.just(0.0)), max_size=30))
 def test_rounding_errs_by_half_a_unit_of_fp16_and_keeps_infinities(values):
     exact = np.array(values, np.float32)
-    rounded = rounding.to_half(exact)
+    rounded = round_to_half(exact)
     assert rounded.dtype == np.float32
     np.testing.assert_array_equal(np.isneginf(rounded), np.isneginf(exact))
     finite = exact[np.isfinite(exact)].astype(np.float64)
@@ -138,11 +152,11 @@ def test_rounding_errs_by_half_a_unit_of_fp16_and_keeps_infinities(values):
 
 def test_rounding_takes_arrays_that_are_not_contiguous():
     values = np.arange(-20, 0, dtype=np.float32)[::2] / 3
-    np.testing.assert_array_equal(rounding.to_half(values), rounding.to_half(values.copy()))
+    np.testing.assert_array_equal(round_to_half(values), round_to_half(values.copy()))
 
 
 def test_a_score_table_has_one_list_for_each_row():
-    scores = shards.Scores(
+    scores = Scores(
         sampled_logprobs=np.array([-1, -2, -3], np.float32),
         ids=Ragged.of([[4, 5], [], [6]], np.int32),
         logprobs=Ragged.of([[-0.5, -1.5], [], [-0.25]], np.float32),
@@ -150,7 +164,7 @@ def test_a_score_table_has_one_list_for_each_row():
         tail_logprobs=np.array([-3, 0, -np.inf], np.float32),
         entropies=None,
     )
-    first, second = shards.score_table(["a", "b"], np.array([1, 2]), scores, ["x", "y"]).to_pylist()
+    first, second = score_table(["a", "b"], np.array([1, 2]), scores, ["x", "y"]).to_pylist()
     assert first["support_ids"], first["support_logprobs"] == ([[4, 5]], [[-0.5, -1.5]])
     assert (second["support_ids"], second["support_logprobs"]) == ([[], [6]], [[], [-0.25]])
     assert (first["sampled_logprobs"], second["sampled_logprobs"]) == ([-1.0], [-2.0, -3.0])
@@ -159,12 +173,12 @@ def test_a_score_table_has_one_list_for_each_row():
 
 
 def test_a_skipped_row_has_a_reason_and_nothing_else():
-    (row,) = shards.skipped_table(["a"], ["no hint"]).to_pylist()
+    (row,) = skipped_table(["a"], ["no hint"]).to_pylist()
     assert {name for name, value in row.items() if value is not None} == {"rollout_id", "skipped"}
 
 
 def content(tmp_path, name, written, columns, **more):
-    return hashing.content(write(tmp_path / name, written, **more), SCHEMAS["rollouts"], columns)
+    return hashing.hash_columns(write(tmp_path / name, written, **more), SCHEMAS["rollouts"], columns)
 
 
 def test_content_is_of_the_named_columns_and_no_others(tmp_path):
@@ -183,21 +197,21 @@ def test_content_is_of_the_named_columns_and_no_others(tmp_path):
 
 
 def test_content_does_not_depend_on_how_the_shard_was_written(tmp_path):
-    written, columns = table("rollouts", 150), shards.ROLLOUTS.names
+    written, columns = table("rollouts", 150), ROLLOUTS.names
     known = content(tmp_path, "a.parquet", written, columns)
     assert content(tmp_path, "b.parquet", written, columns, pieces=11) == known
     assert content(tmp_path, "c.parquet", written, columns, identity={"stage": "other"}) == known
     plain = tmp_path / "plain.parquet"
     pq.write_table(written, plain, compression="none", use_dictionary=False, row_group_size=64)
-    assert hashing.content(plain, shards.ROLLOUTS, columns) == known
-    assert hashing.content_of(plain) == known
+    assert hashing.hash_columns(plain, ROLLOUTS, columns) == known
+    assert hashing.hash_path(plain) == known
 
 
 def test_content_tells_rows_apart_that_hold_the_same_values(tmp_path):
     def of(lists):
         rows = [{**_row("scores", 0), "support_ids": ids} for ids in lists]
-        path = write(tmp_path / "a.parquet", pa.Table.from_pylist(rows, shards.SCORES))
-        return hashing.content(path, shards.SCORES, ("support_ids",))
+        path = write(tmp_path / "a.parquet", pa.Table.from_pylist(rows, SCORES))
+        return hashing.hash_columns(path, SCORES, ("support_ids",))
 
     cuts = [
         [[[1, 2]], [[3]]],
@@ -212,8 +226,8 @@ def test_content_tells_rows_apart_that_hold_the_same_values(tmp_path):
 
 def test_a_null_is_not_a_zero_an_empty_text_or_false(tmp_path):
     def of(row):
-        path = write(tmp_path / "a.parquet", pa.Table.from_pylist([{"rollout_id": "r", **row}], shards.GRADES))
-        return hashing.content_of(path)
+        path = write(tmp_path / "a.parquet", pa.Table.from_pylist([{"rollout_id": "r", **row}], GRADES))
+        return hashing.hash_path(path)
 
     rows = [{}, {"correct": False}, {"reward": 0.0}, {"feedback": ""}]
     assert len({of(row) for row in rows}) == len(rows)
@@ -251,33 +265,33 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     path = write(tmp_path / "a.parquet", table("rollouts", 100))
     damage(path)
     with pytest.raises(ShardError, match=r"a\.parquet is cut off or damaged"):
-        shards.read(path, shards.ROLLOUTS)
+        read_shard(path, ROLLOUTS)
 
 
 def test_a_missing_file_is_named_with_what_brings_it(tmp_path):
     with pytest.raises(ShardError, match=r"a\.parquet is missing.*dvc pull"):
-        shards.about(tmp_path / "a.parquet")
+        read_about(tmp_path / "a.parquet")
 
 
 def test_a_foreign_parquet_file_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"x": [1]}), path)
     with pytest.raises(ShardError, match=r"a\.parquet is Parquet, but no shard"):
-        shards.about(path)
+        read_about(path)
 
 
 def test_missing_columns_are_named(tmp_path):
     path = write(tmp_path / "a.parquet", table("grades"))
     with pytest.raises(ShardError, match=r"a\.parquet lacks sampled_logprobs, .*it has rollout_id, correct"):
-        shards.read(path, shards.SCORES)
+        read_shard(path, SCORES)
 
 
 def test_a_folder_without_shards_names_the_stage(tmp_path):
     with pytest.raises(ShardError, match="dvc repro score"):
-        shards.in_order(tmp_path, "score")
+        list_shards(tmp_path, "score")
     for name in ("b.parquet", "a.parquet"):
         write(tmp_path / name, table("grades"))
-    assert [path.name for path in shards.in_order(tmp_path, "score")] == ["a.parquet", "b.parquet"]
+    assert [path.name for path in list_shards(tmp_path, "score")] == ["a.parquet", "b.parquet"]
 
 
 def _stored(probabilities: list[float], kept: int) -> tuple[Ragged, np.ndarray]:
@@ -285,7 +299,7 @@ def _stored(probabilities: list[float], kept: int) -> tuple[Ragged, np.ndarray]:
     logprobs = np.log(np.array(probabilities) / math.fsum(probabilities))
     rest = math.fsum(np.exp(logprobs[kept:]))
     tails = np.array([math.log(rest) if rest else -math.inf], np.float32)
-    return Ragged.of([rounding.to_half(logprobs[:kept].astype(np.float32))], np.float32), tails
+    return Ragged.of([round_to_half(logprobs[:kept].astype(np.float32))], np.float32), tails
 
 
 @given(
@@ -297,7 +311,7 @@ def _stored(probabilities: list[float], kept: int) -> tuple[Ragged, np.ndarray]:
 )
 def test_what_was_stored_is_a_distribution_again(probabilities, share):
     logprobs, tails = _stored(probabilities, math.ceil(share * len(probabilities)))
-    values, tail = rounding.normalised(logprobs, tails, Path("here"))
+    values, tail = normalise(logprobs, tails, Path("here"))
     total = math.fsum([*np.exp(values.astype(np.float64)), *np.exp(tail.astype(np.float64))])
     assert total == pytest.approx(1, abs=2e-6)
     assert np.abs(values - logprobs.values).max(initial=0) < 5e-3
@@ -307,12 +321,12 @@ def test_what_was_stored_is_a_distribution_again(probabilities, share):
 def test_what_no_rounding_explains_is_refused(excess):
     logprobs = Ragged.of([[math.log(0.5)], [math.log(0.5) + excess]], np.float32)
     with pytest.raises(ShardError, match=r"here is damaged: the .* sum to .*`find \. -samefile here -delete`"):
-        rounding.normalised(logprobs, np.full(2, math.log(0.5) + excess * np.array([0, 1]), np.float32), Path("here"))
+        normalise(logprobs, np.full(2, math.log(0.5) + excess * np.array([0, 1]), np.float32), Path("here"))
 
 
 def test_an_id_of_probability_zero_stays_one():
     logprobs = Ragged.of([[math.log(0.5), -math.inf]], np.float32)
-    values, tails = rounding.normalised(logprobs, np.array([math.log(0.5)], np.float32), Path("here"))
+    values, tails = normalise(logprobs, np.array([math.log(0.5)], np.float32), Path("here"))
     np.testing.assert_allclose(np.exp([*values, *tails]), [0.5, 0, 0.5], atol=1e-6)
 
 
@@ -327,9 +341,9 @@ def test_rows_of_ragged_values_are_what_went_in():
 
 def test_list_columns_become_ragged_values_in_any_chunks():
     column = pa.chunked_array([[[1], [2, 3]], [[]], [[4]]], pa.list_(pa.int32()))
-    assert [row.tolist() for row in list_columns.ragged(column)] == [[1], [2, 3], [], [4]]
+    assert [row.tolist() for row in from_lists(column)] == [[1], [2, 3], [], [4]]
     nested = pa.chunked_array([[[[1], [2, 3]], []], [[[]]]], pa.list_(pa.list_(pa.int32())))
-    tokens, entries = list_columns.ragged2(nested.slice(1))
+    tokens, entries = from_nested_lists(nested.slice(1))
     assert tokens.tolist() == [0, 1]
     assert [row.tolist() for row in entries] == [[]]
 
@@ -337,4 +351,4 @@ def test_list_columns_become_ragged_values_in_any_chunks():
 def test_a_null_row_has_no_values_whatever_lies_in_its_place():
     offsets, values = pa.array([0, 2, 4], pa.int32()), pa.array([1, 2, 3, 4], pa.int32())
     column = pa.ListArray.from_arrays(offsets, values, mask=pa.array([True, False]))
-    assert list_columns.lengths(column).tolist() == [0, 2]
+    assert list_lengths(column).tolist() == [0, 2]

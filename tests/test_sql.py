@@ -7,9 +7,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import manifest, shards
 from pipeline.errors import PotstillError
-from pipeline.sql import VIEWS, Database
+from pipeline.report.sql import VIEWS, Database
+from pipeline.storage.grades import GRADES
+from pipeline.storage.manifest import read_manifest
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.scores import SCORES
 from tests import example_data
 
 
@@ -30,7 +33,7 @@ def _count(database: Database, view: str, where: str = "true") -> int:
 
 def test_tokens_counts_each_distinct_rollout_once(data: Path, database: Database):
     """Two rounds, a kept shard and two views: none of them may count a token twice."""
-    manifests = [manifest.read(data / "rollouts" / round_) for round_ in ("r1", "r2")]
+    manifests = [read_manifest(data / "rollouts" / round_) for round_ in ("r1", "r2")]
     distinct = {entry.content: entry.tokens for manifest in manifests for entry in manifest.values()}
     everything = sum(entry.tokens for manifest in manifests for entry in manifest.values())
     assert sum(distinct.values()) < everything
@@ -40,7 +43,7 @@ def test_tokens_counts_each_distinct_rollout_once(data: Path, database: Database
 
 def test_a_kept_rollout_shows_in_the_latest_round_only(database: Database):
     rows = database.ask("select round, bucket, kept, count(*) as n from rollouts group by all order by all")
-    each = example_data.PROMPTS * example_data.SAMPLES
+    each = example_data.PROMPTS_EACH * example_data.SAMPLES
     assert [(row["round"], row["bucket"], row["kept"], row["n"]) for row in rows] == [
         ("r1", 1, False, each),
         ("r1", 2, False, each),
@@ -116,7 +119,7 @@ def test_a_rollout_that_is_scored_in_an_earlier_round_alone_has_its_score(tmp_pa
 
 
 def test_prompts_and_teacher_rollouts_are_counted(database: Database):
-    every = example_data.BUCKETS * example_data.PROMPTS
+    every = example_data.BUCKETS * example_data.PROMPTS_EACH
     assert _count(database, "prompts") == 3 * every
     assert _count(database, "prompts", "split = 'opd'") == every
     assert _count(database, "teacher_rollouts", "source = 'teacher'") == every * example_data.SAMPLES
@@ -134,7 +137,7 @@ def test_an_empty_folder_has_the_same_columns_and_no_rows(tmp_path: Path, databa
 
 
 def test_every_view_has_the_columns_of_its_shards(database: Database):
-    for view, schema in (("rollouts", shards.ROLLOUTS), ("grades", shards.GRADES), ("scores", shards.SCORES)):
+    for view, schema in (("rollouts", ROLLOUTS), ("grades", GRADES), ("scores", SCORES)):
         names = [row["column_name"] for row in database.ask(f"describe {view}")]
         places = ["round", "view", "bucket", "kept"] if view == "scores" else ["round", "bucket", "kept"]
         assert Counter(names) == Counter([*schema.names, *places])
@@ -145,7 +148,7 @@ def test_plain_duckdb_reads_the_shards(data: Path):
 
     with duckdb.connect() as plain:
         rows = plain.execute(f"select sum(len(response_ids)) from '{data}/rollouts/r1/*.parquet'").fetchall()
-    assert rows[0][0] == sum(entry.tokens for entry in manifest.read(data / "rollouts/r1").values())
+    assert rows[0][0] == sum(entry.tokens for entry in read_manifest(data / "rollouts/r1").values())
 
 
 def test_a_box_shows_control_characters_instead_of_obeying_them(database: Database):
@@ -181,6 +184,6 @@ def test_copy_cannot_write_over_a_shard(data: Path, database: Database, tmp_path
     target = data / "rollouts/r1/00000.parquet"
     with pytest.raises(PotstillError, match="which SQL only reads"):
         database.shown(f"copy (select 1 as a) to '{target}'")
-    assert len(pq.read_table(target)) == example_data.PROMPTS * example_data.SAMPLES
+    assert len(pq.read_table(target)) == example_data.PROMPTS_EACH * example_data.SAMPLES
     database.shown(f"copy (select 1 as a) to '{tmp_path}/elsewhere.csv'")
     assert (tmp_path / "elsewhere.csv").read_text() == "a\n1\n"

@@ -7,9 +7,12 @@ import threading
 
 import pytest
 
-from pipeline import hashing, manifest, shards
 from pipeline.errors import ShardError
-from pipeline.store import Folder, Store
+from pipeline.storage import hashing
+from pipeline.storage.manifest import MANIFEST, read_identity, read_manifest, verify_folder
+from pipeline.storage.scores import SCORES, skipped_table
+from pipeline.storage.shards import Writer, read_about
+from pipeline.storage.store import Folder, Store
 
 IDENTITY = {"stage": "test", "number": 1}
 
@@ -21,8 +24,8 @@ def kept(tmp_path):
 
 def shard(path, identity=IDENTITY, rows=2):
     """A small shard of grades that says how it was made."""
-    written = shards.skipped_table([f"r{number}" for number in range(rows)], ["no hint"] * rows)
-    with shards.Writer(path, shards.SCORES, identity, {}) as writer:
+    written = skipped_table([f"r{number}" for number in range(rows)], ["no hint"] * rows)
+    with Writer(path, SCORES, identity, {}) as writer:
         writer.write(written)
 
 
@@ -58,7 +61,7 @@ def test_an_entry_says_what_is_in_the_file(kept):
     path = kept.path(entry.fingerprint, ".parquet")
     assert (entry.rows, entry.tokens, entry.bytes) == (2, 0, path.stat().st_size)
     assert entry.fingerprint == hashing.fingerprint(IDENTITY)
-    assert entry.content == hashing.content_of(path)
+    assert entry.content == hashing.hash_path(path)
 
 
 @pytest.mark.parametrize(("make", "suffix"), [(shard, ".parquet"), (checkpoint, "")])
@@ -135,7 +138,7 @@ def test_what_stood_at_the_target_is_replaced(kept, tmp_path):
     assert names(target) == ["inside/weights", "potstill.json"]
     (tmp_path / "a.parquet").write_text("old")
     kept.obtain(IDENTITY, shard, target=tmp_path / "a.parquet")
-    assert shards.about(tmp_path / "a.parquet")["identity"] == IDENTITY
+    assert read_about(tmp_path / "a.parquet")["identity"] == IDENTITY
 
 
 def test_an_output_deleted_by_dvc_is_linked_again(kept, tmp_path):
@@ -193,18 +196,18 @@ def test_a_closed_folder_holds_this_run_and_nothing_else(kept, tmp_path):
     assert (folder.made, folder.found) == (1, 2)
     assert (folder.rows, folder.tokens, folder.bytes) == (6, 0, sum(entry.bytes for entry in folder.entries.values()))
     folder.close()
-    assert names(out) == ["1.parquet", "2.parquet", "3.parquet", manifest.MANIFEST]
-    assert manifest.read(out) == folder.entries
-    assert manifest.verify(out) == []
+    assert names(out) == ["1.parquet", "2.parquet", "3.parquet", MANIFEST]
+    assert read_manifest(out) == folder.entries
+    assert verify_folder(out) == []
 
 
 def test_a_folder_has_no_manifest_until_it_is_closed(kept, tmp_path):
     folder_of(kept, tmp_path / "out", [0]).close()
     folder = folder_of(kept, tmp_path / "out", [0, 1])
     with pytest.raises(ShardError, match="has no manifest"):
-        manifest.read(tmp_path / "out")
+        read_manifest(tmp_path / "out")
     folder.close()
-    assert set(manifest.read(tmp_path / "out")) == {"0.parquet", "1.parquet"}
+    assert set(read_manifest(tmp_path / "out")) == {"0.parquet", "1.parquet"}
 
 
 def _remove(path):
@@ -212,7 +215,7 @@ def _remove(path):
 
 
 def _other_content(path):
-    identity = manifest.identity_of(path)
+    identity = read_identity(path)
     path.unlink()
     shard(path, identity, rows=3)
 
@@ -241,7 +244,7 @@ def test_verify_finds_what_is_wrong_and_where(kept, tmp_path, damage, told):
     out = tmp_path / "out"
     folder_of(kept, out, [0, 1]).close()
     damage(out / "1.parquet")
-    (sentence,) = manifest.verify(out)
+    (sentence,) = verify_folder(out)
     assert told in sentence
     assert str(out / "1.parquet") in sentence
 
@@ -249,7 +252,7 @@ def test_verify_finds_what_is_wrong_and_where(kept, tmp_path, damage, told):
 def test_verify_finds_files_that_nobody_listed(kept, tmp_path):
     folder_of(kept, tmp_path / "out", [0]).close()
     shard(tmp_path / "out" / "7.parquet")
-    assert manifest.verify(tmp_path / "out") == [f"{tmp_path / 'out' / '7.parquet'} is not in manifest.json"]
+    assert verify_folder(tmp_path / "out") == [f"{tmp_path / 'out' / '7.parquet'} is not in manifest.json"]
 
 
 def test_content_of_a_folder_is_its_names_and_bytes(tmp_path):
@@ -257,7 +260,7 @@ def test_content_of_a_folder_is_its_names_and_bytes(tmp_path):
         checkpoint(tmp_path / name)
     (tmp_path / "b" / "inside" / "weights").write_text("1 2 4")
     (tmp_path / "c" / "inside" / "weights").rename(tmp_path / "c" / "weights")
-    contents = {name: hashing.content_of(tmp_path / name) for name in "abc"}
+    contents = {name: hashing.hash_path(tmp_path / name) for name in "abc"}
     assert len(set(contents.values())) == 3
     checkpoint(tmp_path / "d")
-    assert hashing.content_of(tmp_path / "d") == contents["a"]
+    assert hashing.hash_path(tmp_path / "d") == contents["a"]

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import shards
 from pipeline.errors import ConsistencyError
+from pipeline.storage.scores import SCORES
+from pipeline.storage.shards import read_shard
 from tests import dag
 
 TO_SCORES = ["models", "prompts", "teacher_rollouts", "sft", "refresh@r1", "score@r1", "score_teacher@r1"]
@@ -38,7 +39,7 @@ def test_a_held_out_row_may_lack_the_views_that_validation_does_not_read(project
     dag.write_prompts(project, "opd", [row | {"hint": None} if n % 2 else row for n, row in enumerate(rows)])
     dag.change(project, train__objective=gated("hinted"))
     made = dag.run(project, [*TO_SCORES, "train@r1"])
-    held_out = shards.read(Path("data/scores/r1/views/hinted/00000.parquet"), shards.SCORES, ["skipped"])
+    held_out = read_shard(Path("data/scores/r1/views/hinted/00000.parquet"), SCORES, ["skipped"])
     assert 0 < held_out.column("skipped").null_count < held_out.num_rows
     assert made["train@r1"] == {"train@r1": 1}
     assert Path("data/models/r1/validation.csv").exists()

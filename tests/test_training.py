@@ -13,16 +13,24 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import checkpoints, models, params, recipes, training, validation
 from pipeline.engines.fake import BigramEngine
-from pipeline.loading import Loader, Rows
-from pipeline.objectives import diagnostics
-from pipeline.objectives.compiled import Objective
-from pipeline.student import Student, open_student
-from pipeline.training import Run
+from pipeline.models.record import read_checkpoint, read_model, record_model
+from pipeline.models.student import Student, open_student
+from pipeline.objectives.diagnostics import Alarm
+from pipeline.objectives.objective import Objective
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import EngineSettings, Training
+from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
+from pipeline.training.checkpoints import save_checkpoint
+from pipeline.training.fit import fit_student
+from pipeline.training.loader import Loader
+from pipeline.training.module import schedule
+from pipeline.training.rows import Rows
+from pipeline.training.run import Run
+from pipeline.training.validation import measure_kl
 from tests import reference, tiny_models, tiny_shards
 
-MACHINE = params.Machine(device="cpu", train_tokens=64)
+MACHINE = Machine(device="cpu", train_tokens=64)
 VOCABULARY = 37
 
 
@@ -38,8 +46,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engines(folders):
-    settings = params.Engine(engine="fake")
-    return {name: BigramEngine(models.record(str(folders[name])), settings) for name in ("teacher", "student")}
+    settings = EngineSettings(engine="fake")
+    return {name: BigramEngine(record_model(str(folders[name])), settings) for name in ("teacher", "student")}
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +56,16 @@ def sources(engines, tmp_path_factory):
     return tiny_shards.write(tmp_path_factory.mktemp("shards"), engines["student"], engines["teacher"], [70, 20])
 
 
-def settings(steps=6, **more) -> params.Training:
-    return params.Training(**{"steps": steps, "batch": 16, "learning_rate": 1e-2, "schedule": "cosine", **more})
+def settings(steps=6, **more) -> Training:
+    return Training(**{"steps": steps, "batch": 16, "learning_rate": 1e-2, "schedule": "cosine", **more})
 
 
 def opened(folders, name="student", dtype=torch.float32) -> Student:
-    return open_student(models.record(str(folders[name])), dtype)
+    return open_student(record_model(str(folders[name])), dtype)
 
 
 def fit(folders, state, rows, how, recipe="topk_reverse_kl", **more):
-    return training.fit(opened(folders), Run(recipes.load(recipe), rows, how, MACHINE, state, **more))
+    return fit_student(opened(folders), Run(load_recipe(recipe), rows, how, MACHINE, state, **more))
 
 
 def weights(student: Student) -> torch.Tensor:
@@ -70,13 +78,13 @@ def gradient(student: Student, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in student.parameters() if parameter.grad is not None])
 
 
-def written_out(name: str, reduction: str) -> recipes.Recipe:
+def written_out(name: str, reduction: str) -> Recipe:
     """A shipped recipe with another reduction."""
-    (term,) = recipes.load(name).terms
-    return recipes.load({"terms": [{**term.model_dump(), "reduction": reduction}]})
+    (term,) = load_recipe(name).terms
+    return load_recipe({"terms": [{**term.model_dump(), "reduction": reduction}]})
 
 
-def from_full_logits(student: Student, rows, recipe: recipes.Recipe) -> torch.Tensor:
+def from_full_logits(student: Student, rows, recipe: Recipe) -> torch.Tensor:
     """The loss of a step, one sequence at a time, straight from the files and the definitions."""
     (term,) = recipe.terms
     losses = []
@@ -125,10 +133,10 @@ def test_a_steps_gradient_is_that_of_full_logits_one_sequence_at_a_time(folders,
 def test_three_steps_are_those_of_a_plain_adamw_loop(folders, sources, tmp_path):
     how = settings(3, warmup=0.4, weight_decay=0.1, betas=(0.8, 0.9), clip=0.05)
     fitted = fit(folders, tmp_path, Rows(sources), how)
-    student, objective = opened(folders), Objective(recipes.load("topk_reverse_kl"))
+    student, objective = opened(folders), Objective(load_recipe("topk_reverse_kl"))
     optimizer = torch.optim.AdamW(student.parameters(), betas=how.betas, weight_decay=how.weight_decay)
     for step, packs in enumerate(Loader(Rows(sources), 3, how.batch, MACHINE.train_tokens, how.seed)):
-        optimizer.param_groups[0]["lr"] = how.learning_rate * training.schedule(how)(step)
+        optimizer.param_groups[0]["lr"] = how.learning_rate * schedule(how)(step)
         losses = [objective.loss(student(p, objective.ask(p.sampled_ids, c)), c)[0] for p, c in packs]
         assert gradient(student, torch.stack(losses).sum()).norm() > how.clip
         torch.nn.utils.clip_grad_norm_(student.parameters(), how.clip)
@@ -138,19 +146,19 @@ def test_three_steps_are_those_of_a_plain_adamw_loop(folders, sources, tmp_path)
 
 ON_THE_TEACHERS_VIEW_ALONE = [
     name
-    for name in recipes.names()
-    if recipes.load(name).views == ("teacher",)
-    and recipes.load(name).sources == ("student",)
-    and not recipes.load(name).reads & {"correct", "reward"}
+    for name in recipe_names()
+    if load_recipe(name).views == ("teacher",)
+    and load_recipe(name).sources == ("student",)
+    and not load_recipe(name).reads & {"correct", "reward"}
 ]
 
 
 @pytest.mark.parametrize("name", ON_THE_TEACHERS_VIEW_ALONE)
 def test_a_recipe_trains_from_files(folders, sources, tmp_path, name):
     """From the shards through the loader to the weights, for every recipe that these shards have all columns for."""
-    recipe = recipes.load(name)
+    recipe = load_recipe(name)
     run = Run(recipe, Rows(sources, recipe, [0]), settings(2, batch=8), MACHINE, tmp_path)
-    fitted = training.fit(opened(folders), run)
+    fitted = fit_student(opened(folders), run)
     assert len(fitted.history) == 2
     assert all(math.isfinite(value) for row in fitted.history for value in row.values())
     assert not torch.equal(weights(fitted.student), weights(opened(folders)))
@@ -246,9 +254,9 @@ def learned(folders, engines, tmp_path_factory):
         root = tmp_path_factory.mktemp("learned")
         writer, scorer = engines["student"], engines["teacher"]
         made = tiny_shards.write(root / "shards", writer, scorer, [1024], VOCABULARY, shift)
-        how = params.Training(steps=steps, batch=64, learning_rate=0.1, schedule="cosine", clip=100.0)
-        run = Run(recipes.load(name), Rows(made), how, params.Machine(device="cpu"), root / "state")
-        return _kl_to(scorer.logprobs, training.fit(opened(folders), run).student)
+        how = Training(steps=steps, batch=64, learning_rate=0.1, schedule="cosine", clip=100.0)
+        run = Run(load_recipe(name), Rows(made), how, Machine(device="cpu"), root / "state")
+        return _kl_to(scorer.logprobs, fit_student(opened(folders), run).student)
 
     return learn
 
@@ -286,7 +294,7 @@ def test_sft_learns_what_its_responses_are(folders, engines, tmp_path):
 @pytest.mark.parametrize("train_tokens", [40, 16384])
 def test_validation_kl_is_the_mean_over_all_held_out_tokens(folders, engines, sources, train_tokens):
     student = opened(folders)
-    found, mass = validation.kl(student, Rows(sources), params.Machine(device="cpu", train_tokens=train_tokens))
+    found, mass = measure_kl(student, Rows(sources), Machine(device="cpu", train_tokens=train_tokens))
     table, values, masses = engines["student"].logprobs, [], []
     for row in tiny_shards.stored(sources).values():
         contexts = [row["prompt_ids"][-1], *row["response_ids"][:-1]]
@@ -316,7 +324,7 @@ def test_history_tells_the_loss_and_the_norm_of_each_step(folders, sources, tmp_
     """Of the first step, against what the objective says of the untrained student."""
     how = settings(3, warmup=0.5)
     fitted = fit(folders, tmp_path, Rows(sources), how)
-    student, objective = opened(folders), Objective(recipes.load("topk_reverse_kl"))
+    student, objective = opened(folders), Objective(load_recipe("topk_reverse_kl"))
     losses = []
     for pack, columns in Loader(Rows(sources), 3, how.batch, MACHINE.train_tokens, how.seed).step(0):
         losses.append(objective.loss(student(pack, objective.ask(pack.sampled_ids, columns)), columns)[0])
@@ -326,7 +334,7 @@ def test_history_tells_the_loss_and_the_norm_of_each_step(folders, sources, tmp_
     assert first["gradient_norm"] == pytest.approx(gradient(student, loss).norm().item(), rel=1e-4)
     assert 0 < first["support_mass"] < first["target_mass"] < 1
     assert [row["learning_rate"] for row in fitted.history] == pytest.approx(
-        [how.learning_rate * training.schedule(how)(step) for step in range(3)]
+        [how.learning_rate * schedule(how)(step) for step in range(3)]
     )
 
 
@@ -347,7 +355,7 @@ def test_a_large_gradient_is_clipped(folders, sources, tmp_path):
     ],
 )
 def test_the_learning_rate_rises_and_falls_as_the_settings_say(kind, expected):
-    factor = training.schedule(settings(8, warmup=0.25, schedule=kind))
+    factor = schedule(settings(8, warmup=0.25, schedule=kind))
     assert [factor(step) for step in range(8)] == pytest.approx(expected)
     assert factor(8) == pytest.approx(1.0 if kind == "constant" else 0.0)
 
@@ -358,23 +366,23 @@ def test_parameters_are_fp32_whatever_is_on_the_disk(folders, tmp_path):
     student.transformer.bfloat16().save_pretrained(tmp_path)
     tiny_models.tokenizer().save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
-    again = open_student(models.record(str(tmp_path)))
+    again = open_student(record_model(str(tmp_path)))
     assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
 
 
 def test_a_checkpoint_opens_as_the_same_student(folders, sources, tmp_path):
     fitted = fit(folders, tmp_path / "state", Rows(sources), settings(), held_out=Rows(sources[1:]))
-    start = models.record(str(folders["student"]))
+    start = record_model(str(folders["student"]))
     identity = {"stage": "test"}
-    fitted = replace(fitted, alarms=[(3, diagnostics.Alarm("mass", "probability leaves them."))])
-    checkpoints.save(tmp_path / "r1", fitted, start, start.eos_ids, identity, {"sft_teacher": {"name": "t"}})
-    again = open_student(models.read(tmp_path / "r1"))
+    fitted = replace(fitted, alarms=[(3, Alarm("mass", "probability leaves them."))])
+    save_checkpoint(tmp_path / "r1", fitted, start, start.eos_ids, identity, {"sft_teacher": {"name": "t"}})
+    again = open_student(read_model(tmp_path / "r1"))
     assert torch.equal(weights(again), weights(fitted.student))
-    about = models.checkpoint(tmp_path / "r1")
+    about = read_checkpoint(tmp_path / "r1")
     assert (about["identity"], about["sft_teacher"]) == (identity, {"name": "t"})
     assert about["validation_kl"] == fitted.validation[-1]["validation_kl"]
     assert about["alarms"] == [{"step": 3, "name": "mass", "text": "probability leaves them."}]
     history = (tmp_path / "r1" / "history.csv").read_text().splitlines()
     assert len(history) == 7
     assert history[0].startswith("step,learning_rate,gradient_norm,loss")
-    assert models.read(tmp_path / "r1").tokenizer == start.tokenizer
+    assert read_model(tmp_path / "r1").tokenizer == start.tokenizer

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import shards, view_pairs
 from pipeline.errors import ShardError
-from pipeline.ragged import Ragged
-from pipeline.view_pairs import Kept, least_kl
+from pipeline.scoring import context_effect
+from pipeline.scoring.context_effect import ROWS, SHARDS, Kept, check_contexts_differ, least_kl
+from pipeline.storage.ragged import Ragged
+from pipeline.storage.scores import SCORES, Scores, score_table, skipped_table
+from pipeline.storage.shards import Writer
 
 VOCABULARY, TOKENS = 12, 5
 seeds = st.integers(0, 2**32 - 1)
@@ -83,14 +85,14 @@ def write(path: Path, logprobs: Sequence[np.ndarray | None], hashes: Sequence[st
     tables = []
     for number, (row, context_hash) in enumerate(zip(logprobs, hashes, strict=True)):
         if row is None:
-            tables.append(shards.skipped_table([f"row-{number}"], ["no hint"]))
+            tables.append(skipped_table([f"row-{number}"], ["no hint"]))
             continue
         kept = top(row, 4, np.zeros(TOKENS, int))
-        scores = shards.Scores(
+        scores = Scores(
             kept.sampled, kept.ids, Ragged(kept.logprobs, kept.ids.offsets), np.full(TOKENS, 4), kept.tails, None
         )
-        tables.append(shards.score_table([f"row-{number}"], np.array([TOKENS]), scores, [context_hash]))
-    with shards.Writer(path, shards.SCORES, {}, {}) as writer:
+        tables.append(score_table([f"row-{number}"], np.array([TOKENS]), scores, [context_hash]))
+    with Writer(path, SCORES, {}, {}) as writer:
         writer.write(pa.concat_tables(tables))
 
 
@@ -110,14 +112,14 @@ def pair(folders, hinted, hashes, shard="0.parquet"):
 
 def test_two_contexts_that_change_what_is_said_are_welcome(folders):
     pair(folders, HINTED, [f"hinted-{number}" for number in range(6)])
-    view_pairs.check(folders)
+    check_contexts_differ(folders)
 
 
 def test_one_row_with_the_same_context_is_told_in_whichever_shard(folders):
     pair(folders, HINTED, [f"hinted-{number}" for number in range(6)])
     pair(folders, HINTED, [*(f"hinted-{number}" for number in range(5)), "plain-5"], "1.parquet")
     with pytest.raises(ShardError) as told:
-        view_pairs.check(folders)
+        check_contexts_differ(folders)
     assert "score.views.teacher and score.views.hinted are one model in two contexts" in str(told.value)
     assert f"response row-5 ({folders['hinted'] / '1.parquet'}) was scored after the same tokens" in str(told.value)
 
@@ -128,34 +130,34 @@ def test_contexts_that_change_nothing_are_told_with_their_kl(folders):
     with pytest.raises(
         ShardError, match=r"over 20 tokens of 4 responses, row-0 the first, their mean KL is \d\.\de-\d+ n"
     ):
-        view_pairs.check(folders)
+        check_contexts_differ(folders)
 
 
 def test_a_difference_in_a_few_rows_is_enough(folders):
     pair(folders, [HINTED[0], *PLAIN[1:]], list("abcdef"))
-    view_pairs.check(folders)
+    check_contexts_differ(folders)
 
 
 def test_rows_that_a_view_skipped_are_not_compared(folders):
     pair(folders, [None, None, None, None, None, HINTED[5]], ["", "", "", "", "", "hinted"])
-    view_pairs.check(folders)
+    check_contexts_differ(folders)
     pair(folders, [None, None, None, None, None, PLAIN[5]], ["", "", "", "", "", "hinted"])
     with pytest.raises(ShardError, match="over 5 tokens of 1 responses, row-5 the first"):
-        view_pairs.check(folders)
+        check_contexts_differ(folders)
 
 
 def test_views_without_a_row_in_common_are_not_compared(folders):
     pair(folders, [None] * 6, [""] * 6)
-    view_pairs.check(folders)
+    check_contexts_differ(folders)
 
 
 def test_the_sample_is_spread_over_the_shards_and_bounded(folders, monkeypatch):
     hashes = [f"hinted-{number}" for number in range(6)]
     for number in range(50):
         pair(folders, HINTED if number == 48 else PLAIN, hashes, f"{number:02d}.parquet")
-    view_pairs.check(folders)  # shards 0, 4, 8, … are looked at, 48 the last
+    check_contexts_differ(folders)  # shards 0, 4, 8, … are looked at, 48 the last
     looked_at = []
-    original = view_pairs.least_kl
-    monkeypatch.setattr(view_pairs, "least_kl", lambda *kept: looked_at.append(kept) or original(*kept))
-    view_pairs.check(folders)
-    assert len(looked_at) == 13 * view_pairs.ROWS <= view_pairs.SHARDS * view_pairs.ROWS
+    original = least_kl
+    monkeypatch.setattr(context_effect, "least_kl", lambda *kept: looked_at.append(kept) or original(*kept))
+    check_contexts_differ(folders)
+    assert len(looked_at) == 13 * ROWS <= SHARDS * ROWS

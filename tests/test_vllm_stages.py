@@ -17,10 +17,17 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline import engines, list_columns, models, params, shards, view_settings
-from pipeline.engines import Support, ToScore
-from pipeline.machine_settings import VllmMachine
-from pipeline.store import Store
+from pipeline.engines.engine import Support, ToScore, open_engine
+from pipeline.models.record import Model, read_model, record_model
+from pipeline.settings import params
+from pipeline.settings.machine import Machine, VllmMachine
+from pipeline.settings.models import EngineSettings
+from pipeline.settings.views import SupportSettings, View
+from pipeline.storage.ragged import from_lists, from_nested_lists
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.scores import SCORES
+from pipeline.storage.shards import list_shards, read_about, read_shard
+from pipeline.storage.store import Store
 from tests import dag
 from tests.dag import Stage
 
@@ -31,7 +38,7 @@ pytestmark = [
 ]
 
 BUCKETS = 8
-ROLLOUTS = 200
+RESPONSES = 200
 MODEL = {"layers": 2, "hidden": 64, "heads": 2}
 TRAINING = {"steps": 300, "batch": 32, "learning_rate": 3e-3, "warmup": 0.05}
 SAMPLING = {"temperature": 1.0, "max_tokens": 48}
@@ -44,7 +51,7 @@ SETTINGS = {
     "prompts": {
         "sources": [
             {"split": "sft", "sums": 1, "limit": 64},
-            {"split": "opd", "sums": 2, "limit": ROLLOUTS},
+            {"split": "opd", "sums": 2, "limit": RESPONSES},
             {"split": "evaluation", "sums": 3, "limit": 8},
         ],
         "buckets": BUCKETS,
@@ -61,7 +68,7 @@ SETTINGS = {
     },
     "rounds": {"r1": {"prev": "r0"}},
 }
-MACHINE = params.Machine(vllm=VllmMachine(enforce_eager=True))
+MACHINE = Machine(vllm=VllmMachine(enforce_eager=True))
 
 
 @pytest.fixture(scope="module")
@@ -81,19 +88,19 @@ def scored(tmp_path_factory) -> tuple[Path, list[Stage]]:
 def sequences(scored) -> list[ToScore]:
     """The rollouts of round 1."""
     tables = [
-        shards.read(path, shards.ROLLOUTS, ["prompt_ids", "response_ids"])
-        for path in shards.in_order(scored[0] / "data/rollouts/r1", "refresh")
+        read_shard(path, ROLLOUTS, ["prompt_ids", "response_ids"])
+        for path in list_shards(scored[0] / "data/rollouts/r1", "refresh")
     ]
     return [
         ToScore(prompt, response)
         for table in tables
-        for prompt, response in zip(*(list_columns.ragged(table[name]) for name in table.column_names), strict=True)
+        for prompt, response in zip(*(from_lists(table[name]) for name in table.column_names), strict=True)
     ]
 
 
 @pytest.fixture(scope="module")
-def teacher(scored) -> models.Model:
-    return models.record(str(scored[0] / "data/models/demo/teacher"))
+def teacher(scored) -> Model:
+    return record_model(str(scored[0] / "data/models/demo/teacher"))
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +109,9 @@ def truth(teacher, sequences) -> np.ndarray:
     return by_hf(teacher, sequences)
 
 
-def by_hf(model: models.Model, sequences: list[ToScore]) -> np.ndarray:
+def by_hf(model: Model, sequences: list[ToScore]) -> np.ndarray:
     """Every log-probability at every response token, [T, vocabulary]."""
-    with engines.open_engine(model, params.Engine(), MACHINE) as engine:
+    with open_engine(model, EngineSettings(), MACHINE) as engine:
         scores = engine.score(sequences, Support(model.vocabulary))
     ids = scores.ids.values.reshape(-1, model.vocabulary)
     whole = np.empty(ids.shape, np.float64)
@@ -125,23 +132,23 @@ def entropies(truth: np.ndarray) -> np.ndarray:
     return -(np.exp(truth) * truth).sum(axis=1)
 
 
-def column(project: Path, folder: str, name: str, schema: pa.Schema = shards.SCORES) -> np.ndarray:
+def column(project: Path, folder: str, name: str, schema: pa.Schema = SCORES) -> np.ndarray:
     """A list column of a folder's shards, end to end."""
-    paths = shards.in_order(project / folder, "score")
-    return np.concatenate([list_columns.ragged(shards.read(path, schema, [name])[name]).values for path in paths])
+    paths = list_shards(project / folder, "score")
+    return np.concatenate([from_lists(read_shard(path, schema, [name])[name]).values for path in paths])
 
 
-def ids_of(project: Path, folder: str, name: str, schema: pa.Schema = shards.SCORES) -> list[np.ndarray]:
+def ids_of(project: Path, folder: str, name: str, schema: pa.Schema = SCORES) -> list[np.ndarray]:
     """A column of ids of a folder's shards, token by token."""
-    tables = [shards.read(path, schema, [name]) for path in shards.in_order(project / folder, "score")]
-    return [ids for table in tables for ids in list_columns.ragged2(table[name])[1]]
+    tables = [read_shard(path, schema, [name]) for path in list_shards(project / folder, "score")]
+    return [ids for table in tables for ids in from_nested_lists(table[name])[1]]
 
 
 def test_refresh_keeps_the_probabilities_that_its_student_has(scored, sequences):
     project, _ = scored
-    student = by_hf(models.read(project / "data/models/r0"), sequences)
-    behaviour = column(project, "data/rollouts/r1", "behaviour_logprobs", shards.ROLLOUTS)
-    assert len(sequences) == ROLLOUTS
+    student = by_hf(read_model(project / "data/models/r0"), sequences)
+    behaviour = column(project, "data/rollouts/r1", "behaviour_logprobs", ROLLOUTS)
+    assert len(sequences) == RESPONSES
     np.testing.assert_allclose(behaviour, sampled(student, sequences), atol=1e-4)
     assert np.exp(behaviour).mean() > 0.5, "where nothing was learned, nothing but flat distributions is compared"
 
@@ -157,12 +164,12 @@ def test_score_writes_what_hf_says(scored, sequences, truth):
 def test_score_gives_the_students_view_of_the_ids_that_others_keep(scored, sequences):
     """`same_as` and `behaviour`: the teacher's eight and the four of who wrote, each once."""
     project, _ = scored
-    student = by_hf(models.read(project / "data/models/r0"), sequences)
+    student = by_hf(read_model(project / "data/models/r0"), sequences)
     folder = "data/scores/r1/views/student"
     kept = ids_of(project, folder, "support_ids")
     asked = zip(
         ids_of(project, "data/scores/r1/teacher", "support_ids"),
-        ids_of(project, "data/rollouts/r1", "behaviour_topk_ids", shards.ROLLOUTS),
+        ids_of(project, "data/rollouts/r1", "behaviour_topk_ids", ROLLOUTS),
         strict=True,
     )
     assert [sorted(ids) for ids in kept] == [sorted({*ids, *others}) for ids, others in asked]
@@ -172,10 +179,10 @@ def test_score_gives_the_students_view_of_the_ids_that_others_keep(scored, seque
 
 def test_both_ways_agree_with_hf_on_the_rollouts(teacher, sequences, truth):
     assert np.exp(sampled(truth, sequences)).mean() > 0.5, "as peaked as a trained model's"
-    views = {"teacher": view_settings.View(support=view_settings.SupportSettings(top_k=8))}
+    views = {"teacher": View(support=SupportSettings(top_k=8))}
     for hidden_states in (True, False):
         settings = params.Score(engine="vllm", views=views, hidden_states=hidden_states)
-        with engines.open_engine(teacher, settings, MACHINE) as engine:
+        with open_engine(teacher, settings, MACHINE) as engine:
             scores = engine.score(sequences, Support(8))
         np.testing.assert_allclose(scores.sampled_logprobs, sampled(truth, sequences), atol=1e-4)
         kept = scores.ids.values.reshape(-1, 8)
@@ -198,12 +205,12 @@ def test_finished_shards_are_kept_when_the_engine_dies(name, scored, tmp_path, m
     project = dag.copy(reference, tmp_path / "project")
     store = Store(project / ".potstill/store")
     for path in store.entries():
-        if path.suffix == ".parquet" and shards.about(path)["identity"]["stage"] in ("refresh", "score"):
+        if path.suffix == ".parquet" and read_about(path)["identity"]["stage"] in ("refresh", "score"):
             path.with_name(f"{path.name}.entry.json").unlink()
             path.unlink()
     monkeypatch.chdir(project)
     if name == "score@r1":
-        for path in shards.in_order(project / "data/rollouts/r1", "refresh"):
+        for path in list_shards(project / "data/rollouts/r1", "refresh"):
             store.adopt(path)
     stage.delete_outs(project)
     before = {path: path.stat().st_ino for path in store.entries()}

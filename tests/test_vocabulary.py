@@ -6,11 +6,15 @@ What the pipeline stores and learns is held against full logits over every row o
 import pytest
 import torch
 
-from pipeline import models, params, recipes
 from pipeline.engines.hf import HfEngine
-from pipeline.loading import Loader, Rows
-from pipeline.objectives.compiled import Objective
-from pipeline.student import open_student
+from pipeline.models.record import record_model
+from pipeline.models.student import open_student
+from pipeline.objectives.objective import Objective
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import EngineSettings
+from pipeline.settings.recipe import load_recipe
+from pipeline.training.loader import Loader
+from pipeline.training.rows import Rows
 from tests import tiny_models, tiny_shards
 
 PADDING, TOP_K = 9, 6
@@ -24,8 +28,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sources(folder, tmp_path_factory):
     """What the model writes and says of it."""
-    machine = params.Machine(device="cpu")
-    with HfEngine(models.record(str(folder)), params.Engine(), machine) as engine:
+    machine = Machine(device="cpu")
+    with HfEngine(record_model(str(folder)), EngineSettings(), machine) as engine:
         return tiny_shards.write(tmp_path_factory.mktemp("shards"), engine, engine, [24], TOP_K)
 
 
@@ -37,13 +41,13 @@ def full_logprobs(student, row) -> torch.Tensor:
 
 
 def test_a_record_tells_the_tokenizers_tokens_from_the_models_rows(folder):
-    model = models.record(str(folder))
+    model = record_model(str(folder))
     assert model.vocabulary == model.tokens + PADDING
     assert model.load_tokenizer().decode([5, model.vocabulary - 1]) == model.load_tokenizer().decode([5])
 
 
 def test_ids_behind_the_tokenizer_are_drawn_and_scored_over_all_rows(folder, sources):
-    model = models.record(str(folder))
+    model = record_model(str(folder))
     student = open_student(model, torch.float64).eval()
     drawn, kept = set(), set()
     for row in tiny_shards.stored(sources).values():
@@ -63,12 +67,12 @@ def test_ids_behind_the_tokenizer_are_drawn_and_scored_over_all_rows(folder, sou
 
 def test_a_steps_gradient_is_that_of_full_logits_over_all_rows(folder, sources):
     """A student that differs from the writer, in fp64 but for the stored columns."""
-    student = open_student(models.record(str(folder)), torch.float64).eval()
+    student = open_student(record_model(str(folder)), torch.float64).eval()
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    objective = Objective(recipes.load("topk_reverse_kl"))
+    objective = Objective(load_recipe("topk_reverse_kl"))
     losses, slow = [], []
     for pack, columns in Loader(Rows(sources), 1, 24, tokens=64, seed=0).step(0):
         losses.append(objective.loss(student(pack, objective.ask(pack.sampled_ids, columns)), columns)[0])

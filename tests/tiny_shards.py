@@ -6,15 +6,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import params, shards
-from pipeline.engines import Engine, Request, Support, ToScore
-from pipeline.loading import Shard
+from pipeline.engines.engine import Engine, Request, Support, ToScore
+from pipeline.settings.models import Sampling
+from pipeline.storage.bucket import TrainShard
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.scores import SCORES, score_table
+from pipeline.storage.shards import GROUP_ROWS, Writer, read_shard
 
 FIRST, LAST = 1, 36
 """The ids that a prompt may hold; 0 ends a sequence."""
 
 
-def write(folder: Path, writer: Engine, scorer: Engine, rows: list[int], top_k: int = 4, shift: int = 0) -> list[Shard]:
+def write(
+    folder: Path, writer: Engine, scorer: Engine, rows: list[int], top_k: int = 4, shift: int = 0
+) -> list[TrainShard]:
     """A shard of rollouts, and one of scores, for each entry of `rows`.
 
     Args:
@@ -33,30 +38,30 @@ def write(folder: Path, writer: Engine, scorer: Engine, rows: list[int], top_k: 
             Request([int(id_) for id_ in random.integers(FIRST, LAST + 1, random.integers(1, 5))], number * 1000 + row)
             for row in range(count)
         ]
-        responses = [response.ids for response in writer.generate(requests, params.Sampling(max_tokens=16))]
+        responses = [response.ids for response in writer.generate(requests, Sampling(max_tokens=16))]
         rollouts, scores = folder / f"rollouts-{number}.parquet", folder / f"scores-{number}.parquet"
         _write(rollouts, _rollouts(number, requests, responses))
         _write(scores, _scores(number, requests, responses, scorer, top_k, shift))
-        made.append(Shard(rollouts, {"teacher": scores}))
+        made.append(TrainShard(rollouts, {"teacher": scores}))
     return made
 
 
-def stored(sources: list[Shard]) -> dict[tuple[int, int], dict[str, Any]]:
+def stored(sources: list[TrainShard]) -> dict[tuple[int, int], dict[str, Any]]:
     """Every row as the files have it, by (row group, row)."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     group = 0
     for source in sources:
-        rollouts = shards.read(source.rollouts, shards.ROLLOUTS).to_pylist()
-        scores = shards.read(source.scores["teacher"], shards.SCORES).to_pylist()
-        for start in range(0, len(rollouts), shards.GROUP_ROWS):
-            rows = list(zip(rollouts, scores, strict=True))[start : start + shards.GROUP_ROWS]
+        rollouts = read_shard(source.rollouts, ROLLOUTS).to_pylist()
+        scores = read_shard(source.scores["teacher"], SCORES).to_pylist()
+        for start in range(0, len(rollouts), GROUP_ROWS):
+            rows = list(zip(rollouts, scores, strict=True))[start : start + GROUP_ROWS]
             found.update({(group, row): {**one, **other} for row, (one, other) in enumerate(rows)})
             group += 1
     return found
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    with shards.Writer(path, table.schema, {"stage": "test"}, {}) as writer:
+    with Writer(path, table.schema, {"stage": "test"}, {}) as writer:
         writer.write(table)
 
 
@@ -70,7 +75,7 @@ def _rollouts(number: int, requests: list[Request], responses: list[np.ndarray])
         for row, (request, response) in enumerate(zip(requests, responses, strict=True))
     ]  # fmt: skip
     empty = {"sampling_logprobs": None, "behaviour_topk_ids": None, "segments": None}
-    return pa.Table.from_pylist([row | empty for row in rows], shards.ROLLOUTS)
+    return pa.Table.from_pylist([row | empty for row in rows], ROLLOUTS)
 
 
 def _scores(
@@ -82,4 +87,4 @@ def _scores(
     ]
     lengths = np.array([len(response) for response in responses])
     ids = [f"{number}-{row}" for row in range(len(responses))]
-    return shards.score_table(ids, lengths, scorer.score(scored, Support(top_k)), ["c"] * len(ids))
+    return score_table(ids, lengths, scorer.score(scored, Support(top_k)), ["c"] * len(ids))

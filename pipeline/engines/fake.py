@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from pipeline import params, shards
-from pipeline.engines import Progress, Request, Response, Support, ToScore, check_top_k
+from pipeline.engines.engine import Request, Response, Support, ToScore, check_top_k
 from pipeline.errors import EngineError
-from pipeline.models import Model
-from pipeline.ragged import Ragged
+from pipeline.models.record import Model
+from pipeline.progress import Progress
+from pipeline.settings.models import EngineSettings, Sampling
+from pipeline.storage.ragged import Ragged
+from pipeline.storage.scores import Scores
 
 VERSION = 1
+
 LIBRARIES = ("numpy",)
 
 
@@ -27,7 +30,7 @@ class BigramEngine:
 
     tail = "exact"
 
-    def __init__(self, model: Model, settings: params.Engine):  # noqa: ARG002 - as the other engines
+    def __init__(self, model: Model, settings: EngineSettings):  # noqa: ARG002 - as the other engines
         model.check()
         self.model = model
         self.logprobs = bigram_logprobs(Path(model.location))
@@ -42,7 +45,7 @@ class BigramEngine:
         """Nothing to free."""
 
     def generate(
-        self, requests: Sequence[Request], sampling: params.Sampling, top_k: int = 0, progress: Progress | None = None
+        self, requests: Sequence[Request], sampling: Sampling, top_k: int = 0, progress: Progress | None = None
     ) -> list[Response]:
         """As `Engine.generate`."""
         check_top_k(top_k, self.model, "refresh.behaviour_top_k")
@@ -51,7 +54,7 @@ class BigramEngine:
             progress(len(responses), sum(len(response.ids) for response in responses))
         return responses
 
-    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> shards.Scores:
+    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> Scores:
         """As `Engine.score`."""
         check_top_k(support.top_k, self.model, "score.views.*.support.top_k")
         sampled, own, tails, entropies, values = [], [], [], [], []
@@ -72,7 +75,7 @@ class BigramEngine:
                 entropies.append(-(np.exp(row) * row).sum())
             if progress is not None:
                 progress(1, len(sequence.response_ids))
-        return shards.Scores(
+        return Scores(
             np.array(sampled, np.float32),
             Ragged.of(ids, np.int32),
             Ragged.of(values, np.float32),
@@ -81,7 +84,7 @@ class BigramEngine:
             np.array(entropies, np.float32) if support.entropies else None,
         )
 
-    def _write(self, request: Request, sampling: params.Sampling, top_k: int) -> Response:
+    def _write(self, request: Request, sampling: Sampling, top_k: int) -> Response:
         random = np.random.Generator(np.random.Philox(request.seed))
         last = int(request.prompt_ids[-1])
         ids: list[int] = []
@@ -134,7 +137,7 @@ def _kept(row: np.ndarray, support: Support) -> list[int]:
     return kept
 
 
-def _warped(row: np.ndarray, sampling: params.Sampling) -> np.ndarray:
+def _warped(row: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Log-probabilities of the distribution sampled from: temperature, then top k, then top p."""
     if sampling.temperature == 0:
         return np.where(np.arange(len(row)) == row.argmax(), 0.0, -np.inf)

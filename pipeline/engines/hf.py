@@ -17,14 +17,20 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pipeline import head, packing, params, shards
-from pipeline.engines import Progress, Request, Response, Support, ToScore, check_top_k, context
-from pipeline.engines.joined import cut, joined, of_head
+from pipeline.engines.engine import Request, Response, Support, ToScore, check_top_k, context_limit
+from pipeline.engines.scores import concatenate, cut_scores, from_head
 from pipeline.errors import EngineError
-from pipeline.models import Model
-from pipeline.student import open_student
+from pipeline.head.scores import score_tokens
+from pipeline.models.packing import build_pack, plan_packs
+from pipeline.models.record import Model
+from pipeline.models.student import open_student
+from pipeline.progress import Progress
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import EngineSettings, Sampling
+from pipeline.storage.scores import Scores
 
 VERSION = 1  # raise it when a rollout or a score would change; they are then made again
+
 LIBRARIES = ("torch", "transformers")
 
 
@@ -33,11 +39,11 @@ class HfEngine:
 
     tail = "exact"
 
-    def __init__(self, model: Model, settings: params.Engine, machine: params.Machine):
+    def __init__(self, model: Model, settings: EngineSettings, machine: Machine):
         self.device = torch.device("cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu")
         if machine.device == "cuda" and self.device.type != "cuda":
             raise EngineError("machine.yaml asks for `device: cuda`, and torch sees no GPU here.")
-        self.model, self.machine, self.context = model, machine, context(model, settings)
+        self.model, self.machine, self.context = model, machine, context_limit(model, settings)
         self.student = open_student(model, getattr(torch, settings.dtype), settings.adapter).to(self.device).eval()
 
     def __enter__(self) -> "HfEngine":
@@ -54,7 +60,7 @@ class HfEngine:
 
     @torch.inference_mode()
     def generate(
-        self, requests: Sequence[Request], sampling: params.Sampling, top_k: int = 0, progress: Progress | None = None
+        self, requests: Sequence[Request], sampling: Sampling, top_k: int = 0, progress: Progress | None = None
     ) -> list[Response]:
         """As `Engine.generate`."""
         check_top_k(top_k, self.model, "refresh.behaviour_top_k")
@@ -72,10 +78,10 @@ class HfEngine:
         return [responses[index] for index in range(len(requests))]
 
     @torch.inference_mode()
-    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> shards.Scores:
+    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> Scores:
         """As `Engine.score`."""
         if not sequences:
-            return joined([])
+            return concatenate([])
         prompts = [np.asarray(sequence.prompt_ids, np.int64) for sequence in sequences]
         responses = [np.asarray(sequence.response_ids, np.int64) for sequence in sequences]
         lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
@@ -84,11 +90,11 @@ class HfEngine:
         check_top_k(support.top_k, self.model, "score.views.*.support.top_k")
         self._known(prompts, responses)
         output = self.student.output()
-        parts: dict[int, shards.Scores] = {}
-        for rows in packing.plan(lengths, self.machine.score_tokens):
-            pack = packing.build(rows, prompts, responses).to(self.device)
+        parts: dict[int, Scores] = {}
+        for rows in plan_packs(lengths, self.machine.score_tokens):
+            pack = build_pack(rows, prompts, responses).to(self.device)
             asked = _asked([sequences[index].asked_ids for index in pack.sequences])
-            scored = head.score(
+            scored = score_tokens(
                 self.student.hidden(pack),
                 output,
                 pack.sampled_ids,
@@ -99,12 +105,12 @@ class HfEngine:
                 support.entropies,
             )
             taken = [len(responses[index]) for index in pack.sequences]
-            parts.update(zip(map(int, pack.sequences), cut(of_head(scored), taken), strict=True))
+            parts.update(zip(map(int, pack.sequences), cut_scores(from_head(scored), taken), strict=True))
             if progress is not None:
                 progress(len(pack.sequences), len(pack.sampled_ids))
-        return joined([parts[index] for index in range(len(sequences))])
+        return concatenate([parts[index] for index in range(len(sequences))])
 
-    def _generate(self, requests: list[Request], sampling: params.Sampling, top_k: int) -> list[Response]:
+    def _generate(self, requests: list[Request], sampling: Sampling, top_k: int) -> list[Response]:
         longest = max(len(request.prompt_ids) for request in requests)
         ids = np.zeros((len(requests), longest), np.int64)
         is_prompt = np.zeros((len(requests), longest), np.int64)
@@ -145,7 +151,7 @@ class HfEngine:
 class _Draw(LogitsProcessor):
     """Chooses each next token, and notes its log-probabilities; `generate` then only has the choice left."""
 
-    def __init__(self, sampling: params.Sampling, uniforms: torch.Tensor, top_k: int):
+    def __init__(self, sampling: Sampling, uniforms: torch.Tensor, top_k: int):
         self.sampling, self.uniforms, self.top_k = sampling, uniforms, top_k
         self.warpers = LogitsProcessorList()
         if sampling.temperature not in (0.0, 1.0):

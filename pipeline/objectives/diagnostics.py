@@ -11,14 +11,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from pipeline import axes, head
-from pipeline.columns import Columns, Target
-from pipeline.objectives import divergences, ratios, weighing
-from pipeline.objectives.composed import compose
+from pipeline.head.answer import Answer
+from pipeline.objectives import divergences, ratios
+from pipeline.objectives.inputs import Inputs, Target
 from pipeline.objectives.outcomes import Outcomes, contains, gathered, places
-from pipeline.objectives.targets import extrapolation_bound
-from pipeline.recipes import Recipe
-from pipeline.terms import Term
+from pipeline.objectives.target_formulas import extrapolation_bound
+from pipeline.objectives.targets import compose
+from pipeline.objectives.weights import share_of_response
+from pipeline.settings.recipe import Recipe
+from pipeline.settings.targets import Extrapolation
+from pipeline.settings.term import Term
 
 FAR = 5.0
 """Nats: log-ratios beyond it are of tokens that one side finds a hundred times likelier than the other."""
@@ -31,7 +33,7 @@ SPAN = 10
 
 @torch.no_grad()
 def of_tokens(
-    recipe: Recipe, student: head.Answer, ids: Int[Tensor, "token k"] | None, columns: Columns
+    recipe: Recipe, student: Answer, ids: Int[Tensor, "token k"] | None, columns: Inputs
 ) -> dict[str, Float[Tensor, " token"]]:
     """Per-token numbers whose means over a step say how far student and views are apart, and where.
 
@@ -52,7 +54,7 @@ def of_tokens(
             seen["entropy_gap"] = (target.entropy - student.entropy).abs()
         found |= {f"{name}{key}": _where(target.is_scored, value) for key, value in seen.items()}
     for term in recipe.terms:
-        if isinstance(term.target, axes.Extrapolation):
+        if isinstance(term.target, Extrapolation):
             found["past_cliff"] = _past_cliff(term.target, columns)
     if "sampling_logprobs" in columns.facts:
         ratio = ratios.importance(student.sampled, columns.facts["sampling_logprobs"], None)
@@ -67,14 +69,14 @@ def _where(is_known: Bool[Tensor, " token"], values: Float[Tensor, " token"]) ->
     return values.masked_fill(~is_known, torch.nan)
 
 
-def _is_of(source: str, columns: Columns) -> Bool[Tensor, " token"]:
+def _is_of(source: str, columns: Inputs) -> Bool[Tensor, " token"]:
     """Whose responses they are; where there are no others, the student's."""
     if f"source={source}" in columns.facts:
         return columns.facts[f"source={source}"] > 0
     return torch.full_like(columns.weights["token_mean"], source == "student", dtype=torch.bool)
 
 
-def _of_view(student: head.Answer, target: Target, ids: Tensor | None, columns: Columns) -> dict[str, Tensor]:
+def _of_view(student: Answer, target: Target, ids: Tensor | None, columns: Inputs) -> dict[str, Tensor]:
     log_ratio = student.sampled - target.sampled
     found = {"log_ratio": log_ratio, "square": log_ratio**2, "far_square": log_ratio**2 * (log_ratio.abs() > FAR)}
     if ids is None:
@@ -83,7 +85,7 @@ def _of_view(student: head.Answer, target: Target, ids: Tensor | None, columns: 
     own = own if target.ids is ids else gathered(own, places(target.ids, ids))
     kl = divergences.reverse_kl(own, target.outcomes)
     found |= {"kl": kl, "support_mass": own.mass, "target_mass": target.outcomes.mass}
-    quarter = (QUARTERS * weighing.share_of_response(columns)).long()
+    quarter = (QUARTERS * share_of_response(columns)).long()
     found |= {f"kl_quarter_{number + 1}": _where(quarter == number, kl) for number in range(QUARTERS)}
     if k := student.top_ids.shape[-1]:
         is_shared = contains(student.top_ids, target.ids[:, :k])
@@ -92,7 +94,7 @@ def _of_view(student: head.Answer, target: Target, ids: Tensor | None, columns: 
     return found
 
 
-def _clipped(term: Term, sampled: Float[Tensor, " token"], columns: Columns) -> Float[Tensor, " token"] | None:
+def _clipped(term: Term, sampled: Float[Tensor, " token"], columns: Inputs) -> Float[Tensor, " token"] | None:
     """1 where a bound of the term's ratio or advantage holds a token back, else 0; None where it has no bound."""
     is_out: list[Tensor] = []
     if term.ratio is not None:
@@ -109,7 +111,7 @@ def _clipped(term: Term, sampled: Float[Tensor, " token"], columns: Columns) -> 
     return (torch.stack(is_out).any(dim=0) & _is_of(term.source, columns)).to(sampled.dtype)
 
 
-def _past_cliff(extrapolation: axes.Extrapolation, columns: Columns) -> Float[Tensor, " token"]:
+def _past_cliff(extrapolation: Extrapolation, columns: Inputs) -> Float[Tensor, " token"]:
     """1 where the factor is over the bound of the view's likeliest id, where the reference keeps that id, else 0."""
     view, reference = columns.targets[extrapolation.view], columns.targets[extrapolation.reference]
     at_reference = (reference.ids == view.ids[:, :1]) & (reference.ids >= 0)

@@ -1,89 +1,100 @@
-"""What a student learns from when it is not one view as it stands: means of views, and extrapolations.
+"""The target of a term: one view, or several put together as the term says."""
 
-Views that are put together have the same ids at every token (`same_as` in `score.views`). A composed target is
-normalised over the outcomes, so it is the distribution that its term is at rest at.
-"""
-
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
-from pipeline.objectives.outcomes import Outcomes, logsumexp
+from pipeline.errors import ShardError
+from pipeline.objectives import target_formulas
+from pipeline.objectives.inputs import Inputs, Target
+from pipeline.objectives.outcomes import Outcomes
+from pipeline.settings.targets import Contrast, Corrected, Extrapolation, Mixture, Route
+from pipeline.settings.term import Term
 
 
-def geometric(views: Sequence[Outcomes], weights: Sequence[float]) -> tuple[Outcomes, Float[Tensor, " token"]]:
-    """Π qᵢ^wᵢ / Z over the same outcomes, and log Z: weights above 1 and below 0 extrapolate.
+@dataclass(frozen=True)
+class Composed:
+    """A term's target, and what its loss is divided by (1 but for `contrast`)."""
 
-    Source: the consensus of ProteinOPD (arXiv:2605.10189) for weights that sum to 1; ExOPD's optimum
-    (arXiv:2602.12125) for (λ, 1 − λ).
+    target: Target
+    scale: Float[Tensor, " token"] | float = 1.0
+
+
+def compose(term: Term, columns: Inputs) -> Composed:
+    """Put the views of a term together; ids and outcomes are those of the first, or of each token's own view."""
+    first, *others = [columns.targets[view] for view in term.views]
+    match term.target:
+        case None:
+            return Composed(first)
+        case Route():
+            return Composed(_routed(term.target, columns))
+        case Corrected():
+            return Composed(replace(first, sampled=first.sampled - columns.facts[term.target.column]))
+        case Extrapolation():
+            factors = [term.target.factor, 1 - term.target.factor]
+            sampled = factors[0] * first.sampled + factors[1] * others[0].sampled
+            if not term.reads_ids:
+                return Composed(replace(first, sampled=sampled))
+            outcomes, _ = target_formulas.geometric(_same_order(first, others), factors)
+            return Composed(replace(first, outcomes=outcomes, sampled=sampled))
+        case Contrast():
+            outcomes, alpha = target_formulas.contrast(first.outcomes, _same_order(first, others)[1], term.target.scale)
+            sampled = (1 + alpha) * first.sampled - alpha * others[0].sampled
+            return Composed(replace(first, outcomes=outcomes, sampled=sampled), alpha)
+        case Mixture():
+            weights = list(term.target.views.values())
+            outcomes = _same_order(first, others)
+            sampled = torch.stack([view.sampled for view in (first, *others)], dim=-1)
+            at_views = torch.tensor(weights, dtype=sampled.dtype, device=sampled.device)
+            if term.target.kind == "arithmetic":
+                mixed, chosen = target_formulas.arithmetic(outcomes, weights), (sampled + at_views.log()).logsumexp(-1)
+            else:
+                mixed, log_z = target_formulas.geometric(outcomes, weights)
+                chosen = (sampled * at_views).sum(-1) - log_z
+            return Composed(replace(first, outcomes=mixed, sampled=chosen))
+
+
+def check_same_ids(term: Term, columns: Inputs) -> None:
+    """Views that are put together over ids have the same ones.
+
+    Raises:
+        ShardError: they do not.
     """
-    return _normalised(_sum(views, [torch.as_tensor(weight) for weight in weights]))
+    if not term.reads_ids or isinstance(term.target, Route | None):
+        return
+    first, *others = term.views
+    like = columns.targets[first].ids
+    for view in others:
+        ids = columns.targets[view].ids
+        if ids.shape != like.shape or not bool((ids.sort(dim=-1).values == like.sort(dim=-1).values).all()):
+            raise ShardError(
+                f"the views `{first}` and `{view}` keep different ids, so they cannot be put together. Set "
+                f"`score.views.{first}.support.same_as: [{view}]` and `score.views.{view}.support.same_as: [{first}]`, "
+                "without `mass`, and run `dvc repro score`."
+            )
 
 
-def arithmetic(views: Sequence[Outcomes], weights: Sequence[float]) -> Outcomes:
-    """Σ wᵢ qᵢ over the same outcomes, with positive weights that sum to 1."""
-    log_weights = torch.tensor(weights, dtype=views[0].tail.dtype, device=views[0].tail.device).log()
-    stacked = torch.stack([view.all for view in views], dim=-1) + log_weights
-    return _split(logsumexp(stacked))
+def _same_order(first: Target, others: list[Target]) -> list[Outcomes]:
+    return [first.outcomes, *(target_formulas.aligned(other.outcomes, other.ids, first.ids) for other in others)]
 
 
-def contrast(positive: Outcomes, negative: Outcomes, scale: float) -> tuple[Outcomes, Float[Tensor, " token"]]:
-    """Log positive + α (log positive − log negative), normalised, where α = scale · Σ|positive − negative| + 1e-3.
-
-    Returns:
-        The target, and α of each token.
-
-    Source: AlignDistil (arXiv:2503.02832) as its code has it: the sum of differences is not halved.
-    """
-    distance = (positive.all.exp() - negative.all.exp()).abs().sum(dim=-1)
-    alpha = scale * distance + 1e-3
-    return _normalised(_sum([positive, negative], [1 + alpha, -alpha]))[0], alpha
-
-
-def extrapolation_bound(
-    target: Float[Tensor, " token"], reference: Float[Tensor, " token"], clip: float = 5.0
-) -> Float[Tensor, " token"]:
-    """The largest factor λ at which q^λ r^(1−λ) keeps its other ids within what a ratio clip can hold.
-
-    Of two outcomes, the target's likeliest id and all others: at the bound the others have 1/clip of what the target
-    gives them. Infinite where the reference is as sure as the target, so that extrapolation does not sharpen.
-
-    Args:
-        target: log-probability of its likeliest id, p.
-        reference: log-probability that the reference gives that id, b.
-        clip: c, bound of the importance ratio.
-
-    Source: the extrapolation cliff (arXiv:2605.08737): λ* = [log((1−p)/(c−1+p)) − log((1−b)/b)] / [log((1−p)/p) −
-    log((1−b)/b)]. Stored rollouts without a ratio have no clip, so read its trend: the surer the teacher, the lower.
-    """
-    p, b = (logprob.double().exp().clamp(1e-12, 1 - 1e-12) for logprob in (target, reference))
-    from_reference = ((1 - b) / b).log()
-    bound = (((1 - p) / (clip - 1 + p)).log() - from_reference) / (((1 - p) / p).log() - from_reference)
-    return torch.where(p > b, bound, torch.full_like(bound, torch.inf)).to(target.dtype)
-
-
-def aligned(view: Outcomes, ids: Int[Tensor, "token k"], like: Int[Tensor, "token k"]) -> Outcomes:
-    """A view in the order of other ids, which are the same at every token."""
-    place_of_rank = like.argsort(dim=-1).argsort(dim=-1)
-    return Outcomes(view.logprobs.gather(-1, ids.argsort(dim=-1).gather(-1, place_of_rank)), view.tail)
-
-
-def _sum(views: Sequence[Outcomes], weights: Sequence[Float[Tensor, " token"] | Tensor]) -> Tensor:
-    """Σ wᵢ log qᵢ of every outcome; one that no view has stays −inf."""
-    exists = torch.stack([torch.isfinite(view.all) for view in views]).all(dim=0)
-    total = torch.zeros_like(views[0].all)
-    for view, weight in zip(views, weights, strict=True):
-        factor = weight.to(total).unsqueeze(-1) if weight.dim() else weight.to(total)
-        total = total + factor * view.all.masked_fill(~exists, 0.0)
-    return total.masked_fill(~exists, -torch.inf)
-
-
-def _normalised(logs: Tensor) -> tuple[Outcomes, Float[Tensor, " token"]]:
-    total = logsumexp(logs)
-    return _split(logs - total.unsqueeze(-1)), total
-
-
-def _split(logs: Tensor) -> Outcomes:
-    return Outcomes(logs[:, :-1], logs[:, -1])
+def _routed(route: Route, columns: Inputs) -> Target:
+    """At each token the view of its domain; elsewhere no ids, and a tail of probability 1."""
+    views = {domain: columns.targets[view] for domain, view in route.views.items()}
+    some = next(iter(views.values()))
+    longest = max(target.ids.shape[-1] for target in views.values())
+    ids = torch.full((len(some.sampled), longest), -1, dtype=some.ids.dtype, device=some.ids.device)
+    logprobs = some.sampled.new_full(ids.shape, -torch.inf)
+    tail, sampled = torch.zeros_like(some.sampled), torch.zeros_like(some.sampled)
+    for domain, target in views.items():
+        is_of = columns.facts[f"domain={domain}"] > 0
+        behind = (0, longest - target.ids.shape[-1])
+        ids = torch.where(is_of.unsqueeze(-1), functional.pad(target.ids, behind, value=-1), ids)
+        padded = functional.pad(target.outcomes.logprobs, behind, value=-torch.inf)
+        logprobs = torch.where(is_of.unsqueeze(-1), padded, logprobs)
+        tail = torch.where(is_of, target.outcomes.tail, tail)
+        sampled = torch.where(is_of, target.sampled, sampled)
+    return Target(ids, Outcomes(logprobs, tail), sampled)

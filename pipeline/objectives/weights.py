@@ -1,176 +1,177 @@
-"""What a token counts for: one factor for each, of its place, of what was stored, or of the student as it is.
-
-Tokens are end to end, rollout after rollout; `lengths` says how many belong to each. A statistic of live values is of
-one rollout, never of a batch, whose other rows would then decide what a token is worth.
-"""
+"""The weights of a term, from their settings: those that stored columns decide, and those of the student as it is."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-
-def sigmoid_position(
-    share: Float[Tensor, " token"], lowest: float, turn: float, width: float
-) -> Float[Tensor, " token"]:
-    """From `lowest` early in the response to 1 late in it: lowest + (1 − lowest) · σ((f − turn) / width).
-
-    Here f, the `share`, is where the middle of the token is in its response. Source: PW-OPSD (arXiv:2605.21606).
-    """
-    return lowest + (1 - lowest) * torch.sigmoid((share - turn) / width)
-
-
-def earliness(
-    discrepancy: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"], highest: float
-) -> Float[Tensor, " token"]:
-    """From `highest` at the first token to 1, by the share of the response's discrepancy that came before.
-
-    Args:
-        discrepancy: |log teacher − log behaviour| of each token, nats.
-        lengths: tokens of each rollout.
-        highest: weight of a token that nothing precedes.
-
-    Source: IW-OPD (arXiv:2606.22600).
-    """
-    rows = by_rollout(discrepancy, lengths).nan_to_num(0.0)
-    before = rows.cumsum(dim=-1) - rows
-    share = before / (rows.sum(dim=-1, keepdim=True) + 1e-8)
-    return flat(1 + (highest - 1) * (1 - share), lengths)
+from pipeline.objectives import weight_formulas
+from pipeline.objectives.inputs import Inputs, Target
+from pipeline.objectives.schedules import scheduled
+from pipeline.settings.reading import Schedule
+from pipeline.settings.weights import (
+    AnyWeight,
+    ColumnWeight,
+    Confidence,
+    Earliness,
+    EntropyGate,
+    FirstSegments,
+    FirstTokens,
+    Freshness,
+    HasView,
+    InDomain,
+    LogRatioWithin,
+    NotSpecial,
+    SigmoidPosition,
+    StepRatio,
+    TopFraction,
+    Where,
+    Zone,
+)
 
 
-def step_ratio(
-    discrepancy: Float[Tensor, " token"],
-    segments: Float[Tensor, " token"],
-    lengths: Int[Tensor, " rollout"],
-    cap: float,
-    epsilon: float = 1e-6,
-) -> Float[Tensor, " token"]:
-    """How much closer teacher and behaviour are in a token's step than in the rollout's first, at most 1 + cap.
-
-    Args:
-        discrepancy: |log teacher − log behaviour| of each token, nats.
-        segments: the step of each token, rising within a rollout.
-        lengths: tokens of each rollout.
-        cap: how far above 1 a step may count.
-        epsilon: nats, against division by zero.
-
-    Source: SOD (arXiv:2605.07725): the product of the ratios of neighbouring steps telescopes to this.
-    """
-    rollout = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
-    _, step = torch.unique(torch.stack([rollout, segments.long()]), dim=1, return_inverse=True)
-    count = torch.bincount(step).to(discrepancy.dtype)
-    mean = torch.zeros_like(count).scatter_add(0, step, discrepancy) / count
-    first = step[lengths.cumsum(0) - lengths].repeat_interleave(lengths)
-    ratio = (mean[first] + epsilon) / (mean[step] + epsilon)
-    return torch.where(step == first, torch.ones_like(ratio), ratio.clamp_max(1 + cap))
+def number_at(value: float | Schedule, step: int) -> float:
+    """A setting that may change with the optimiser step, as it is now."""
+    if isinstance(value, Schedule):
+        return scheduled(value.start, value.end, value.steps, value.shape, step)
+    return value
 
 
-def first_segments(segments: Float[Tensor, " token"], count: int) -> Float[Tensor, " token"]:
-    """1 in the first `count` turns or steps of a rollout, then 0. Source: TCOD (arXiv:2604.24005), front to back."""
-    return (segments < count).to(segments.dtype)
+def stored_weight(weight: AnyWeight, target: Target | None, columns: Inputs) -> Float[Tensor, " token"]:
+    """A weight that does not depend on the student as it is; 1 for those that do."""
+    facts, lengths = columns.facts, lengths_of(columns)
+    match weight:
+        case Where():
+            wanted = 0.0 if weight.fact == "wrong" else 1.0
+            return (facts["finished" if weight.fact == "finished" else "correct"] == wanted).float()
+        case InDomain():
+            return torch.stack([facts[f"domain={name}"] for name in weight.names]).amax(dim=0)
+        case HasView():
+            has = facts[f"has={weight.view}"]
+            return has if weight.kind == "has_view" else 1 - has
+        case NotSpecial():
+            return 1 - facts["special"]
+        case ColumnWeight():
+            return _of_column(weight, facts[weight.name], columns.step)
+        case SigmoidPosition():
+            return weight_formulas.sigmoid_position(
+                share_of_response(columns), weight.lowest, weight.turn, weight.width
+            )
+        case Earliness():
+            return weight_formulas.earliness(_discrepancy(target, columns), lengths, weight.highest)
+        case StepRatio():
+            return weight_formulas.step_ratio(_discrepancy(target, columns), facts["segments"], lengths, weight.cap)
+        case FirstSegments():
+            shown = min(1 + columns.step // weight.every, weight.most)
+            return weight_formulas.first_segments(facts["segments"], shown)
+        case FirstTokens():
+            return weight_formulas.prefix(position(columns), number_at(weight.tokens, columns.step))
+        case Confidence():
+            return weight_formulas.confidence(entropy_of(target), weight.rate)
+        case EntropyGate():
+            return (entropy_of(target) > weight.above).float()
+    return torch.ones(int(lengths.sum()), device=lengths.device)
 
 
-def prefix(position: Float[Tensor, " token"], tokens: float) -> Float[Tensor, " token"]:
-    """1 in the first `tokens` of a response, then 0. Source: arXiv:2602.15260."""
-    return (position < tokens).to(position.dtype)
+def expected_weight(weight: AnyWeight, columns: Inputs) -> Float[Tensor, " token"]:
+    """Of a live weight whose sum over each rollout is known beforehand, its mean over that rollout; 1 for others."""
+    lengths = lengths_of(columns)
+    match weight:
+        case TopFraction():
+            count = weight_formulas.kept(lengths, weight.share)
+        case Zone():
+            of_target = weight_formulas.kept(lengths, weight.target_share)
+            of_student = weight_formulas.kept(lengths, weight.student_share).minimum(lengths - of_target)
+            count = of_target if weight.which == "target" else of_student
+        case _:
+            count = lengths
+    return (count / lengths).repeat_interleave(lengths)
 
 
-def confidence(entropy: Float[Tensor, " token"], rate: float) -> Float[Tensor, " token"]:
-    """exp(−rate · H) of the target's entropy, nats. Source: SRPO (arXiv:2604.02288)."""
-    return torch.exp(-rate * entropy)
-
-
-def top_fraction(
-    score: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"], share: float
-) -> Float[Tensor, " token"]:
-    """1 for the tokens of highest score, `share` of each rollout and at least one; of equal ones the earlier."""
-    rows = by_rollout(score.detach(), lengths).nan_to_num(-torch.inf)
-    rank = rows.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return flat((rank < kept(lengths, share).unsqueeze(-1)).to(score.dtype), lengths)
-
-
-def kept(lengths: Int[Tensor, " rollout"], share: float) -> Int[Tensor, " rollout"]:
-    """How many tokens of each rollout a share of it is, at least one."""
-    return (lengths * share).round().long().clamp_min(1)
-
-
-def soft_or(
-    entropy: Float[Tensor, " token"], divergence: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"]
-) -> Float[Tensor, " token"]:
-    """Soft or, h + d − h·d of both, scaled within the rollout: high where the student is uncertain, or disagrees.
-
-    Source: TIP (arXiv:2604.14084), which scales within the batch.
-    """
-    h, d = scaled(entropy, lengths), scaled(divergence, lengths)
-    return h + d - h * d
-
-
-def confident_disagreement(
-    entropy: Float[Tensor, " token"], divergence: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"]
-) -> Float[Tensor, " token"]:
-    """The product d · (1 − h), scaled likewise: high where the student is certain and wrong.
-
-    Source: TIP (arXiv:2604.14084), its third quadrant.
-    """
-    return scaled(divergence, lengths) * (1 - scaled(entropy, lengths))
-
-
-def scaled(
-    values: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"], quantile: float = 0.98
-) -> Float[Tensor, " token"]:
-    """Values cut at their quantile and mapped to [0, 1], within each rollout; 0 where all are equal."""
-    rows = by_rollout(values.detach(), lengths)
-    rows = rows.minimum(rows.nanquantile(quantile, dim=-1, keepdim=True))
-    lowest = rows.nan_to_num(torch.inf).amin(dim=-1, keepdim=True)
-    width = rows.nan_to_num(-torch.inf).amax(dim=-1, keepdim=True) - lowest
-    return flat((rows - lowest) / width.clamp_min(1e-8), lengths)
-
-
-def zone(
-    target_entropy: Float[Tensor, " token"],
-    student_entropy: Float[Tensor, " token"],
-    lengths: Int[Tensor, " rollout"],
-    target_share: float,
-    student_share: float,
-) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """Where the target is uncertain, and where of the rest the student alone is; both as shares of each rollout.
-
-    Source: the entropy zones of SEAD (arXiv:2606.28562), there by percentiles over a shard.
-    """
-    uncertain_target = top_fraction(target_entropy, lengths, target_share)
-    others = student_entropy.detach().masked_fill(uncertain_target > 0, -torch.inf)
-    return uncertain_target, top_fraction(others, lengths, student_share) * (1 - uncertain_target)
-
-
-def freshness(
+def live_weight(
+    weight: AnyWeight,
     student: Float[Tensor, " token"],
-    behaviour: Float[Tensor, " token"],
-    lengths: Int[Tensor, " rollout"],
-    rate: float,
-    threshold: float,
+    entropy: Float[Tensor, " token"] | None,
+    divergences: dict[str, Float[Tensor, " token"]],
+    target: Target | None,
+    columns: Inputs,
 ) -> Float[Tensor, " token"]:
-    """max(0, exp(−rate · √D) − threshold) of each rollout, D its mean drift from the student now, nats per token.
+    """A weight that depends on the student as it is, as a constant.
 
-    D is the mean of e^d − 1 − d over d = log student − log behaviour, never negative.
-    Source: f-OPD (arXiv:2605.17862), without its term for the supervisor's drift, which is 0 for a frozen teacher.
+    Args:
+        weight: its settings; `is_live`.
+        student: log-probability of the response tokens.
+        entropy: the student's, nats.
+        divergences: `reverse_kl` and `forward_kl` to the term's target, nats; empty where the term reads no ids.
+        target: the term's.
+        columns: of the pack.
     """
-    d = (student.detach() - behaviour).clamp(-20.0, 20.0)
-    drift = by_rollout(torch.expm1(d) - d, lengths).nanmean(dim=-1).clamp_min(0.0)
-    return ((-rate * drift.sqrt()).exp() - threshold).clamp_min(0.0).repeat_interleave(lengths)
+    lengths = lengths_of(columns)
+    match weight:
+        case TopFraction():
+            assert entropy is not None
+            match weight.by:
+                case "entropy":
+                    score = entropy
+                case "soft_or":
+                    score = weight_formulas.soft_or(entropy, divergences["reverse_kl"], lengths)
+                case "confident_disagreement":
+                    score = weight_formulas.confident_disagreement(entropy, divergences["forward_kl"], lengths)
+            return weight_formulas.top_fraction(score, lengths, weight.share)
+        case Zone():
+            assert entropy is not None
+            shares = weight.target_share, weight.student_share
+            of_target, of_student = weight_formulas.zone(entropy_of(target), entropy, lengths, *shares)
+            return of_target if weight.which == "target" else of_student
+        case LogRatioWithin():
+            assert target is not None
+            log_ratio = (target.sampled - student).detach()
+            low = -torch.inf if weight.low is None else weight.low
+            high = torch.inf if weight.high is None else weight.high
+            return ((log_ratio >= low) & (log_ratio <= high)).to(student.dtype)
+        case Freshness():
+            behaviour = columns.facts["behaviour_logprobs"]
+            return weight_formulas.freshness(student, behaviour, lengths, weight.rate, weight.threshold)
+    raise AssertionError(f"{weight.kind} is no live weight")
 
 
-def by_rollout(values: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"]) -> Float[Tensor, "rollout longest"]:
-    """A row for each rollout, NaN behind its last token."""
-    is_token = _is_token(lengths)
-    rows = values.new_full(is_token.shape, torch.nan)
-    rows[is_token] = values
-    return rows
+def position(columns: Inputs) -> Float[Tensor, " token"]:
+    """Of each token in its response, from 0."""
+    lengths = lengths_of(columns)
+    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    return (torch.arange(len(starts), device=lengths.device) - starts).float()
 
 
-def flat(rows: Float[Tensor, "rollout longest"], lengths: Int[Tensor, " rollout"]) -> Float[Tensor, " token"]:
-    """The rows end to end again."""
-    return rows[_is_token(lengths)]
+def share_of_response(columns: Inputs) -> Float[Tensor, " token"]:
+    """Where the middle of each token is in its response, from 0 to 1."""
+    lengths = lengths_of(columns)
+    return (position(columns) + 0.5) / lengths.repeat_interleave(lengths)
 
 
-def _is_token(lengths: Int[Tensor, " rollout"]) -> Bool[Tensor, "rollout longest"]:
-    longest = int(lengths.max()) if len(lengths) else 0
-    return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(-1)
+def lengths_of(columns: Inputs) -> Int[Tensor, " rollout"]:
+    """Tokens of each rollout of the pack."""
+    assert columns.lengths is not None, "the loader gives a pack's lengths"
+    return columns.lengths
+
+
+def entropy_of(target: Target | None) -> Float[Tensor, " token"]:
+    """Of the term's view."""
+    assert target is not None
+    assert target.entropy is not None, "the loader reads the entropies that a recipe names"
+    return target.entropy
+
+
+def _of_column(weight: ColumnWeight, values: Tensor, step: int) -> Tensor:
+    if weight.at_least is None and weight.at_most is None:
+        return values
+    is_in = torch.ones_like(values, dtype=torch.bool)
+    if weight.at_least is not None:
+        is_in &= values >= number_at(weight.at_least, step)
+    if weight.at_most is not None:
+        is_in &= values <= number_at(weight.at_most, step)
+    return is_in.float()
+
+
+def _discrepancy(target: Target | None, columns: Inputs) -> Float[Tensor, " token"]:
+    """|log target − log behaviour| of each token, nats."""
+    assert target is not None
+    return (target.sampled - columns.facts["behaviour_logprobs"]).abs()

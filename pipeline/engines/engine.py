@@ -1,0 +1,199 @@
+"""Where models write and score: arrays in and arrays out, three implementations behind one name.
+
+`hf` is transformers: exact, everywhere. `vllm` is fast, spread over GPUs, quantised. `fake` is a bigram model whose
+probabilities are known exactly. One contract test runs on all of them, above all: *scoring a response gives back
+the log-probabilities that it was drawn with*.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.errors import EngineError
+from pipeline.models.record import Model
+from pipeline.progress import Progress
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import EngineSettings, Sampling
+from pipeline.storage.scores import Scores
+
+# vLLM says a first thing before it has read VLLM_LOGGING_LEVEL, in its own process too. That one imports the main
+# module of ours, and with it this one, before it imports vLLM.
+logging.getLogger("vllm").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One response to write.
+
+    Attributes:
+        prompt_ids: what stands before the response; ids in, ids out.
+        seed: of this request alone, so that a response does not depend on what else is in its batch.
+    """
+
+    prompt_ids: Sequence[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response, end-of-sequence token included where the model wrote it.
+
+    Attributes:
+        ids: int32 [T].
+        behaviour_logprobs: float32 [T], nats at temperature 1 over the whole vocabulary, whatever it was sampled with.
+        sampling_logprobs: float32 [T] under the distribution sampled from, or None where that is the same, or where
+            the engine does not know it.
+        topk_ids: int32 [T, k], the model's own likeliest ids, or None where none were asked for.
+        finish_reason: `stop` (the model ended it) or `length` (`max_tokens` did).
+    """
+
+    ids: np.ndarray
+    behaviour_logprobs: np.ndarray
+    sampling_logprobs: np.ndarray | None
+    topk_ids: np.ndarray | None
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class ToScore:
+    """One response to score: T = len(response_ids) ≥ 1 tokens.
+
+    Attributes:
+        prompt_ids: what the scoring model sees before the response; not always what the student saw.
+        response_ids: int32 [T].
+        asked_ids: int32 [T, k], ids to score besides the model's own, padded with −1; or None.
+    """
+
+    prompt_ids: Sequence[int] | np.ndarray
+    response_ids: np.ndarray
+    asked_ids: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Support:
+    """Which of the model's own ids are kept at each position.
+
+    Attributes:
+        top_k: so many of the likeliest; 0 keeps none.
+        mass: of these only the shortest prefix that holds this probability of the whole vocabulary; None keeps all.
+        min_k: with `mass`, at least so many.
+        entropies: also the entropy of each position.
+    """
+
+    top_k: int
+    mass: float | None = None
+    min_k: int = 1
+    entropies: bool = True
+
+
+class Engine(Protocol):
+    """A model that is open on this machine; it belongs to one process. Close it with `close` or a `with` block."""
+
+    tail: str
+    """How `tail_logprobs` come about: `exact` or `derived` (`log1p(−Σ)` of the top k, floored at −11)."""
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, top_k: int = 0, progress: Progress | None = None
+    ) -> list[Response]:
+        """Write one response to each request.
+
+        Args:
+            requests: prompts and seeds; the order of the responses is theirs.
+            sampling: the distribution to draw from.
+            top_k: also give the model's own likeliest ids at each position.
+            progress: told of responses as they are finished.
+
+        Raises:
+            EngineError: a prompt leaves no room for a response in the model's context, or the vocabulary has fewer ids
+                than are asked for.
+        """
+        ...
+
+    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> Scores:
+        """Give each response's log-probabilities, end to end in the order of the sequences.
+
+        Raises:
+            EngineError: a sequence is longer than the model's context, or an id is outside its vocabulary.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the model's memory and end its processes."""
+        ...
+
+    def __enter__(self) -> "Engine": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def context_limit(model: Model, settings: EngineSettings) -> int | None:
+    """Longest sequence, tokens; None where neither the settings nor the model name a limit.
+
+    Raises:
+        EngineError: the settings ask for more than the model has.
+    """
+    asked = settings.max_model_len
+    if asked is not None and model.context is not None and asked > model.context:
+        raise EngineError(
+            f"max_model_len is {asked}, and {model.name} has a context of {model.context} tokens: lower it, or leave "
+            "it out to take the model's own."
+        )
+    return asked or model.context
+
+
+def check_top_k(top_k: int, model: Model, setting: str) -> None:
+    """Refuse to look for more ids than there are.
+
+    Raises:
+        EngineError: names the setting.
+    """
+    if top_k > model.vocabulary:
+        raise EngineError(f"top_k is {top_k}, {model.name} has {model.vocabulary} ids: lower {setting}.")
+
+
+def open_engine(model: Model, settings: EngineSettings, machine: Machine) -> Engine:
+    """Open a model for writing and scoring.
+
+    Raises:
+        ModelError: its files are not those that were recorded, or it has no tokenizer.
+        EngineError: this machine cannot run the engine.
+    """
+    # Each implementation brings its own library; whoever uses one need not have the others.
+    match settings.engine:
+        case "hf":
+            from pipeline.engines.hf import HfEngine
+
+            return HfEngine(model, settings, machine)
+        case "vllm":
+            from pipeline.engines.vllm.engine import VllmEngine
+
+            return VllmEngine(model, settings, machine)
+        case "fake":
+            from pipeline.engines.fake import BigramEngine
+
+            return BigramEngine(model, settings)
+
+
+class OnDemand:
+    """Opens a model when it is first needed, and closes it at the end of the `with` block: found shards need none."""
+
+    def __init__(self, model: Model, settings: EngineSettings, machine: Machine):
+        self.model = model
+        self._settings, self._machine = settings, machine
+        self._engine: Engine | None = None
+
+    def __enter__(self) -> "OnDemand":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+    def open(self) -> Engine:
+        """The engine."""
+        if self._engine is None:
+            self._engine = open_engine(self.model, self._settings, self._machine)
+        return self._engine

@@ -1,0 +1,298 @@
+"""The vLLM engine: fast, batched by vLLM's scheduler, over several GPUs, quantised.
+
+It scores in two ways. *By hidden states* (the default): vLLM's pooling runner gives last hidden states, and the
+project's own head does the rest, so any ids, the exact tail and the entropy are to be had. *By vLLM's own prompt
+log-probabilities* (`hidden_states: false`, and every stage but `score`): no second output layer in memory, but no ids
+beyond the top k, tails that are derived, and no entropies.
+
+vLLM tells either raw or processed log-probabilities, and raw ones are needed; so `sampling_logprobs` is None even
+where a response is not drawn from the whole distribution at temperature 1, and a recipe with a ratio refuses it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.engines.engine import Request, Response, Support, ToScore, context_limit
+from pipeline.engines.scores import concatenate, from_head
+from pipeline.engines.vllm import process
+from pipeline.engines.vllm.lora import read_rank
+from pipeline.engines.vllm.process import Runner, VllmRequest
+from pipeline.engines.vllm.prompt_logprobs import read_scores
+from pipeline.errors import EngineError
+from pipeline.head.layer import OutputLayer
+from pipeline.head.scores import score_tokens
+from pipeline.models.output_layer import load_output_layer
+from pipeline.models.record import Model
+from pipeline.progress import Progress
+from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import EngineSettings, Sampling
+from pipeline.storage.scores import Scores
+
+LEAST_TEMPERATURE = 0.01
+"""vLLM silently takes a smaller one, but for 0, as this."""
+
+BATCHES_IN_FLIGHT = 8
+"""Scoring hands vLLM so many batches ahead: it never waits for the head, and few hidden states wait for it."""
+
+LOGITS_AT_ONCE = 2**28
+"""Most logits of one batch, 1 GiB in fp32. For prompt log-probabilities vLLM holds some such matrices, tokens ×
+vocabulary, that it leaves out when it measures how much memory the cache may take (vllm#5907): long batches of a
+large vocabulary ran out of it."""
+
+_Use = Literal["writing", "hidden_states", "prompt_logprobs"]
+
+
+class VllmEngine:
+    """A model of vLLM's; generating and scoring by hidden states are two engines, of which one is open at a time."""
+
+    def __init__(self, model: Model, settings: EngineSettings, machine: Machine):
+        model.check()
+        self.device = process.find_device(machine)
+        self.model, self.settings, self.machine = model, settings, machine
+        self.context = context_limit(model, settings)
+        self.by_hidden_states = isinstance(settings, params.Score) and settings.hidden_states
+        self.tail = "exact" if self.by_hidden_states else "derived"
+        self._lora_rank = read_rank(settings.adapter, self.by_hidden_states) if settings.adapter else None
+        self._runner: Runner | None = None
+        self._use: _Use | None = None
+        self._output: OutputLayer | None = None
+
+    def __enter__(self) -> "VllmEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End vLLM's processes and free the model's memory."""
+        self._output = None
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            runner.close()
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, top_k: int = 0, progress: Progress | None = None
+    ) -> list[Response]:
+        """As `Engine.generate`."""
+        if not requests:
+            return []
+        if 0 < sampling.temperature < LEAST_TEMPERATURE:
+            raise EngineError(
+                f"sampling.temperature is {sampling.temperature}: vLLM would take {LEAST_TEMPERATURE} in its place. "
+                "Set 0 (the likeliest token each time) or at least that."
+            )
+        prompts = [np.asarray(request.prompt_ids, np.int64) for request in requests]
+        lengths = [len(prompt) + sampling.max_tokens for prompt in prompts]
+        self._check(prompts, top_k, own_head=False)
+        runner = self._open("writing", lengths, "a prompt and sampling.max_tokens")
+        jobs = [
+            VllmRequest(request.prompt_ids, self._sampling_params(request, sampling, top_k)) for request in requests
+        ]
+        responses: dict[int, Response] = {}
+        for number, output in runner.run(jobs):
+            responses[number] = _response(output.outputs[0], top_k)
+            if progress is not None:
+                progress(1, len(responses[number].ids))
+        return [responses[number] for number in range(len(jobs))]
+
+    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> Scores:
+        """As `Engine.score`; entropies are None where it scores by prompt log-probabilities."""
+        if not sequences:
+            return concatenate([])
+        by_hidden_states = self.by_hidden_states
+        if not by_hidden_states:
+            self._check_prompt_logprobs(sequences)
+        wholes = [
+            np.concatenate([sequence.prompt_ids, sequence.response_ids]).astype(np.int64) for sequence in sequences
+        ]
+        self._check(wholes, support.top_k, own_head=by_hidden_states)
+        # vLLM gives no log-probabilities of a prompt to a request that writes nothing.
+        lengths = [len(whole) + (not by_hidden_states) for whole in wholes]
+        what = "a sequence" if by_hidden_states else "a sequence, and one token that vLLM wants room for behind it,"
+        runner = self._open(self._scoring_use, lengths, what)
+        part = self._part_of_hidden if by_hidden_states else self._part_of_prompt_logprobs
+        # The last token's own hidden state predicts nothing that is asked.
+        ends = -1 if by_hidden_states else None
+        jobs = [VllmRequest(whole[:ends].tolist(), self._scoring_params(support)) for whole in wholes]
+        parts: dict[int, Scores] = {}
+        for number, output in runner.run(jobs, BATCHES_IN_FLIGHT * self.machine.vllm.max_num_batched_tokens):
+            parts[number] = part(output, sequences[number], support)
+            if progress is not None:
+                progress(1, len(sequences[number].response_ids))
+        return concatenate([parts[number] for number in range(len(jobs))])
+
+    def _part_of_hidden(self, output: Any, sequence: ToScore, support: Support) -> Scores:
+        import torch
+
+        if self._output is None:  # after vLLM has taken its share of the memory
+            self._output = load_output_layer(self.model, torch.device(self.device))
+        device = self._output.weight.device
+        hidden = output.outputs.data[len(sequence.prompt_ids) - 1 :].to(device, torch.float32)
+        asked = sequence.asked_ids
+        scored = score_tokens(
+            hidden,
+            self._output,
+            torch.from_numpy(np.asarray(sequence.response_ids, np.int64)).to(device),
+            None if asked is None else torch.from_numpy(np.asarray(asked, np.int64)).to(device),
+            support.top_k,
+            support.mass,
+            support.min_k,
+            support.entropies,
+        )
+        return from_head(scored)
+
+    def _part_of_prompt_logprobs(self, output: Any, sequence: ToScore, support: Support) -> Scores:
+        return read_scores(output.prompt_logprobs, len(sequence.prompt_ids), self.model.vocabulary, support)
+
+    def _sampling_params(self, request: Request, sampling: Sampling, top_k: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            stop_token_ids=list(self.model.eos_ids),
+            logprobs=top_k,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _scoring_params(self, support: Support) -> Any:
+        from vllm import PoolingParams, SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if self.by_hidden_states:
+            return PoolingParams(task="token_embed", use_activation=False)
+        return SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            prompt_logprobs=support.top_k,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _check(self, sequences: list[np.ndarray], top_k: int, own_head: bool) -> None:
+        """What vLLM would not notice, or notice late."""
+        for ids in sequences:
+            if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.vocabulary:
+                found = f"{int(ids.min())} to {int(ids.max())}" if len(ids) else "none"
+                raise EngineError(
+                    f"token ids from 0 to {self.model.vocabulary - 1} are expected by {self.model.name}, found {found}:"
+                    " another model's prompts or rollouts?"
+                )
+        limit = self.model.vocabulary if own_head else min(self.model.vocabulary, self._max_logprobs)
+        if top_k > limit:
+            raise EngineError(
+                f"top_k is {top_k}, and {self.model.name} can give {limit} ids at a position "
+                f"({self.model.vocabulary} in its vocabulary): lower it, or set `score.hidden_states: true`."
+            )
+
+    def _check_prompt_logprobs(self, sequences: Sequence[ToScore]) -> None:
+        if any(sequence.asked_ids is not None and (sequence.asked_ids >= 0).any() for sequence in sequences):
+            raise EngineError(
+                "ids besides the model's own top k (`same_as`, `behaviour`) cannot be scored from vLLM's prompt "
+                "log-probabilities: set `score.hidden_states: true`."
+            )
+        if self.settings.adapter and self.device == "cpu":
+            # Its LoRA layer counts sampled tokens where prompt log-probabilities have a row for every token.
+            raise EngineError(
+                f"vLLM on a CPU gives no prompt log-probabilities with a LoRA adapter ({self.settings.adapter}): set "
+                "`score.hidden_states: true`; where `refresh` measures drift, merge the adapter or use `engine: hf`."
+            )
+
+    @property
+    def _scoring_use(self) -> _Use:
+        """`refresh` measures drift on the engine that writes; `score` never writes."""
+        if self.by_hidden_states:
+            return "hidden_states"
+        return "prompt_logprobs" if isinstance(self.settings, params.Score) else "writing"
+
+    @property
+    def _max_logprobs(self) -> int:
+        """The largest K that the settings ask for; vLLM's own limit otherwise."""
+        if isinstance(self.settings, params.Score):
+            return max(20, *(view.support.top_k or 0 for view in self.settings.views.values()))
+        return max(20, self.settings.behaviour_top_k if isinstance(self.settings, params.Refresh) else 0)
+
+    def _open(self, use: _Use, lengths: list[int], what: str) -> Runner:
+        """The engine for the task, once everything is known to fit."""
+        longest = max(lengths)
+        if self.context is not None and longest > self.context:
+            raise EngineError(
+                f"{what} of {longest} tokens does not fit {self.model.name}, whose context is {self.context} tokens. "
+                "Shorten sampling.max_tokens, or leave long prompts out in `prompts`."
+            )
+        if self._use != use:
+            self.close()
+        if self._runner is None:
+            self._runner = Runner(self._arguments(use), self.model.name, self.settings.adapter)
+            self._use = use
+        if longest > self._runner.context:
+            raise EngineError(
+                f"{what} of {longest} tokens does not fit the memory that vLLM found: {self._runner.context} tokens do "
+                f"({self.model.name}). Raise vllm.gpu_memory_utilization, on a CPU vllm.cpu_cache_gib, in machine.yaml."
+            )
+        return self._runner
+
+    def _arguments(self, use: _Use) -> dict[str, Any]:
+        machine, settings = self.machine.vllm, self.settings
+        arguments: dict[str, Any] = {
+            "model": self.model.location,
+            "revision": self.model.commit,
+            "dtype": settings.dtype,
+            "quantization": settings.quantization,
+            "max_model_len": settings.max_model_len or -1,  # -1: the model's own, or less where memory holds less
+            "max_logprobs": self._max_logprobs,
+            "tensor_parallel_size": machine.tensor_parallel_size,
+            "gpu_memory_utilization": machine.gpu_memory_utilization,
+            "max_num_seqs": machine.max_num_seqs,
+            "max_num_batched_tokens": self._batched_tokens(use),
+            "enforce_eager": machine.enforce_eager,
+            "generation_config": "vllm",  # the sampling is ours, not what the checkpoint recommends
+            "skip_tokenizer_init": True,
+            "use_tqdm_on_load": False,
+            "disable_log_stats": True,
+        }
+        if self._lora_rank is not None:
+            arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self._lora_rank}
+        if use == "hidden_states":
+            arguments |= {"runner": "pooling", "convert": "embed", "enable_prefix_caching": False}
+            arguments |= {"pooler_config": {"task": "token_embed", "use_activation": False}}
+        elif use == "writing" and self.device == "cpu":
+            # A prompt in pieces draws a token for each piece and winds its generator back, which torch has for CUDA
+            # alone ("CPU Generator does not use offset").
+            arguments |= {"enable_chunked_prefill": False}
+        return arguments
+
+    def _batched_tokens(self, use: _Use) -> int:
+        """Tokens that vLLM computes at once."""
+        wanted = self.machine.vllm.max_num_batched_tokens
+        if use == "hidden_states":
+            return wanted
+        if use == "writing" and self.device == "cpu":  # whole prompts
+            return max(wanted, self.context or wanted)
+        # vLLM wants a token for each of its sequences.
+        return min(wanted, max(self.machine.vllm.max_num_seqs, LOGITS_AT_ONCE // self.model.vocabulary))
+
+
+def _response(written: Any, top_k: int) -> Response:
+    if written.finish_reason not in ("stop", "length"):
+        raise EngineError(f"vLLM gave a response up: {written.finish_reason} ({written.stop_reason}).")
+    entries = (len(written.token_ids), top_k + 1)
+    logprobs = np.array(written.logprobs.logprobs, np.float32).reshape(entries)
+    topk_ids = np.array(written.logprobs.token_ids, np.int32).reshape(entries)[:, 1:]
+    return Response(
+        np.array(written.token_ids, np.int32),
+        logprobs[:, 0].copy(),
+        None,
+        topk_ids if top_k else None,
+        written.finish_reason,
+    )

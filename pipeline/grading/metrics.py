@@ -1,0 +1,93 @@
+"""What a checkpoint can do: accuracy when it takes the likeliest token and when it samples, and how it writes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import GradeError
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The graded responses to the evaluation prompts, prompt by prompt.
+
+    Attributes:
+        correct: of each response, None where it could not be graded.
+        lengths: of each response, tokens.
+        finish_reasons: `stop` or `length`.
+        repetitions: of each response, as `repetition` says it.
+    """
+
+    correct: Sequence[bool | None]
+    lengths: np.ndarray
+    finish_reasons: Sequence[str]
+    repetitions: Sequence[float]
+
+
+def compute_metrics(checkpoint: str, greedy: Answered, sampled: Answered, k: int) -> dict[str, Any]:
+    """The flat record of a metrics file.
+
+    `greedy` and `avg_at_k` are mean accuracies with their standard errors over prompts, `pass_at_k` is the share of
+    prompts with a correct response among the k. `mean_length` (tokens), `truncated` and `repetition` are shares and
+    means over the sampled responses.
+
+    Raises:
+        GradeError: a prompt's responses could not be graded.
+    """
+    one, many = _graded(greedy), _graded(sampled).reshape(-1, k)
+    return {
+        "checkpoint": checkpoint,
+        "greedy": float(one.mean()),
+        "greedy_se": _standard_error(one),
+        "avg_at_k": float(many.mean()),
+        "avg_at_k_se": _standard_error(many.mean(axis=1)),
+        "pass_at_k": float(many.any(axis=1).mean()),
+        "k": k,
+        "prompts": len(one),
+        "mean_length": float(sampled.lengths.mean()),
+        "truncated": float(np.mean([reason == "length" for reason in sampled.finish_reasons])),
+        "repetition": float(np.mean(sampled.repetitions)),
+    }
+
+
+def degeneration(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Signs that a checkpoint's writing collapses, in sentences, from its metrics and those of the one before.
+
+    Source: length, truncation and repetition as in Stable-OPD (arXiv:2604.08527); the thresholds are ours.
+    """
+    found = []
+    if after["mean_length"] > 1.5 * before["mean_length"]:
+        grown = f"{after['mean_length']:.1f} tokens long, {before['mean_length']:.1f} before"
+        found.append(f"responses are {grown} (alarm above 1.5 times).")
+    for key, what in (("truncated", "of the responses are cut off"), ("repetition", "of the 3-grams are repeats")):
+        if after[key] > before[key] + 0.1:
+            found.append(f"{after[key]:.0%} {what}, {before[key]:.0%} before (alarm above 10 points more).")
+    return found
+
+
+def repetition(ids: np.ndarray, n: int = 3) -> float:
+    """Share of a response's n-grams that stood in it before; 0 where it has fewer than two.
+
+    Source: the 3-gram repeat ratio of arXiv:2605.11182, a signature of collapse.
+    """
+    count = len(ids) - n + 1
+    if count < 2:
+        return 0.0
+    return 1 - len({tuple(ids[start : start + n]) for start in range(count)}) / count
+
+
+def _graded(answered: Answered) -> np.ndarray:
+    unknown = sum(correct is None for correct in answered.correct)
+    if unknown == len(answered.correct):
+        raise GradeError(
+            "no response to the evaluation prompts could be graded: have they answers "
+            "(prompts.sources.*.fields.answer), and does grade.grader work?"
+        )
+    # An answer that cannot be graded counts as wrong, as it would for a user.
+    return np.array([bool(correct) for correct in answered.correct], float)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -1,0 +1,80 @@
+"""Grades of rollouts, in files of their own: a corrected grader grades again and does nothing else."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.grading.graders import Grader, identify_grader, open_grader
+from pipeline.settings import params
+from pipeline.storage import hashing, shards
+from pipeline.storage.grades import GRADES, grade_table
+from pipeline.storage.made_with import library_versions
+from pipeline.storage.prompts import PROMPTS
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.shards import Writer, read_groups, read_shard
+from pipeline.storage.store import Folder
+
+AT_ONCE = 1024
+"""Responses that are held until they are graded."""
+
+
+class Grading:
+    """Grades shards of rollouts; the grader is started when something is to be graded, and ended with the block."""
+
+    def __init__(self, settings: params.GradeSettings):
+        self._settings = settings
+        self._open = ExitStack()
+        self._grader: Grader | None = None
+
+    def __enter__(self) -> "Grading":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def of(self, prompts: Path, rollouts: Path) -> tuple[dict[str, Any], Callable[[Path], None]]:
+        """What a shard of grades is made from, and how: the arguments of `Store.obtain`.
+
+        Args:
+            prompts: the shard that has the answers.
+            rollouts: the shard to grade.
+        """
+        identity = {
+            "stage": "grade",
+            "format": shards.VERSION,
+            "grader": identify_grader(self._settings),
+            "answers": hashing.hash_columns(prompts, PROMPTS, ("prompt_id", "answer")),
+            "rollouts": hashing.hash_columns(rollouts, ROLLOUTS, ("rollout_id", "prompt_id", "text")),
+        }
+        return identity, partial(self._make, identity, prompts, rollouts)
+
+    def _make(self, identity: dict[str, Any], prompts: Path, rollouts: Path, path: Path) -> None:
+        if self._grader is None:
+            self._grader = self._open.enter_context(open_grader(self._settings))
+        known = read_shard(prompts, PROMPTS, ("prompt_id", "answer"))
+        answers = dict(zip(known.column("prompt_id").to_pylist(), known.column("answer").to_pylist(), strict=True))
+        with Writer(path, GRADES, identity, library_versions("math-verify")) as writer:
+            for ids, asked, texts in _batches(rollouts):
+                graded = self._grader.grade(texts, [answers[prompt_id] for prompt_id in asked])
+                writer.write(grade_table(ids, graded))
+
+
+def _batches(rollouts: Path) -> Iterator[list[list[str]]]:
+    """Ids, prompts' ids and texts of some row groups at a time: so many that one slow grade holds up few others."""
+    columns = ("rollout_id", "prompt_id", "text")
+    batch: list[list[str]] = [[], [], []]
+    for group in read_groups(rollouts, ROLLOUTS, columns):
+        if len(batch[0]) >= AT_ONCE:
+            yield batch
+            batch = [[], [], []]
+        batch = [[*some, *group.column(name).to_pylist()] for some, name in zip(batch, columns, strict=True)]
+    yield batch
+
+
+def grade_shards(folder: Folder, settings: params.GradeSettings, prompts: Sequence[Path], rollouts: Path) -> None:
+    """Grade the shards of a folder of rollouts into a stage's output."""
+    with Grading(settings) as graded:
+        for source in prompts:
+            folder.obtain(source.name, *graded.of(source, rollouts / source.name))

@@ -1,0 +1,49 @@
+"""What training asks of each token, and the answer: small tensors, with gradient."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils._pytree import register_dataclass
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is wanted of each of T tokens.
+
+    Attributes:
+        sampled_ids: int64 [T], the response tokens.
+        ids: int64 [T, k], distinct in each row, padded with −1 behind the last; k may be 0.
+        top_k: so many of the student's own likeliest ids; 0 for none.
+        entropy: whether the entropy is wanted.
+    """
+
+    sampled_ids: Int[Tensor, " token"]
+    ids: Int[Tensor, "token k"]
+    top_k: int = 0
+    entropy: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's small tensors, in nats, at least fp32, normalised over the whole vocabulary.
+
+    Attributes:
+        sampled: [T], with gradient.
+        logprobs: [T, k] at the ids asked for, with gradient; −inf where they are padding.
+        tail: [T], log of the probability outside those ids, with gradient; −inf where nothing is left.
+        top_ids: [T, top_k] by falling probability.
+        top_logprobs: [T, top_k], with gradient.
+        entropy: [T] without gradient, or None.
+    """
+
+    sampled: Float[Tensor, " token"]
+    logprobs: Float[Tensor, "token k"]
+    tail: Float[Tensor, " token"]
+    top_ids: Int[Tensor, "token top"]
+    top_logprobs: Float[Tensor, "token top"]
+    entropy: Float[Tensor, " token"] | None
+
+
+# FSDP2 finds the tensors that a forward gives by way of pytrees, to gather the parameters again before their backward.
+register_dataclass(Answer)

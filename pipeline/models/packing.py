@@ -1,0 +1,140 @@
+"""Packs: several sequences in one row, told apart by positions that start again at zero.
+
+A pack is given to the model with restarting `position_ids`, `use_cache=False` and **no** attention mask: transformers
+then keeps packed sequences apart. With a mask, or with the cache, they see each other, silently (0.5 on logits).
+Training and scoring share this module.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+SPREAD = 4
+"""Sequences that differ more in length have rows of their own width, but to fill a pack."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences of prompt and response in `row` rows of one width, and where their responses are predicted.
+
+    Attributes:
+        input_ids: int64 [row, width]; behind a row's last sequence stands padding, which nothing sees.
+        position_ids: int64 [row, width], from 0 in each sequence.
+        predicts: int64 [T], flat indices of the positions that predict response tokens.
+        sampled_ids: int64 [T], the response tokens, sequence by sequence.
+        sequences: which of the given sequences are in the pack, in the order of their tokens.
+    """
+
+    input_ids: Int[Tensor, "row width"]
+    position_ids: Int[Tensor, "row width"]
+    predicts: Int[Tensor, " token"]
+    sampled_ids: Int[Tensor, " token"]
+    sequences: np.ndarray
+
+    def to(self, device: torch.device) -> "Pack":
+        """The same on another device; the copy may still be under way when this returns."""
+        moved = (tensor.to(device, non_blocking=True) for tensor in self.tensors)
+        return Pack(*moved, sequences=self.sequences)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All that goes to the device."""
+        return self.input_ids, self.position_ids, self.predicts, self.sampled_ids
+
+
+def plan_packs(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[list[list[int]]]:
+    """Spread sequences over packs: pack → row → sequences.
+
+    Longest first, each into the first row with room (first-fit decreasing). A row is as wide as the longest sequence;
+    one shorter than 1/`SPREAD` of that opens a row only where a pack is begun, else in narrower packs that follow:
+    attention costs the square of a row's width. Packs hold rows of similar fill; a sequence longer than `tokens` has
+    one of its own.
+
+    Args:
+        lengths: tokens of each sequence.
+        tokens: most tokens of one pack, padding included.
+    """
+    waiting = sorted(range(len(lengths)), key=lambda index: (-int(lengths[index]), index))
+    packs = []
+    while waiting:
+        width = int(lengths[waiting[0]])
+        if width > tokens:
+            packs.append([[waiting.pop(0)]])
+            continue
+        rows: list[list[int]] = []
+        filled: list[int] = []
+        left = []
+        for index in waiting:
+            length = int(lengths[index])
+            row = next((number for number, taken in enumerate(filled) if taken + length <= width), None)
+            if row is not None:
+                rows[row].append(index)
+                filled[row] += length
+            elif length * SPREAD >= width or len(rows) % (tokens // width):
+                rows.append([index])
+                filled.append(length)
+            else:
+                left.append(index)
+        fullest = sorted(range(len(rows)), key=lambda row: (-filled[row], row))
+        while fullest:
+            most = tokens // filled[fullest[0]]
+            packs.append([rows[row] for row in fullest[:most]])
+            fullest = fullest[most:]
+        waiting = left
+    return packs
+
+
+def share_packs(packs: list[list[list[int]]], parts: int) -> list[list[list[int]]]:
+    """Halve the fullest packs until their number is a multiple of `parts`: each device gets as many of them.
+
+    Args:
+        packs: as `plan` gives them, of a multiple of `parts` sequences.
+        parts: devices that share them.
+    """
+    packs = list(packs)
+    while len(packs) % parts:
+        fullest = max(range(len(packs)), key=lambda pack: (sum(map(len, packs[pack])), -pack))
+        rows = packs.pop(fullest)
+        if len(rows) == 1:
+            rows = [[index] for index in rows[0]]
+        packs += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    return packs
+
+
+def build_pack(rows: list[list[int]], prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> Pack:
+    """Lay out one pack.
+
+    Args:
+        rows: which sequences stand in which row, as `plan` gives them.
+        prompts: token ids of every prompt, at least one each.
+        responses: token ids of every response.
+    """
+    lengths = [[len(prompts[index]) + len(responses[index]) for index in row] for row in rows]
+    width = max(sum(row) for row in lengths)
+    input_ids = np.zeros((len(rows), width), np.int64)
+    position_ids = np.zeros((len(rows), width), np.int64)
+    predicts, order = [], []
+    for number, row in enumerate(rows):
+        start = 0
+        for index in row:
+            prompt, response = prompts[index], responses[index]
+            end = start + len(prompt) + len(response)
+            input_ids[number, start:end] = np.concatenate([prompt, response])
+            position_ids[number, start:end] = np.arange(end - start)
+            predicts.append(number * width + start + len(prompt) - 1 + np.arange(len(response)))
+            order.append(index)
+            start = end
+        # Padding goes on counting: it follows everything, so nothing sees it, and rows of one sequence stay plain.
+        position_ids[number, start:] = position_ids[number, start - 1] + 1 + np.arange(width - start)
+    sampled = np.concatenate([responses[index] for index in order]).astype(np.int64)
+    return Pack(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(position_ids),
+        torch.from_numpy(np.concatenate(predicts)),
+        torch.from_numpy(sampled),
+        np.array(order, np.int64),
+    )

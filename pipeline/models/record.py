@@ -1,0 +1,268 @@
+"""Models by fingerprint: what a name stands for is recorded once, and compared whenever the model is opened.
+
+A record is JSON beside the data (`data/models/teacher.json`); a checkpoint folder carries its own in
+`potstill.json`, with the identity that it was trained from.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import ModelError
+from pipeline.storage import hashing
+
+CHECKPOINT = "potstill.json"
+
+
+class Model(BaseModel):
+    """What is known of a model without opening it.
+
+    Attributes:
+        name: as the user wrote it, or the checkpoint's folder; for people, never hashed.
+        location: a folder, or `owner/name` on the Hub.
+        commit: the Hub's commit; None for a folder.
+        weights: hash over the configuration and the weight files.
+        tokenizer: hash over the mapping of token strings to ids.
+        chat_template: hash of the template.
+        vocabulary: rows of the output embedding; log-probabilities are normalised over all of them.
+        tokens: ids that the tokenizer knows.
+        eos_ids: any of them ends a response.
+        context: longest sequence in tokens, or None where the model states none.
+        parameters: how many, or None where the files do not say.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    location: str
+    commit: str | None
+    weights: str
+    tokenizer: str
+    chat_template: str
+    vocabulary: int
+    tokens: int
+    eos_ids: tuple[int, ...]
+    context: int | None
+    parameters: int | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of a model can change a number."""
+        return {
+            "weights": self.weights,
+            "tokenizer": self.tokenizer,
+            "chat_template": self.chat_template,
+            "eos_ids": list(self.eos_ids),
+        }
+
+    def load_tokenizer(self) -> Any:
+        """The tokenizer of transformers, without remote code."""
+        return _tokenizer(self.location, self.commit)
+
+    def check(self) -> None:
+        """Compare a folder's files with the record; a Hub model's commit says it all.
+
+        Raises:
+            ModelError: they changed since.
+        """
+        if self.commit is None and (found := _folder_weights(Path(self.location))) != self.weights:
+            raise ModelError(
+                f"{self.location} is not the model that was recorded: its files hash to {found}, recorded is "
+                f"{self.weights}. Run `dvc repro models` if the change is meant, else restore the folder."
+            )
+
+
+def record_model(name: str) -> Model:
+    """Look a model up: a folder, or `owner/name@revision` on the Hub.
+
+    Raises:
+        ModelError: it is not there, lacks a tokenizer or a chat template, or its weights are pickled.
+    """
+    if Path(name).is_dir():
+        return _of_folder(Path(name), name)
+    location, _, revision = name.partition("@")
+    if location.count("/") != 1 or location.startswith((".", "/")):
+        raise ModelError(f"{name}: no such folder, and no `owner/name@revision` of the Hugging Face Hub either.")
+    if not revision:
+        raise ModelError(
+            f"{name}: a revision is expected (`{name}@main`, or better a commit): without one, equal settings can "
+            "mean other weights."
+        )
+    return _of_hub(name, location, revision)
+
+
+def read_model(path: Path) -> Model:
+    """The model that a record (JSON) or a checkpoint folder describes.
+
+    Raises:
+        ModelError: the path is missing or describes none.
+    """
+    if path.is_dir():
+        return _of_folder(path, str(path))
+    try:
+        return Model.model_validate_json(path.read_text())
+    except (OSError, ValueError):
+        raise ModelError(f"{path} is missing or no record of a model. Run `dvc repro models`.") from None
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """What a checkpoint folder says of its own making: identity, teacher of the SFT data, parents.
+
+    Raises:
+        ModelError: it does not say.
+    """
+    try:
+        return json.loads((folder / CHECKPOINT).read_text())
+    except (OSError, ValueError):
+        raise ModelError(
+            f"{folder} has no {CHECKPOINT}: it is no checkpoint of Potstill's. Run `dvc repro sft`, or bring a trained "
+            "student with `sft.steps: 0` and `sft.teacher`."
+        ) from None
+
+
+def check_pair(teacher: Model, student: Model) -> None:
+    """Refuse two models that do not speak the same token ids.
+
+    Raises:
+        ModelError: their tokenizers or output vocabularies differ.
+    """
+    if teacher.tokenizer != student.tokenizer:
+        raise ModelError(
+            f"models.teacher ({teacher.name}, {teacher.tokens} tokens) and models.student ({student.name}, "
+            f"{student.tokens} tokens) have different tokenizers: the same id means different text, and every score "
+            "would be wrong. Choose a pair of one family."
+        )
+    if teacher.vocabulary != student.vocabulary:
+        raise ModelError(
+            f"models.teacher ({teacher.name}) has {teacher.vocabulary} outputs, models.student ({student.name}) "
+            f"{student.vocabulary}: their probabilities are not over the same ids. Choose a pair with one vocabulary."
+        )
+
+
+def render_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    """The prompt's ids: the chat template around the messages, up to where the response begins."""
+    return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
+
+
+def read_config(location: str, commit: str | None) -> Any:
+    """The configuration of transformers, without remote code.
+
+    Raises:
+        ModelError: it cannot be read, or the architecture is none of transformers' own.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(location, revision=commit or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{location}: its configuration cannot be opened: {reason} Potstill runs no code that comes with a model: "
+            "choose one whose `model_type` (config.json) the installed transformers knows."
+        ) from None
+
+
+def _of_folder(folder: Path, name: str) -> Model:
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{folder} holds no model: config.json is missing.")
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} has no *.safetensors. Pickled weights are refused; save the model with safetensors."
+        )
+    if not (folder / "tokenizer_config.json").exists():
+        raise ModelError(
+            f"{folder} has no tokenizer (tokenizer_config.json). Save the model's tokenizer beside its weights."
+        )
+    return _described(name, str(folder), None, _folder_weights(folder), read_config(str(folder), None))
+
+
+def _of_hub(name: str, location: str, revision: str) -> Model:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        info = HfApi().model_info(location, revision=revision, files_metadata=True)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{name} cannot be looked up on the Hugging Face Hub: {reason}") from None
+    files = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) for file in info.siblings or []}
+    weights = {file: sha for file, sha in files.items() if file.endswith(".safetensors") or file == "config.json"}
+    if not any(file.endswith(".safetensors") for file in weights):
+        raise ModelError(f"{name} has no *.safetensors; pickled weights are refused.")
+    return _described(name, location, info.sha, hashing.fingerprint(weights), read_config(location, info.sha))
+
+
+def _described(name: str, location: str, commit: str | None, weights: str, config: Any) -> Model:
+    tokenizer = _tokenizer(location, commit)
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{name}: its tokenizer has no chat template, so no prompt can be written as the model expects."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{name}: its tokenizer names no end-of-sequence token, so no response could end.")
+    text = config.get_text_config()
+    return Model(
+        name=name,
+        location=location,
+        commit=commit,
+        weights=weights,
+        tokenizer=hashing.fingerprint(tokenizer.get_vocab()),
+        chat_template=hashing.digest(tokenizer.chat_template),
+        vocabulary=text.vocab_size,
+        tokens=len(tokenizer),
+        eos_ids=_eos_ids(location, commit, tokenizer, text),
+        context=getattr(text, "max_position_embeddings", None),
+        parameters=_parameters(location) if commit is None else None,
+    )
+
+
+def _eos_ids(location: str, commit: str | None, tokenizer: Any, config: Any) -> tuple[int, ...]:
+    """Generation's settings may name several; the tokenizer names the one of chat turns."""
+    from transformers import GenerationConfig
+
+    try:
+        stated = GenerationConfig.from_pretrained(location, revision=commit or "main").eos_token_id
+    except OSError:
+        stated = config.eos_token_id
+    listed = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    return tuple(sorted({*listed, tokenizer.eos_token_id}))
+
+
+def _tokenizer(location: str, commit: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(location, revision=commit or "main", trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{location}: its tokenizer cannot be opened: {reason}") from None
+
+
+def _parameters(location: str) -> int:
+    from safetensors import safe_open
+
+    total = 0
+    for file in Path(location).glob("*.safetensors"):
+        with safe_open(file, "numpy") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no dict
+                size = 1
+                for side in tensors.get_slice(name).get_shape():
+                    size *= side
+                total += size
+    return total
+
+
+def _folder_weights(folder: Path) -> str:
+    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
+    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return _hashed(stamp)
+
+
+@functools.cache
+def _hashed(stamp: tuple[tuple[str, int, int], ...]) -> str:
+    """Hash files once in a process; size and time tell whether they changed since."""
+    return hashing.fingerprint({Path(name).name: hashing.hash_path(Path(name)) for name, _, _ in stamp})

@@ -1,0 +1,263 @@
+"""The report: one page that shows what a run did, and asks nothing of the network.
+
+It reads what the stages measured and draws it; what is not there yet is said to be missing. Texts that models wrote
+are escaped by the template, and the page forbids itself every request.
+"""
+
+import csv
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from pipeline.errors import ModelError, PotstillError
+from pipeline.grading.metrics import degeneration
+from pipeline.models.record import CHECKPOINT
+from pipeline.report import plots
+from pipeline.report.plots import History, Timing
+from pipeline.report.sql import Database
+from pipeline.report.transcript import (
+    LEVELS,
+    Decoder,
+    Token,
+    Transcript,
+    choose_telling,
+    make_decoder,
+    make_visible,
+    read_transcript,
+)
+
+TOKENS_SHOWN = 1500
+"""Of a rollout; a page with 16,000 tokens in it would be slow to open."""
+
+_STAGES = ("models", "prompts", "teacher_rollouts", "sft", "refresh", "score", "train", "evaluate")
+
+_TEMPLATE = "page.html.jinja"
+
+
+@dataclass(frozen=True)
+class PageData:
+    """What the page is made from; each mapping lacks what was not measured.
+
+    Attributes:
+        rounds: in their order, r0 excluded.
+        metrics: by checkpoint: `teacher`, `r0` and the rounds.
+        histories: by checkpoint, the columns of history.csv.
+        validations: the same of validation.csv.
+        alarms: by checkpoint, the signs of a collapse in its history, in sentences.
+        drifts: by round.
+        timings: in the order of the pipeline.
+        rollouts: the ones shown, all of one round.
+        are_texts: whether the tokens are text; without the student's tokenizer they are ids.
+    """
+
+    rounds: tuple[str, ...]
+    metrics: dict[str, dict[str, Any]]
+    histories: dict[str, History]
+    validations: dict[str, History]
+    alarms: dict[str, list[str]]
+    drifts: dict[str, dict[str, Any]]
+    timings: tuple[Timing, ...]
+    rollouts: tuple[Transcript, ...]
+    are_texts: bool
+
+
+def gather_page(data: Path, rounds: Sequence[str], rollouts: int) -> PageData:
+    """Read what the stages of these rounds left; the leftovers of a removed round are not looked at.
+
+    Raises:
+        PotstillError: a file is damaged.
+    """
+    checkpoints = ["r0", *rounds]
+    decode, are_texts = _decoder(data)
+    with Database(data) as database:
+        shown: list[Transcript] = []
+        for round_ in reversed(rounds):
+            chosen = choose_telling(database, round_, rollouts)
+            shown = [read_transcript(database, name, round_, decode, TOKENS_SHOWN) for name in chosen]
+            if shown:
+                break
+    return PageData(
+        rounds=tuple(rounds),
+        metrics=_known(["teacher", *checkpoints], lambda name: data / "metrics" / f"{name}.json", _json),
+        histories=_known(checkpoints, lambda name: data / "models" / name / "history.csv", _columns),
+        validations=_known(checkpoints, lambda name: data / "models" / name / "validation.csv", _columns),
+        alarms=_known(checkpoints, lambda name: data / "models" / name / CHECKPOINT, _alarms),
+        drifts=_known(rounds, lambda name: data / "drift" / f"{name}.json", _json),
+        timings=_timings(data / "timings", rounds),
+        rollouts=tuple(shown),
+        are_texts=are_texts,
+    )
+
+
+def render_page(facts: PageData, title: str) -> str:
+    """The page as HTML; equal facts give equal pages."""
+    distilled = {name: history for name, history in facts.histories.items() if name != "r0"}
+    figures = {
+        "accuracy": plots.plot_accuracy(facts.metrics),
+        "loss": plots.plot_by_step(distilled, "loss", "loss"),
+        "kl": plots.plot_by_step(distilled, "kl", "KL to the view, nats per token"),
+        "mass": plots.plot_by_step(distilled, "support_mass", "probability on the support"),
+        "validation": plots.plot_by_step(
+            facts.validations, "validation_kl", "validation KL, nats per token", markers=True
+        ),
+        "sft": plots.plot_by_step({"r0": facts.histories.get("r0", {})}, "loss", "loss, nats per token"),
+        "drift": plots.plot_drift(facts.drifts),
+        "costs": plots.plot_costs(facts.timings),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"visible": make_visible, "percent": _percent, "amount": _amount}
+    environment.globals |= {"absent": _absent, "tip": write_tip, "levels": LEVELS}
+    return environment.get_template(_TEMPLATE).render(
+        title=title,
+        facts=facts,
+        verdict=write_verdict(facts),
+        alarms=list_alarms(facts),
+        figures={name: figure.to_json(engine="json") for name, figure in figures.items() if figure is not None},
+        choice=_choice(facts.rollouts),
+        plotly=get_plotlyjs(),
+    )
+
+
+def write_verdict(facts: PageData) -> str:
+    """What became of the student, in sentences; a difference under two standard errors is called none."""
+    last = next((name for name in reversed(facts.rounds) if name in facts.metrics), None)
+    if "r0" not in facts.metrics or last is None:
+        return "There is no verdict yet: it needs the metrics of r0 and of a later round."
+    before, after = facts.metrics["r0"], facts.metrics[last]
+    parts = []
+    for key, name in (("avg_at_k", f"avg@{after['k']}"), ("greedy", "greedy")):
+        noise = (before[f"{key}_se"] ** 2 + after[f"{key}_se"] ** 2) ** 0.5
+        change = after[key] - before[key]
+        verb = "did not change measurably" if abs(change) < 2 * noise else "rose" if change > 0 else "fell"
+        parts.append(f"{name} accuracy {verb} ({_with_error(before, key)} to {_with_error(after, key)})")
+    count = facts.rounds.index(last) + 1
+    sentence = f"From r0 to {last}, the student's {' and its '.join(parts)}"
+    sentence += f" in {count} round{'s' if count > 1 else ''} of distillation, on {after['prompts']:,} prompts."
+    if "teacher" in facts.metrics:
+        teacher = facts.metrics["teacher"]
+        average = f"{_with_error(teacher, 'avg_at_k')} avg@{teacher['k']}"
+        sentence += f" The teacher has {average} and {_with_error(teacher, 'greedy')} greedy."
+    return sentence
+
+
+def list_alarms(facts: PageData) -> list[tuple[str, str]]:
+    """Checkpoint and sentence of every sign of a collapse: in its training, its validation, and its responses."""
+    names = ["r0", *facts.rounds]
+    found = [(name, text) for name in names for text in facts.alarms.get(name, [])]
+    for name, history in facts.validations.items():
+        measured = [value for value in history.get("validation_kl", ()) if value is not None]
+        if len(measured) > 1 and measured[-1] > measured[0]:
+            rise = f"from {measured[0]:.4f} to {measured[-1]:.4f} nats per token"
+            found.append((name, f"validation KL rose {rise} (alarm where it rises)."))
+    evaluated = [facts.metrics[name] for name in names if name in facts.metrics]
+    for before, after in itertools.pairwise(evaluated):
+        found += [(after["checkpoint"], text) for text in degeneration(before, after)]
+    return found
+
+
+def write_tip(token: Token) -> str:
+    """What the page tells of a token that is pointed at."""
+    lines = [f"“{make_visible(token.text)}”  (id {token.id})", f"student  {_chance(token.student)}"]
+    if token.teacher is not None:
+        lines.append(f"teacher  {_chance(token.teacher)}   {token.disagreement:+.2f} nats")
+        lines += ["teacher's likeliest"] if token.alternatives else []
+        lines += [f"  {probability:7.2%}  “{make_visible(text)}”" for text, probability in token.alternatives]
+    return "\n".join(lines)
+
+
+def _choice(rollouts: Sequence[Transcript]) -> str:
+    """How the rollouts were chosen, with what was found."""
+    right = sum(rollout.correct is True for rollout in rollouts)
+    wrong = sum(rollout.correct is False for rollout in rollouts)
+    other = len(rollouts) - right - wrong
+    kinds = [
+        f"{count} {kind}"
+        for count, kind in (
+            (wrong, "wrong, where teacher and student disagree most"),
+            (right, "right, drawn by hash"),
+            (other, "not graded, where they disagree most"),
+        )
+        if count
+    ]
+    return "; ".join(kinds)
+
+
+def _absent(names: Sequence[str], known: Mapping[str, Any]) -> str:
+    missing = [name for name in names if name not in known]
+    return f"Not there yet: {', '.join(missing)}." if missing else ""
+
+
+def _with_error(metrics: Mapping[str, Any], key: str) -> str:
+    return f"{100 * metrics[key]:.1f} ± {100 * metrics[f'{key}_se']:.1f} %"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _chance(logprob: float) -> str:
+    """A log-probability as a probability; small ones as the power of ten."""
+    return f"{math.exp(logprob):7.2%}" if logprob > -9 else f"  10^{logprob / math.log(10):.0f}"
+
+
+def _amount(value: float | None, unit: str = "") -> str:
+    """A number with at most one decimal and a thousands' prefix."""
+    if value is None:
+        return "–"
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.1f} {prefix}{unit}"
+    return f"{value:.0f} {unit}".strip()
+
+
+def _decoder(data: Path) -> tuple[Decoder, bool]:
+    try:
+        return make_decoder(data / "models" / "student.json"), True
+    except ModelError:
+        return lambda ids: "".join(f"{token} " for token in ids), False
+
+
+def _known(names: Sequence[str], path: Any, read: Any) -> dict[str, Any]:
+    return {name: read(path(name)) for name in names if path(name).exists()}
+
+
+def _timings(folder: Path, rounds: Sequence[str]) -> tuple[Timing, ...]:
+    known = ("", "teacher", "r0", *rounds)
+    found = [Timing(**_json(path)) for path in sorted(folder.glob("*.json"))]
+    shown = [timing for timing in found if timing.round in known and timing.stage in _STAGES]
+    return tuple(sorted(shown, key=lambda timing: (known.index(timing.round), _STAGES.index(timing.stage))))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise PotstillError(f"{path} is no JSON ({error}). Remove it and run `dvc repro`.") from None
+
+
+def _alarms(path: Path) -> list[str]:
+    """Of a checkpoint, which need not name any."""
+    return [f"step {alarm['step']}: {alarm['text']}" for alarm in _json(path).get("alarms", ())]
+
+
+def _columns(path: Path) -> dict[str, list[float | None]]:
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    try:
+        values = [[float(cell) if cell else None for cell in row] for row in rows[1:]]
+        return dict(zip(rows[0], [list(column) for column in zip(*values, strict=True)], strict=True)) if values else {}
+    except (IndexError, ValueError) as error:
+        raise PotstillError(f"{path} is no table of numbers ({error}). Remove it and run `dvc repro`.") from None

@@ -1,0 +1,210 @@
+"""One response read token by token: what the student thought of each, and what the teacher did."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import PotstillError
+from pipeline.models.record import read_model
+from pipeline.report.sql import Database
+
+Decoder = Callable[[Sequence[int]], str]
+"""From ids to text, special tokens included."""
+
+ALTERNATIVES = 3
+"""The teacher's likeliest tokens that are shown beside each token."""
+
+LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Nats of disagreement from which on a token is coloured more strongly."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a response. The teacher's side is None or empty where the `teacher` view did not score it.
+
+    Attributes:
+        text: what the token adds to the text before it; empty where it is a part of a character.
+        student: log-probability under the student that wrote it, nats.
+        teacher: the same under the teacher.
+        alternatives: the teacher's likeliest tokens and their probabilities.
+    """
+
+    id: int
+    text: str
+    student: float
+    teacher: float | None
+    alternatives: tuple[tuple[str, float], ...]
+
+    @property
+    def disagreement(self) -> float:
+        """Student less teacher, nats: above 0 the teacher finds the token less likely. 0 without a teacher."""
+        return 0.0 if self.teacher is None else self.student - self.teacher
+
+    @property
+    def level(self) -> int:
+        """How many of `LEVELS` the disagreement reaches, negative where the teacher finds the token likelier."""
+        reached = sum(abs(self.disagreement) >= level for level in LEVELS)
+        return int(math.copysign(reached, self.disagreement))
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A response with all that is known of it.
+
+    Attributes:
+        round: whose folder it was read from; `written_in` is the one that wrote it.
+        prompt: as the student saw it, chat template included.
+        tokens: the first `limit` of `length`.
+    """
+
+    rollout_id: str
+    round: str
+    written_in: str
+    prompt_id: str
+    answer: str | None
+    prompt: str
+    tokens: tuple[Token, ...]
+    length: int
+    finish_reason: str
+    correct: bool | None
+    skipped: str | None
+    scored: bool
+
+
+def make_decoder(record: Path) -> Decoder:
+    """The tokenizer of a recorded model (`data/models/student.json`).
+
+    Raises:
+        ModelError: there is no record, or its tokenizer cannot be opened.
+    """
+    tokenizer = read_model(record).load_tokenizer()
+    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def find_rollout(database: Database, prefix: str) -> tuple[str, str]:
+    """The rollout whose id begins so, and the latest round that it occurs in.
+
+    Raises:
+        PotstillError: none does, or several do.
+    """
+    found = database.ask(
+        "select rollout_id, round from rollouts where starts_with(rollout_id, ?) order by rollout_id limit 4", [prefix]
+    )
+    if not found:
+        raise PotstillError(
+            f"no rollout's id begins with `{prefix}`. `potstill sql -c 'select rollout_id, text from rollouts'` lists "
+            "them."
+        )
+    if len(found) > 1:
+        ids = ", ".join(row["rollout_id"] for row in found[:3]) + (", …" if len(found) > 3 else "")
+        raise PotstillError(f"`{prefix}` is the beginning of several rollouts' ids: {ids}. Give more of it.")
+    return found[0]["rollout_id"], found[0]["round"]
+
+
+def choose_telling(database: Database, round_: str, count: int) -> list[str]:
+    """The ids of rollouts of a round that are worth a look; the same ones each time.
+
+    Three of five are wrong answers: those on which teacher and student disagree most, by the mean of the absolute
+    disagreement per token. The others are right answers drawn by their id, which is a hash. Where there are too few of
+    a kind, the other kind fills up; ungraded rollouts count as wrong. One per prompt.
+    """
+    rows = database.ask(
+        """
+        select rollout_id, prompt_id, correct, disagreement from (
+            select rollout_id, prompt_id, avg(abs(behaviour_logprob - sampled_logprob)) as disagreement
+            from all_tokens where round = ? group by all having disagreement is not null
+        ) left join (select rollout_id, correct from all_grades where round = ?) using (rollout_id)
+        order by disagreement desc, rollout_id
+        """,
+        [round_, round_],
+    )
+    wrong = [row for row in rows if not row["correct"]]
+    right = sorted((row for row in rows if row["correct"]), key=lambda row: row["rollout_id"])
+    some_wrong = _one_per_prompt(wrong, math.ceil(count * 3 / 5), [])
+    chosen = _one_per_prompt(right, count, some_wrong)
+    return [row["rollout_id"] for row in _one_per_prompt(wrong, count, chosen)]
+
+
+def _one_per_prompt(rows: list[Any], count: int, chosen: list[Any]) -> list[Any]:
+    """Add rows of further prompts until there are so many."""
+    chosen = list(chosen)
+    for row in rows:
+        if len(chosen) < count and all(row["prompt_id"] != other["prompt_id"] for other in chosen):
+            chosen.append(row)
+    return chosen
+
+
+def read_transcript(
+    database: Database, rollout_id: str, round_: str, decode: Decoder, limit: int | None = None
+) -> Transcript:
+    """A rollout of a round with its latest score under the `teacher` view, and its latest grade."""
+    row = database.ask(
+        """
+        select
+            rollout.* exclude (text), score.* exclude (rollout_id, round, view, bucket, kept), grade.correct,
+            (select any_value(answer) from prompts where prompts.prompt_id = rollout.prompt_id) as answer
+        from all_rollouts as rollout
+        left join scores as score on score.rollout_id = rollout.rollout_id and score.view = 'teacher'
+        left join grades as grade on grade.rollout_id = rollout.rollout_id
+        where rollout.rollout_id = ? and rollout.round = ?
+        """,
+        [rollout_id, round_],
+    )[0]
+    return Transcript(
+        rollout_id=rollout_id,
+        round=round_,
+        written_in=row["written_in"],
+        prompt_id=row["prompt_id"],
+        answer=row["answer"],
+        prompt=decode(row["prompt_ids"]),
+        tokens=_tokens(row, decode, limit),
+        length=len(row["response_ids"]),
+        finish_reason=row["finish_reason"],
+        correct=row["correct"],
+        skipped=row["skipped"],
+        scored=row["sampled_logprobs"] is not None,
+    )
+
+
+def _tokens(row: dict[str, Any], decode: Decoder, limit: int | None) -> tuple[Token, ...]:
+    ids = row["response_ids"][:limit]
+    alone = cache(lambda token: decode([token]))
+    tokens = []
+    for position, (token, text) in enumerate(zip(ids, split_pieces(ids, decode), strict=True)):
+        teacher, alternatives = None, ()
+        if row["sampled_logprobs"] is not None:
+            teacher = row["sampled_logprobs"][position]
+            shown = slice(min(ALTERNATIVES, row["own"][position]))
+            entries = zip(row["support_ids"][position][shown], row["support_logprobs"][position][shown], strict=True)
+            alternatives = tuple((alone(entry), math.exp(logprob)) for entry, logprob in entries)
+        tokens.append(Token(token, text, row["behaviour_logprobs"][position], teacher, alternatives))
+    return tuple(tokens)
+
+
+def split_pieces(ids: Sequence[int], decode: Decoder) -> list[str]:
+    """What each token adds to the text of the one before it.
+
+    A token decoded alone loses the space before it in SentencePiece vocabularies; decoded after its neighbour it does
+    not. A character that is spread over tokens shows as replacement characters.
+    """
+    found = [decode(ids[:1])] if len(ids) else []
+    for before, token in itertools.pairwise(ids):
+        alone = decode([before])
+        both = decode([before, token])
+        found.append(both[len(alone) :] if both.startswith(alone) else decode([token]))
+    return found
+
+
+def make_visible(text: str) -> str:
+    """Control characters as their pictures (␛ for escape), but for line breaks and tabs: a terminal obeys none."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", _picture, text)
+
+
+def _picture(found: "re.Match[str]") -> str:
+    code = ord(found[0])
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"

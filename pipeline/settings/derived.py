@@ -1,0 +1,105 @@
+"""What a recipe may say of derived columns; `pipeline/derived.py` computes them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.settings.reading import Name, NonNegative, NonNegativeFloat, Positive, PositiveFloat, Settings, Share
+
+
+class DerivedColumn(Settings):
+    """A column made from stored ones before the first step."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that it reads."""
+        return ()
+
+
+class GroupAdvantage(DerivedColumn):
+    """Reward less its mean over the group, per row; with `scaled` over its standard deviation."""
+
+    kind: Literal["group_advantage"]
+    of: Literal["reward", "correct"] = "reward"
+    scaled: bool = True
+
+
+class GroupTotal(DerivedColumn):
+    """Sum or mean over the rows of the group, per row: a `mean` of `correct` is the pass rate."""
+
+    kind: Literal["group_total", "group_mean"]
+    of: Literal["reward", "correct"]
+
+
+class Perplexity(DerivedColumn):
+    """Softmax of the mean log-probability over the rows of a group that are alike correct, per row."""
+
+    kind: Literal["perplexity"]
+    of: Name
+    """A view, or `behaviour`: the student that wrote the row."""
+    among: Literal["correct", "wrong"]
+    favour: Literal["high", "low"]
+    """Which perplexity weighs more."""
+    temperature: PositiveFloat = 1.0
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The one that it names, unless it is the student's own."""
+        return () if self.of == "behaviour" else (self.of,)
+
+
+class Margin(DerivedColumn):
+    """What must be added to the advantages of a row for correct ones to rank above wrong ones, nats per token."""
+
+    kind: Literal["margin"]
+    view: Name
+    margin: NonNegativeFloat
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The one that it names."""
+        return (self.view,)
+
+
+class Balance(DerivedColumn):
+    """1 for as many correct as wrong rows of each group, drawn by the seed, else 0; 1 where all are alike."""
+
+    kind: Literal["balance"]
+    seed: NonNegative = 0
+
+
+class AgreementCut(DerivedColumn):
+    """0 from the start of the first long run of agreement between view and behaviour on, else 1, per token."""
+
+    kind: Literal["agreement_cut"]
+    view: Name
+    window: Positive
+    runs: Positive
+    quantile: Share
+    exempt: NonNegative = 0
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The one that it names."""
+        return (self.view,)
+
+
+class CrossFittedBias(DerivedColumn):
+    """What of log view − log behaviour other prompts predict from token, position and surprisal, per token."""
+
+    kind: Literal["cross_fitted_bias"]
+    view: Name
+    folds: Annotated[int, Field(ge=2)] = 5
+    shrink: NonNegativeFloat = 10.0
+    seed: NonNegative = 0
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The one that it names."""
+        return (self.view,)
+
+
+AnyDerived = Annotated[
+    GroupAdvantage | GroupTotal | Perplexity | Margin | Balance | AgreementCut | CrossFittedBias,
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,75 @@
+"""What settings say of prompts: where they come from, what they are for, how they are spread over shards."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.settings.reading import NonNegative, Positive, Settings
+
+Split = Literal["sft", "opd", "evaluation"]
+
+
+class Fields(Settings):
+    """Which field of a source's row holds what."""
+
+    prompt: str = "prompt"
+    """Either one user message as text, or a list of {role, content}."""
+    answer: str | None = None
+    hint: str | None = None
+    domain: str | None = None
+
+
+class Source(Settings):
+    """Where prompts come from: exactly one of `path`, `dataset` and `sums`."""
+
+    split: Split
+    """What the prompts are for: `sft` (teacher writes), `opd` (student writes) or `evaluation`."""
+    path: str | None = None
+    """A .jsonl or .parquet file."""
+    dataset: str | None = None
+    """`owner/name@revision` of a data set on the Hugging Face Hub, or a folder that `datasets` can read."""
+    subset: str | None = None
+    dataset_split: str = "train"
+    sums: Annotated[int, Field(ge=0)] | None = None
+    """The demo's task: sums of three numbers, drawn with this seed. Needs `limit`."""
+    hinted: bool = False
+    """`sums`: the prompt itself shows the hint, as `context: hint` would; a student learns from it to use hints."""
+    fields: Fields = Fields()
+    answer_after: str | None = None
+    """The answer is what follows the last occurrence of this text (GSM8K: `####`)."""
+    domain: str = "all"
+    """Domain of every row, where `fields.domain` does not name a field; of `sums` it is `sums` if left out."""
+    system: str | None = None
+    """A system message put before every prompt."""
+    limit: Positive | None = None
+    """Take the first rows only."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        given = [name for name in ("path", "dataset", "sums") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"exactly one of `path`, `dataset` and `sums` is expected, found {given or 'none'}")
+        if self.sums is not None and self.limit is None:
+            raise ValueError("`sums` needs `limit`: how many sums to draw")
+        if self.hinted and self.sums is None:
+            raise ValueError(f"`hinted` does nothing with `{given[0]}`: leave it out")
+        for origin, needless in (("sums", "fields"), ("dataset", "subset"), ("dataset", "dataset_split")):
+            if needless in self.model_fields_set and (origin in given) == (origin == "sums"):
+                raise ValueError(f"`{needless}` does nothing with `{given[0]}`: leave it out")
+        return self
+
+
+class Prompts(Settings):
+    """Settings of prompts."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    buckets: Positive
+    """Shards that the prompts of each split are spread over; a prompt's bucket never changes."""
+    held_out: NonNegative = 0
+    """The bucket of the opd split that is scored but never trained on, for validation KL."""
+
+    @model_validator(mode="after")
+    def _bucket_exists(self) -> Self:
+        if self.held_out >= self.buckets:
+            raise ValueError(f"held_out is bucket {self.held_out}, there are {self.buckets} (0 to {self.buckets - 1})")
+        return self

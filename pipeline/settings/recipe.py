@@ -1,0 +1,217 @@
+"""Recipes: a published method as a page of YAML over the same shards.
+
+A recipe is a sum of terms (`pipeline/terms.py`). It says what it needs; what is missing is refused before a model
+loads. `pipeline/objectives/compiled.py` makes one function of it.
+"""
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import SettingsError
+from pipeline.settings.derived import (
+    AgreementCut,
+    AnyDerived,
+    Balance,
+    CrossFittedBias,
+    GroupAdvantage,
+    GroupTotal,
+    Margin,
+    Perplexity,
+)
+from pipeline.settings.reading import Name, Settings, parse, read_yaml
+from pipeline.settings.targets import Corrected, Route
+from pipeline.settings.term import Term
+from pipeline.settings.weights import (
+    AnyWeight,
+    ColumnWeight,
+    FirstSegments,
+    HasView,
+    InDomain,
+    NotSpecial,
+    StepRatio,
+    Where,
+)
+
+
+class Fidelity(Settings):
+    """How much of the paper a recipe is."""
+
+    level: Literal["full", "adapted", "partial"]
+    note: str
+
+
+class Recipe(Settings):
+    """A method by name."""
+
+    name: str
+    paper: str
+    equation: str = ""
+    """The loss in a line, for people."""
+    description: str
+    fidelity: Fidelity
+    needs: dict[Name, str] = Field(default_factory=dict)
+    """What each view besides `teacher` has to be, for people: `score.views` says it to the machine."""
+    derived: dict[Name, AnyDerived] = Field(default_factory=dict)
+    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _columns_exist(self) -> Self:
+        asked = {weight.name for term in self.terms for weight in term.weights if isinstance(weight, ColumnWeight)}
+        asked |= {term.bonus for term in self.terms if term.bonus is not None}
+        asked |= {term.target.column for term in self.terms if isinstance(term.target, Corrected)}
+        if asked != set(self.derived):
+            raise ValueError(f"derived columns: its terms read {sorted(asked)}, it defines {sorted(self.derived)}")
+        is_of_student = any("behaviour_logprobs" in _facts_behind(spec) for spec in self.derived.values())
+        if is_of_student and len(self.sources) > 1:
+            raise ValueError("derived columns that read a view are of the student's responses: use one source")
+        return self
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that its terms and derived columns read."""
+        named = {view for spec in self.derived.values() for view in spec.views}
+        gated = {weight.view for term in self.terms for weight in term.weights if isinstance(weight, HasView)}
+        return tuple(sorted({view for term in self.terms for view in term.views} | named | gated))
+
+    @property
+    def learned_views(self) -> tuple[str, ...]:
+        """The views that a term learns towards, references left out."""
+        return tuple(sorted({view for term in self.terms for view in term.learned_views}))
+
+    @property
+    def main_view(self) -> str | None:
+        """The view that the student is compared with first: `teacher`, or else another that a term learns towards."""
+        return "teacher" if "teacher" in self.learned_views else next(iter(self.learned_views), None)
+
+    @property
+    def exact_views(self) -> tuple[str, ...]:
+        """The views whose ids and tails it reads, as numbers: tails may not be derived from a rounded sum."""
+        return tuple(sorted({view for term in self.terms if term.reads_ids for view in term.views}))
+
+    @property
+    def fixed_k_views(self) -> tuple[str, ...]:
+        """The views whose ids may not have been cut by mass: it takes so many of them, or renormalises over them."""
+        fixed = [term for term in self.terms if term.top_k is not None or term.tail.startswith("renormalise")]
+        return tuple(sorted({view for term in fixed if term.support != "intersection" for view in term.views}))
+
+    @property
+    def own_views(self) -> tuple[str, ...]:
+        """The views of which it tells the model's own likeliest ids from those that were asked for."""
+        return tuple(sorted({view for term in self.terms if term.support == "own" for view in term.views}))
+
+    @property
+    def entropy_views(self) -> tuple[str, ...]:
+        """The views whose entropies it reads."""
+        return tuple(sorted({view for term in self.terms if term.reads_target_entropy for view in term.views}))
+
+    @property
+    def optional_views(self) -> tuple[str, ...]:
+        """The views that may have skipped rows: every term on them leaves those out, or asks them of a domain alone.
+
+        Not those that a derived column reads: a missing number would be in all of it.
+        """
+        left_out = [(term, _left_out(term)) for term in self.terms]
+        whole = {view for spec in self.derived.values() for view in spec.views}
+        known = {view for _, views in left_out for view in views} - whole
+        return tuple(sorted(v for v in known if all(v in views for term, views in left_out if v in term.views)))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Whose responses it trains on."""
+        return tuple(sorted({source for term in self.terms for source in term.sources}))
+
+    @property
+    def teacher_views(self) -> tuple[str, ...]:
+        """The views that it reads over the teacher's own responses."""
+        return tuple(sorted({view for term in self.terms if "teacher" in term.sources for view in term.views}))
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether each of the student's responses needs one of the teacher's to the same prompt beside it."""
+        return any(term.estimator == "preference" for term in self.terms)
+
+    def told(self, view: str) -> str:
+        """A view and what it has to be, for errors."""
+        return f"the view `{view}`" + (f" ({self.needs[view]})" if view in self.needs else "")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The facts of rows and tokens that it reads besides views: names of `Columns.facts`, and their sources."""
+        found = set[str]()
+        for term in self.terms:
+            found |= {"sampling_logprobs"} if term.reads_sampling else set()
+            found |= {"behaviour_logprobs"} if term.reads_behaviour else set()
+            for weight in term.weights:
+                found |= _facts_of(weight)
+            if isinstance(term.target, Route):
+                found |= {f"domain={domain}" for domain in term.target.views}
+        for spec in self.derived.values():
+            found |= _facts_behind(spec)
+        return frozenset(found)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of it decides numbers: not its prose. Axes that a term does not use do not enter."""
+        terms = [term.model_dump(mode="json", exclude_defaults=True, exclude={"fixed_point"}) for term in self.terms]
+        derived = {name: spec.model_dump(mode="json") for name, spec in sorted(self.derived.items())}
+        return {"terms": terms} | ({"derived": derived} if derived else {})
+
+
+def _left_out(term: Term) -> set[str]:
+    """The views whose skipped rows a term does not look at."""
+    routed = set(term.views) if isinstance(term.target, Route) else set[str]()
+    gates = [weight for weight in term.weights if isinstance(weight, HasView)]
+    return routed | {gate.view for gate in gates if gate.kind == "has_view"}
+
+
+def _facts_of(weight: AnyWeight) -> set[str]:
+    match weight:
+        case Where():
+            return {"finished"} if weight.fact == "finished" else {"correct"}
+        case InDomain():
+            return {f"domain={name}" for name in weight.names}
+        case HasView():
+            return {f"has={weight.view}"}
+        case NotSpecial():
+            return {"special"}
+        case FirstSegments() | StepRatio():
+            return {"segments"}
+    return set()
+
+
+def _facts_behind(spec: AnyDerived) -> set[str]:
+    match spec:
+        case GroupAdvantage() | GroupTotal():
+            return {spec.of}
+        case Perplexity() | Margin():
+            return {"correct", "behaviour_logprobs"}
+        case Balance():
+            return {"correct"}
+        case AgreementCut() | CrossFittedBias():
+            return {"behaviour_logprobs"}
+
+
+def recipe_names() -> list[str]:
+    """Every recipe that comes with Potstill."""
+    folder = resources.files("pipeline") / "recipes"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_recipe(objective: str | Mapping[str, Any]) -> Recipe:
+    """A recipe by name, or one that the settings write out.
+
+    Raises:
+        SettingsError: there is none of this name, or its terms do not fit together.
+    """
+    if isinstance(objective, str):
+        if objective not in recipe_names():
+            raise SettingsError(f"no recipe `{objective}`; there are {', '.join(recipe_names())}.")
+        with resources.as_file(resources.files("pipeline") / "recipes" / f"{objective}.yaml") as path:
+            facts = {"name": objective, **read_yaml(path)}
+    else:
+        own = {"name": "own", "paper": "", "description": "", "fidelity": {"level": "full", "note": "written out"}}
+        facts = {**own, **objective}
+    return parse(Recipe, f"recipe `{facts['name']}`", facts)

@@ -1,0 +1,82 @@
+"""Names for what was made: hashes of identities, and of what files hold rather than of their bytes."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from pipeline.storage.ragged import list_lengths
+from pipeline.storage.shards import open_parquet, read_groups
+
+
+def digest(*parts: str | bytes) -> str:
+    """128 bits in hex; the parts are told apart."""
+    state = xxhash.xxh3_128()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()
+
+
+def canonical(value: Any) -> str:
+    """JSON with one spelling for each value, for hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(identity: dict[str, Any]) -> str:
+    """The name of what these facts make."""
+    return digest(canonical(identity))
+
+
+def hash_columns(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:
+    """A hash over exactly these columns, in row order; what the others hold does not enter."""
+    names = sorted(columns)
+    states = {name: xxhash.xxh3_128() for name in names}
+    for group in read_groups(path, schema, names):
+        for name in names:
+            for chunk in group.column(name).chunks:
+                _feed(states[name], chunk)
+    return digest(*[f"{name}:{states[name].hexdigest()}" for name in names])
+
+
+def _feed(state: Any, array: pa.Array) -> None:
+    """Values, never buffers: a slice and its copy hash alike."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    state.update(str(array.type).encode())
+    state.update(np.asarray(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_list(array.type):
+        state.update(list_lengths(array).tobytes())
+        _feed(state, array.flatten())
+    elif pa.types.is_struct(array.type):
+        for child in array.flatten():
+            _feed(state, child)
+    elif pa.types.is_string(array.type):
+        for value in array.fill_null("").to_pylist():
+            state.update(digest(value).encode())
+    else:
+        nothing = False if pa.types.is_boolean(array.type) else 0
+        state.update(np.ascontiguousarray(array.fill_null(nothing).to_numpy(zero_copy_only=False)).tobytes())
+
+
+def hash_path(path: Path) -> str:
+    """Hash of what a shard, a folder or any other file holds; of a shard not of how it was encoded."""
+    if path.is_dir():
+        inside = sorted(file for file in path.rglob("*") if file.is_file())
+        return digest(*[f"{file.relative_to(path)}:{_bytes_hash(file)}" for file in inside])
+    if path.suffix != ".parquet":
+        return _bytes_hash(path)
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+    return hash_columns(path, schema, schema.names)
+
+
+def _bytes_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]

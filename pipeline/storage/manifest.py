@@ -1,0 +1,90 @@
+"""Manifests: what a folder of finished files holds, by identity and by content."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ShardError, damaged
+from pipeline.storage import hashing
+from pipeline.storage.shards import read_about
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a finished file or folder.
+
+    Attributes:
+        fingerprint: of its identity: how it was made.
+        content: hash of what is in it.
+        rows: rows of a shard, 0 of anything else.
+        tokens: response tokens in a shard.
+        bytes: on disk.
+    """
+
+    fingerprint: str
+    content: str
+    rows: int
+    tokens: int
+    bytes: int
+
+
+def write_manifest(folder: Path, entries: dict[str, Entry]) -> None:
+    """List the files of a folder, whole and by content."""
+    listed = {name: asdict(entries[name]) for name in sorted(entries)}
+    (folder / MANIFEST).write_text(json.dumps(listed, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Entry]:
+    """The entries that a folder's manifest lists.
+
+    Raises:
+        ShardError: there is no manifest: the stage that writes the folder has not finished.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise ShardError(f"{folder} has no {MANIFEST}: its stage has not finished. Run `dvc repro`.")
+    try:
+        return {name: Entry(**entry) for name, entry in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError):
+        raise damaged(path, "is cut off or damaged") from None
+
+
+def verify_folder(folder: Path) -> list[str]:
+    """Recompute a folder's manifest; what does not fit, one sentence each."""
+    listed = read_manifest(folder)
+    wrong = [f"{folder / name} is not in {MANIFEST}" for name in _names(folder) if name not in listed]
+    for name, entry in listed.items():
+        path = folder / name
+        try:
+            if not path.exists():
+                wrong.append(f"{path} is missing")
+            elif hashing.hash_path(path) != entry.content:
+                wrong.append(f"{path} has another content than when it was written")
+            elif hashing.fingerprint(read_identity(path)) != entry.fingerprint:
+                wrong.append(f"{path} was made from something else than {MANIFEST} says")
+        except ShardError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """The identity that a shard, a checkpoint folder or a JSON entry carries.
+
+    Raises:
+        ShardError: it carries none.
+    """
+    if path.suffix == ".parquet":
+        return read_about(path)["identity"]
+    record = path / "potstill.json" if path.is_dir() else path
+    try:
+        return json.loads(record.read_text())["identity"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ShardError(f"{record} does not say how it was made.") from None
+
+
+def _names(folder: Path) -> list[str]:
+    """What a manifest answers for; a folder inside that has its own answers for itself."""
+    return sorted(path.name for path in folder.iterdir() if path.name != MANIFEST and not (path / MANIFEST).exists())

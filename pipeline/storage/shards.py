@@ -1,0 +1,184 @@
+"""The files: which columns a shard has, what its footer says, how it is written and read.
+
+**Alignment, stated here once.** Position t of every per-token list belongs to `response_ids[t]` and conditions on
+the prompt and `response_ids[:t]`. So `sampled_logprobs[0]` is the log-probability of the first response token after
+the prompt, and nothing is stored for the prompt's own tokens.
+
+A shard is one Parquet file: the rollouts, grades or scores of one bucket of prompts, in row groups of `GROUP_ROWS`
+rows. Log-probabilities are in nats, at temperature 1, over the whole vocabulary, unless a column says otherwise.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ShardError, damaged
+from pipeline.storage.ragged import list_lengths
+
+VERSION = 1  # raise it when a column's meaning changes; older shards are then made again
+
+GROUP_ROWS = 64
+"""Rows in a row group: what one read takes into memory."""
+
+_ABOUT = b"potstill"
+
+WORD = pa.dictionary(pa.int32(), pa.string())
+
+IDS, NATS, SMALL = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.uint16())
+
+
+class Writer:
+    """Writes one shard, row group by row group; `identity` and `made_with` go into the footer."""
+
+    def __init__(self, path: Path, schema: pa.Schema, identity: dict[str, Any], made_with: dict[str, Any]):
+        about = json.dumps({"identity": identity, "made_with": made_with}, sort_keys=True)
+        self._schema = schema.with_metadata({_ABOUT: about.encode()})
+        # Byte planes of fp32 rounded to fp16 hold zeros, which zstd removes; DuckDB cannot read fp16 so encoded.
+        planes = [name for name in _leaves(schema) if name.split(".")[0] in _SPLIT]
+        self._writer = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[name for name in _leaves(schema) if name not in planes],  # pyright: ignore[reportArgumentType]
+            column_encoding=dict.fromkeys(planes, "BYTE_STREAM_SPLIT"),
+        )
+        self._pending: list[pa.Table] = []
+        self._rows = 0
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush(1)
+        self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows; they are written as soon as they fill a row group."""
+        self._pending.append(table.select(self._schema.names).cast(self._schema))
+        self._rows += table.num_rows
+        self._flush(GROUP_ROWS)
+
+    def _flush(self, at_least: int) -> None:
+        if self._rows < at_least:
+            return
+        rows = pa.concat_tables(self._pending).combine_chunks()
+        whole = rows.num_rows if at_least == 1 else rows.num_rows - rows.num_rows % GROUP_ROWS
+        self._writer.write_table(rows.slice(0, whole), row_group_size=GROUP_ROWS)
+        self._pending = [rows.slice(whole)]
+        self._rows -= whole
+
+
+_SPLIT = {
+    "prompt_ids", "response_ids", "behaviour_logprobs", "sampling_logprobs", "behaviour_topk_ids",
+    "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "entropies",
+}  # fmt: skip
+"""Columns of numbers that are written in byte planes (measured: ids 111 against 138 bytes per token at K = 64)."""
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Parquet's names of the leaf columns; an encoding given to anything else is silently ignored."""
+    names = []
+    for field in schema:
+        name, kind = field.name, field.type
+        while pa.types.is_list(kind):
+            name, kind = f"{name}.list.element", kind.value_type
+        names += [f"{name}.{child.name}" for child in kind] if pa.types.is_struct(kind) else [name]
+    return names
+
+
+def list_shards(folder: Path, stage: str) -> list[Path]:
+    """The shards of a folder by name.
+
+    Raises:
+        ShardError: there are none; `stage` is named as the one that makes them.
+    """
+    found = sorted(folder.glob("*.parquet"))
+    if not found:
+        raise ShardError(
+            f"{folder} holds no shards. Run `dvc repro {stage}`, or `dvc pull {folder}` if another machine made them."
+        )
+    return found
+
+
+def read_shard(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """A whole shard, or some columns of it.
+
+    Raises:
+        ShardError: the file is cut off, damaged or of another format.
+    """
+    return pa.concat_tables(list(read_groups(path, schema, columns)) or [schema.empty_table()])
+
+
+def read_groups(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The same, a row group at a time."""
+    file = _open(path, schema)
+    for number in range(file.num_row_groups):
+        yield read_group(path, file, number, columns or schema.names)
+
+
+def read_group(path: Path, file: pq.ParquetFile, number: int, columns: Sequence[str]) -> pa.Table:
+    """One row group of an open shard."""
+    try:
+        return file.read_row_group(number, columns=list(columns)).select(list(columns)).replace_schema_metadata()
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from None
+
+
+def rows_per_group(path: Path) -> list[int]:
+    """Rows of each row group, from the footer."""
+    with open_parquet(path) as file:
+        return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What the footer says: `identity` and `made_with`."""
+    with open_parquet(path) as file:
+        metadata = file.schema_arrow.metadata or {}
+    if _ABOUT not in metadata:
+        raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
+    return json.loads(metadata[_ABOUT])
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A Parquet file, open; its caller closes it.
+
+    Raises:
+        ShardError: it is missing, cut off or damaged.
+    """
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise ShardError(f"{path} is missing. `dvc pull {path.parent}` fetches it, `dvc repro` makes it.") from None
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from None
+
+
+def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    file = open_parquet(path)
+    missing = [name for name in schema.names if name not in file.schema_arrow.names]
+    if missing:
+        raise ShardError(
+            f"{path} lacks {', '.join(missing)}: it has {', '.join(file.schema_arrow.names)}. "
+            "It was written by another version of Potstill; `dvc repro` makes it anew."
+        )
+    return file
+
+
+def _unreadable(path: Path, error: Exception) -> ShardError:
+    return damaged(path, f"is cut off or damaged ({str(error).strip().splitlines()[0]})")
+
+
+def count_rows_and_tokens(path: Path) -> tuple[int, int]:
+    """Rows, and response tokens where the shard has any."""
+    with open_parquet(path) as file:
+        names, total = file.schema_arrow.names, file.metadata.num_rows
+        per_token = next((name for name in ("response_ids", "sampled_logprobs") if name in names), None)
+        if per_token is None:
+            return total, 0
+        columns = [read_group(path, file, number, [per_token]).column(0) for number in range(file.num_row_groups)]
+    return total, sum(int(list_lengths(chunk).sum()) for column in columns for chunk in column.chunks)

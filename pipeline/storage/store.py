@@ -1,0 +1,245 @@
+"""The store: asked for a fingerprint, it gives the file if it is there, or makes it.
+
+A file is written under a temporary name, synced, and linked to its final name (the first writer wins), then hard
+linked into the output folder; so it is whole or absent, and store, DVC's cache and the workspace share one inode.
+DVC deletes a stage's outputs before it runs the stage: the store is what makes a killed stage resume, a fresh shard
+stay, and two experiments share what they have in common. Nothing is ever moved out of it.
+"""
+
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ShardError
+from pipeline.storage import hashing
+from pipeline.storage.manifest import MANIFEST, Entry, read_identity, write_manifest
+from pipeline.storage.shards import count_rows_and_tokens
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """The answer of the store: the entry, whether it was made just now, and what making it took."""
+
+    entry: Entry
+    made: bool
+    seconds: float | None
+    """Spent when it was made; None where another machine did."""
+
+
+class Store:
+    """A folder of finished files, each named by the fingerprint of its identity."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def path(self, fingerprint: str, suffix: str) -> Path:
+        """Where an entry is, or would be; a folder has the suffix ''."""
+        return self.root / fingerprint[:2] / f"{fingerprint}{suffix}"
+
+    def has(self, identity: dict[str, Any], suffix: str = ".parquet") -> bool:
+        """Whether this was made already."""
+        return self.path(hashing.fingerprint(identity), suffix).exists()
+
+    def obtain(
+        self,
+        identity: dict[str, Any],
+        make: Callable[[Path], None],
+        suffix: str = ".parquet",
+        target: Path | None = None,
+    ) -> Obtained:
+        """Find or make what `identity` describes, and link it to `target`.
+
+        Args:
+            identity: everything that decides what is in the file, and nothing else.
+            make: writes the file (or folder) at the path that it is given.
+            suffix: of the file's name; '' for a folder.
+            target: where it shall appear; what was there is replaced.
+
+        Raises:
+            ShardError: what was found has another size than when it was finished.
+        """
+        fingerprint = hashing.fingerprint(identity)
+        final = self.path(fingerprint, suffix)
+        made = not final.exists()
+        if made:
+            started = time.monotonic()
+            self._make(final, make)
+            self._note(final, fingerprint, time.monotonic() - started)
+        elif not _side(final).exists():  # killed between the link and the note
+            self._note(final, fingerprint, None)
+        note = json.loads(_side(final).read_text())
+        entry = Entry(**note["entry"])
+        if not made:
+            _check_size(final, entry)
+        if target is not None:
+            _link(final, target)
+        return Obtained(entry, made, note["seconds"])
+
+    def adopt(self, path: Path) -> Entry:
+        """Take a file that a stage reads (pulled from a remote, say): it is as good as one made here.
+
+        Raises:
+            ShardError: it is damaged, or does not say how it was made.
+        """
+        fingerprint = hashing.fingerprint(read_identity(path))
+        final = self.path(fingerprint, path.suffix)
+        if not final.exists():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                self._make(final, lambda temporary: _link(path, temporary))
+            else:
+                _first(path, final)
+        if not _side(final).exists():
+            self._note(final, fingerprint, None)
+        return Entry(**json.loads(_side(final).read_text())["entry"])
+
+    def entries(self) -> list[Path]:
+        """Every finished file and folder."""
+        found = [path for path in self.root.glob("??/*") if path.suffix != ".json" or path.name.count(".") == 1]
+        return sorted(path for path in found if not path.name.endswith(".entry.json") and ".making-" not in path.name)
+
+    def _make(self, final: Path, make: Callable[[Path], None]) -> None:
+        temporary = self._temporary(final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            make(temporary)
+            assert temporary.exists(), f"{make} made nothing"
+            _settle(temporary, final)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+
+    def _temporary(self, final: Path) -> Path:
+        return final.with_name(f"{final.stem}.making-{uuid.uuid4().hex}{final.suffix}")
+
+    def _note(self, final: Path, fingerprint: str, seconds: float | None) -> None:
+        rows, tokens = count_rows_and_tokens(final) if final.suffix == ".parquet" else (0, 0)
+        entry = Entry(fingerprint, hashing.hash_path(final), rows, tokens, _bytes(final))
+        side = _side(final)
+        temporary = side.with_name(f"{side.name}.making-{uuid.uuid4().hex}")
+        temporary.write_text(json.dumps({"entry": asdict(entry), "seconds": seconds}))
+        temporary.replace(side)
+
+
+class Folder:
+    """A stage's output folder: it ends up with this run's files and nothing else, and its manifest is written last."""
+
+    def __init__(self, store: Store, path: Path):
+        self.store, self.path = store, path
+        self.made, self.found = 0, 0
+        self.entries: dict[str, Entry] = {}
+        self.seconds: list[float | None] = []
+        path.mkdir(parents=True, exist_ok=True)
+        (path / MANIFEST).unlink(missing_ok=True)
+
+    def obtain(self, name: str, identity: dict[str, Any], make: Callable[[Path], None]) -> Entry:
+        """As `Store.obtain`, with `name` in this folder as target."""
+        obtained = self.store.obtain(identity, make, Path(name).suffix, self.path / name)
+        self.entries[name] = obtained.entry
+        self.seconds.append(obtained.seconds)
+        self.made += obtained.made
+        self.found += not obtained.made
+        return obtained.entry
+
+    def close(self) -> None:
+        """Remove what this run did not ask for, and write the manifest."""
+        for path in self.path.iterdir():
+            if path.name not in self.entries:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        write_manifest(self.path, self.entries)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return sum(entry.rows for entry in self.entries.values())
+
+    @property
+    def tokens(self) -> int:
+        """Response tokens in all shards."""
+        return sum(entry.tokens for entry in self.entries.values())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.bytes for entry in self.entries.values())
+
+
+def _bytes(path: Path) -> int:
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
+
+
+def _check_size(final: Path, entry: Entry) -> None:
+    """An output that is cut off is cut off here too, being the same inode; to link it again would repair nothing."""
+    if (found := _bytes(final)) != entry.bytes:
+        raise ShardError(
+            f"{final} has {found} bytes, {entry.bytes} were written: it is cut off or was changed. Remove it and run "
+            "`dvc repro` again; it is made anew."
+        )
+
+
+def _side(final: Path) -> Path:
+    return final.with_name(f"{final.name}.entry.json")
+
+
+def _settle(temporary: Path, final: Path) -> None:
+    """Give a finished file its name; where another process was first, its file stays."""
+    if temporary.is_dir():
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
+    else:
+        _sync(temporary)
+        _first(temporary, final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    """Have a finished file on the disk before its name is."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _first(path: Path, final: Path) -> None:
+    try:
+        os.link(path, final)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ShardError(
+            f"{path} cannot be linked to {final} ({error.strerror}): keep data/ and .potstill/ on one disk."
+        ) from None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard link a file, or every file of a folder."""
+    if source.is_dir():
+        if target.exists():
+            shutil.rmtree(target)
+        for file in source.rglob("*"):
+            if file.is_file():
+                inside = target / file.relative_to(source)
+                inside.parent.mkdir(parents=True, exist_ok=True)
+                os.link(file, inside)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    _first(source, target)

@@ -1,0 +1,147 @@
+"""Checkpoints by fingerprint: training once for one identity, resumed where it was stopped, found ever after."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline import head, objectives, training
+from pipeline.models.record import CHECKPOINT, Model
+from pipeline.models.student import open_student
+from pipeline.settings.models import Training
+from pipeline.settings.recipe import Recipe
+from pipeline.storage import hashing
+from pipeline.storage.bucket import TrainShard
+from pipeline.storage.grades import GRADES
+from pipeline.storage.made_with import library_versions
+from pipeline.storage.prompts import PROMPTS
+from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.scores import SCORES
+from pipeline.storage.store import Obtained, Store
+from pipeline.training import derived, rows
+from pipeline.training.facts import grade_columns, prompt_columns, rollout_columns
+from pipeline.training.fit import fit_student
+from pipeline.training.run import Fitted, Run
+from pipeline.training.targets import target_columns
+
+
+def identify_checkpoint(
+    stage: str, version: int, start: Model, recipe: Recipe, settings: Training, **more: Any
+) -> dict[str, Any]:
+    """Everything that decides a checkpoint's weights.
+
+    Args:
+        stage: that trains it.
+        version: of the stage.
+        start: the model that training starts from.
+        recipe: the objective; of it the terms alone enter, not its prose.
+        settings: of training; `save_every` changes no number.
+        more: the data, by content; the teacher of the SFT data.
+    """
+    shared = [training.VERSION, rows.VERSION, objectives.VERSION, head.VERSION]
+    shared += [derived.VERSION] if recipe.derived else []
+    return {
+        "stage": stage,
+        "version": [version, *shared],
+        "start": start.identity,
+        **recipe.identity,
+        "settings": settings.model_dump(mode="json", include=_LEARNING),
+        **more,
+    }
+
+
+_LEARNING = {
+    "steps", "batch", "learning_rate", "schedule", "warmup", "betas", "weight_decay", "clip", "precision", "seed",
+}  # fmt: skip
+"""The settings of training that change its numbers; `save_every` does not."""
+
+
+def obtain_checkpoint(
+    store: Store,
+    out: Path,
+    identity: Mapping[str, Any],
+    start: Model,
+    plan: Callable[[Path], Run],
+    about: Mapping[str, Any],
+    eos_ids: Sequence[int],
+) -> Obtained:
+    """Train a checkpoint, or find it, and link it to its folder.
+
+    Args:
+        store: of finished files.
+        out: the checkpoint's folder.
+        identity: as `identity` gives it.
+        start: the model that training starts from.
+        plan: gives the run, for the folder of its training state; called only if something is to be trained.
+        about: what `potstill.json` says besides.
+        eos_ids: what ends the checkpoint's responses.
+    """
+    state = store.root.parent / "training" / hashing.fingerprint(dict(identity))
+
+    def make(path: Path) -> None:
+        fitted = fit_student(open_student(start), plan(state))
+        made_with = library_versions("torch", "transformers", "lightning")
+        save_checkpoint(path, fitted, start, eos_ids, identity, {"made_with": made_with, **about})
+
+    obtained = store.obtain(dict(identity), make, suffix="", target=out)
+    shutil.rmtree(state, ignore_errors=True)
+    return obtained
+
+
+def save_checkpoint(
+    folder: Path,
+    fitted: Fitted,
+    tokenizer_of: Model,
+    eos_ids: Sequence[int],
+    identity: Mapping[str, Any],
+    about: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint that any tool can load: a Hugging Face folder, `potstill.json` and the run's history.
+
+    Args:
+        folder: must not exist.
+        fitted: the finished run.
+        tokenizer_of: the model whose tokenizer goes along.
+        eos_ids: what ends its responses: also what ended those that it learned from, or it would not stop there.
+        identity: what the checkpoint was made from.
+        about: what else `potstill.json` shall say.
+    """
+    folder.mkdir(parents=True)
+    fitted.student.transformer.generation_config.eos_token_id = sorted(eos_ids)
+    fitted.student.transformer.save_pretrained(folder)
+    tokenizer_of.load_tokenizer().save_pretrained(folder)
+    last = fitted.validation[-1]["validation_kl"] if fitted.validation else None
+    alarms = [{"step": step, **asdict(alarm)} for step, alarm in fitted.alarms]
+    told = {"identity": identity, **about, "validation_kl": last, "alarms": alarms}
+    (folder / CHECKPOINT).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+    for name, measured in (("history", fitted.history), ("validation", fitted.validation)):
+        if measured:
+            _write_csv(folder / f"{name}.csv", measured)
+
+
+def _write_csv(path: Path, measured: list[dict[str, float]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(measured[0]))
+        writer.writeheader()
+        writer.writerows(measured)
+
+
+def hash_shard(shard: TrainShard, recipe: Recipe | None = None) -> dict[str, Any]:
+    """What training reads of a shard, by content: an edit to any other column trains nothing anew."""
+    rollouts = hashing.hash_columns(shard.rollouts, ROLLOUTS, rollout_columns(recipe))
+    views = {
+        view: hashing.hash_columns(path, SCORES, target_columns(recipe, view)) for view, path in shard.scores.items()
+    }
+    found = {"rollouts": rollouts, "views": views}
+    if shard.keep is not None:
+        found["keep"] = hashing.digest(shard.keep.tobytes())
+    if recipe is not None and shard.grades is not None:
+        found["grades"] = hashing.hash_columns(shard.grades, GRADES, grade_columns(recipe))
+    if recipe is not None and shard.prompts is not None:
+        found["prompts"] = hashing.hash_columns(shard.prompts, PROMPTS, prompt_columns(recipe))
+    if shard.source != "student":
+        found["source"] = shard.source
+    return found

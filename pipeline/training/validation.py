@@ -1,0 +1,41 @@
+"""The validation KL: how far a student is from the teacher on rows that it is never trained on."""
+
+import torch
+
+from pipeline.models.student import Student
+from pipeline.objectives.divergences import reverse_kl
+from pipeline.objectives.objective import Objective
+from pipeline.objectives.outcomes import Outcomes
+from pipeline.settings.machine import Machine
+from pipeline.settings.recipe import Recipe
+from pipeline.training.rows import Rows
+
+_EVERY_ID = Recipe.model_validate(
+    {
+        "name": "validation",
+        "paper": "",
+        "description": "",
+        "fidelity": {"level": "full", "note": ""},
+        "terms": ({"estimator": "analytic", "divergence": "reverse_kl", "support": "view"},),
+    }
+)
+
+
+@torch.no_grad()
+def measure_kl(student: Student, rows: Rows, machine: Machine) -> tuple[float, float]:
+    """Mean reverse KL to the `teacher` view over all tokens of some rows (nats), and the student's mass on its ids."""
+    ask, was_training = Objective(_EVERY_ID).ask, student.training
+    device = next(student.parameters()).device
+    student.eval()
+    total = torch.zeros(3, dtype=torch.float64)
+    places = rows.sequential()
+    for start in range(0, len(places), 256):
+        for pack, columns in rows.batch(places[start : start + 256], machine.train_tokens):
+            here, target = pack.to(device), columns.to(device)
+            answer = student(here, ask(here.sampled_ids, target))
+            outcomes = Outcomes(answer.logprobs, answer.tail)
+            distance = reverse_kl(outcomes, target.targets["teacher"].outcomes)
+            sums = [float(distance.sum()), float(outcomes.mass.sum()), len(distance)]
+            total += torch.tensor(sums, dtype=torch.float64)
+    student.train(was_training)
+    return float(total[0] / total[2]), float(total[1] / total[2])

@@ -41,7 +41,7 @@ from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Sampling, Training
 from pipeline.settings.recipe import load_recipe
 from pipeline.settings.views import SupportSettings, View
-from pipeline.storage.bucket import Bucket, TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import Prompt, read_prompts, write_prompts
 from pipeline.storage.shards import count_rows_and_tokens
 from pipeline.training.fit import fit_student
@@ -146,7 +146,7 @@ def offline(folder: Path, asked: list[str]) -> Seconds:
     student, teacher = (record_model(str(folder / role)) for role in ("student", "teacher"))
     view = View(support=SupportSettings(top_k=K))
     settings, machine = params.Score(views={"teacher": view}, entropies=False), Machine()
-    sources: list[TrainShard] = []
+    sources: list[Bucket] = []
     writing: list[float] = []
     scoring_: list[float] = []
     with OnDemand(student, EngineSettings(), machine) as writer, OnDemand(teacher, settings, machine) as scorer:
@@ -165,7 +165,7 @@ def offline(folder: Path, asked: list[str]) -> Seconds:
             job = Job(Bucket(written, wanted, wanted), view, teacher)
             with clocked(scoring_):
                 write_scores(scored, identify_scores(job, settings, "exact"), job, scorer.open())
-            sources.append(TrainShard(written, {"teacher": scored}))
+            sources.append(Bucket(written, scores={"teacher": scored}))
     timed = count_rows_and_tokens(sources[1].rollouts)[1]
     return {
         "write": writing[1] / timed,
@@ -182,7 +182,7 @@ def _write_prompts(path: Path, part: list[str]) -> None:
     write_prompts(path, {}, {}, made)
 
 
-def _train(folder: Path, sources: list[TrainShard], student: Model, steps: int) -> float:
+def _train(folder: Path, sources: list[Bucket], student: Model, steps: int) -> float:
     """Seconds for a token of `training.fit`, from one reading to the next, behind the first step."""
     logging.getLogger("train").setLevel(logging.ERROR)  # random models look like a collapse
     started: list[float] = []

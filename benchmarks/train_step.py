@@ -30,7 +30,7 @@ from pipeline.objectives.inputs import Inputs
 from pipeline.objectives.objective import Objective
 from pipeline.settings.machine import Machine
 from pipeline.settings.recipe import load_recipe
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import Scores, score_table
@@ -58,7 +58,7 @@ def main(
         source = _shards(Path(folder), sequences, response, vocabulary)
 
         def rows_of(recipe: str) -> Rows:
-            scored = source if recipe == OURS else TrainShard(source.rollouts, {})
+            scored = source if recipe == OURS else Bucket(source.rollouts)
             return Rows([scored], load_recipe(recipe))
 
         packs = {recipe: _packs(rows_of(recipe), sequences) for recipe in (OURS, "sft")}
@@ -129,7 +129,7 @@ def _packs(rows: Rows, sequences: int) -> Packs:
     return Loader(rows, 1, sequences, Machine().train_tokens, seed=0).step(0)
 
 
-def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> TrainShard:
+def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> Bucket:
     """One shard of random rollouts, and scores of K ids each and the tail outside them."""
     random = np.random.default_rng(0)
     written = [
@@ -157,7 +157,7 @@ def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> Tra
     for path, rows in zip(paths, (pa.Table.from_pylist(written, ROLLOUTS), table), strict=True):
         with Writer(path, rows.schema, {"stage": "benchmark"}, {}) as writer:
             writer.write(rows)
-    return TrainShard(paths[0], {"teacher": paths[1]})
+    return Bucket(paths[0], scores={"teacher": paths[1]})
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def _teach(settings: Demo, machine: Machine, state: Path, facts: dict[str, Any],
     from pipeline.demo import task
     from pipeline.models.student import open_student
     from pipeline.settings.recipe import load_recipe
-    from pipeline.storage.bucket import TrainShard
+    from pipeline.storage.bucket import Bucket
     from pipeline.training.checkpoints import save_checkpoint
     from pipeline.training.fit import fit_student
     from pipeline.training.rows import Rows
@@ -141,7 +141,7 @@ def _teach(settings: Demo, machine: Machine, state: Path, facts: dict[str, Any],
         start = record_model(str(untrained))
         task.write_examples(examples, start.load_tokenizer(), settings)
         log.info("training the demo's teacher on %d worked sums", settings.examples)
-        rows = Rows([TrainShard(examples, {})])
+        rows = Rows([Bucket(examples)])
         how = Run(load_recipe("sft"), rows, settings.training, machine, state)
         save_checkpoint(target, fit_student(open_student(start), how), start, start.eos_ids, facts, {})
 

@@ -18,7 +18,7 @@ from pipeline.command import ParamsFile, StageSummary, StoreFolder, TimingFile
 from pipeline.prompts.collect import collect_prompts, group_by_bucket, hash_prompts
 from pipeline.settings import params
 from pipeline.settings.prompts import Prompts
-from pipeline.storage import shards
+from pipeline.storage import prompts as prompts_format
 from pipeline.storage.made_with import library_versions
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.store import Folder, Store
@@ -50,7 +50,7 @@ def run(settings: Prompts, store: Store, out: Path) -> StageSummary:
 
 def identity(inside: list[Prompt]) -> dict[str, str | int]:
     """What decides a shard of prompts: the rows alone, wherever they came from."""
-    return {"stage": "prompts", "version": VERSION, "format": shards.VERSION, "rows": hash_prompts(inside)}
+    return {"stage": "prompts", "version": VERSION, "format": prompts_format.VERSION, "rows": hash_prompts(inside)}
 
 
 def main(

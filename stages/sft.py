@@ -40,14 +40,14 @@ def run(
 ) -> StageSummary:
     """Train r0, or find it; the empty folders are what round r0 has of rollouts, grades and scores."""
     from pipeline.settings.recipe import load_recipe
-    from pipeline.storage.bucket import TrainShard
+    from pipeline.storage.bucket import Bucket
     from pipeline.training.checkpoints import hash_shard, identify_checkpoint, obtain_checkpoint
     from pipeline.training.rows import Rows
     from pipeline.training.run import Run
 
     start, taught_by = read_model(student), read_model(teacher)
     sources = [
-        TrainShard(path, {}, _kept(path, graded / path.name, settings))
+        Bucket(path, keep=_kept(path, graded / path.name, settings))
         for path in list_shards(rollouts, "teacher_rollouts")
     ]
     if settings.steps:

@@ -24,7 +24,7 @@ from pipeline.storage.shards import list_shards, read_shard
 from pipeline.storage.store import Store
 
 if TYPE_CHECKING:  # brings torch, for which `--help` need not wait
-    from pipeline.storage.bucket import TrainShard
+    from pipeline.storage.bucket import Bucket
 
 VERSION = 1  # raise it when equal shards and settings would give another student
 log = logging.getLogger("train")
@@ -99,30 +99,30 @@ def run(settings: params.Train, machine: Machine, store: Store, folders: Folders
     return StageSummary.of_each(obtained)
 
 
-def _of_round(recipe: Recipe, folders: Folders) -> "list[TrainShard]":
+def _of_round(recipe: Recipe, folders: Folders) -> "list[Bucket]":
     """The round's shards with every view that the recipe or validation reads."""
-    from pipeline.storage.bucket import TrainShard
+    from pipeline.storage.bucket import Bucket
 
     views = {*recipe.views, "teacher"}
     scores = {view: folders.teacher_scores if view == "teacher" else folders.view_scores / view for view in views}
     return [
-        TrainShard(path, {view: _scores(folder, view, path, recipe) for view, folder in scores.items()})
+        Bucket(path, scores={view: _scores(folder, view, path, recipe) for view, folder in scores.items()})
         for path in list_shards(folders.rollouts, "refresh")
     ]
 
 
-def _of_student(trained: "list[TrainShard]", recipe: Recipe, folders: Folders) -> "list[TrainShard]":
+def _of_student(trained: "list[Bucket]", recipe: Recipe, folders: Folders) -> "list[Bucket]":
     """The round's shards with what the recipe reads of them.
 
     The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
     """
-    from pipeline.storage.bucket import TrainShard
+    from pipeline.storage.bucket import Bucket
     from pipeline.training.facts import grade_columns, prompt_columns
 
     return [
-        TrainShard(
+        Bucket(
             source.rollouts,
-            {view: source.scores[view] for view in recipe.views},
+            scores={view: source.scores[view] for view in recipe.views},
             grades=folders.grades / source.rollouts.name if grade_columns(recipe) else None,
             prompts=folders.prompts / source.rollouts.name if prompt_columns(recipe) else None,
         )
@@ -130,16 +130,16 @@ def _of_student(trained: "list[TrainShard]", recipe: Recipe, folders: Folders) -
     ]
 
 
-def _of_teacher(recipe: Recipe, folders: Folders) -> "list[TrainShard]":
+def _of_teacher(recipe: Recipe, folders: Folders) -> "list[Bucket]":
     """The same of the teacher's own responses."""
-    from pipeline.storage.bucket import TrainShard
+    from pipeline.storage.bucket import Bucket
     from pipeline.training.facts import grade_columns
 
     scores = folders.teacher_rollout_scores
     return [
-        TrainShard(
+        Bucket(
             path,
-            {view: _teacher_scores(scores / view, view, path, recipe) for view in recipe.teacher_views},
+            scores={view: _teacher_scores(scores / view, view, path, recipe) for view in recipe.teacher_views},
             grades=folders.teacher_grades / path.name if grade_columns(recipe) else None,
             source="teacher",
         )
@@ -147,7 +147,7 @@ def _of_teacher(recipe: Recipe, folders: Folders) -> "list[TrainShard]":
     ]
 
 
-def _name(source: "TrainShard") -> str:
+def _name(source: "Bucket") -> str:
     """Of its entry in the identity; a bucket has one shard of each source."""
     return source.rollouts.name if source.source == "student" else f"{source.source}/{source.rollouts.name}"
 
@@ -182,7 +182,7 @@ def _check_teacher(path: Path, start: Model, sft_teacher: dict[str, str], settin
         check_teacher(sft_teacher, scorer, str(path), settings.allow_sft_teacher, "train")
 
 
-def _split(sources: "list[TrainShard]", prompts: Path) -> "tuple[list[TrainShard], list[TrainShard]]":
+def _split(sources: "list[Bucket]", prompts: Path) -> "tuple[list[Bucket], list[Bucket]]":
     """The shards to train on, and the held-out one with the view that validation reads."""
     trained, held_out = [], []
     for source in sources:

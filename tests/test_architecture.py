@@ -24,7 +24,7 @@ from pipeline.settings.models import Demo, EngineName, EngineSettings, Sampling,
 from pipeline.settings.recipe import load_recipe
 from pipeline.settings.views import SupportSettings, View
 from pipeline.storage import hashing
-from pipeline.storage.bucket import Bucket, TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import Writer
@@ -160,7 +160,7 @@ def identities(tmp_path):
         return identify_scores(Job(Bucket(rollout_shard, shard, shard), view, model), settings, "exact")
 
     def trained(recipe: str):
-        data = hash_shard(TrainShard(rollout_shard, {}))
+        data = hash_shard(Bucket(rollout_shard))
         return identify_checkpoint("stage", 1, model, load_recipe(recipe), learning, data=data)
 
     def of_all(entry: str):

@@ -284,14 +284,16 @@ ROWS = {
     "VERSION of refresh": raised("stages.refresh", {"refresh@r1": ALL, "refresh@r2": STALE}),
     "VERSION of train": raised("stages.train", {"train@r1": 1, "train@r2": 1}),
     "VERSION of evaluate": raised("stages.evaluate", {"evaluate": 8 * EVALUATION}),
-    "VERSION of shards": raised(
-        "pipeline.storage.shards",
-        added(
-            {"prompts": SFT + ALL + EVALUATION, "teacher_rollouts": SFT, "evaluate": 8 * EVALUATION},
-            {**written("r1", ALL), "grade": 0},
-            {**written("r2", STALE), "grade": 0},
-            GRADES,
-        ),
+    "VERSION of the format of prompts": raised("pipeline.storage.prompts", {"prompts": SFT + ALL + EVALUATION}),
+    "VERSION of the format of rollouts": raised(
+        "pipeline.storage.rollouts",
+        {"teacher_rollouts": SFT, "evaluate": 8 * EVALUATION, "refresh@r1": ALL, "refresh@r2": STALE},
+    ),
+    # A new column of grades costs no GPU hour: nothing is written, scored or trained again.
+    "VERSION of the format of grades": raised("pipeline.storage.grades", GRADES),
+    "VERSION of the format of scores": raised(
+        "pipeline.storage.scores",
+        {"score@r1 teacher": ALL, "score@r1 hinted": ALL, "score@r2 teacher": STALE, "score@r2 hinted": STALE},
     ),
     "VERSION of head": raised(
         "pipeline.head",

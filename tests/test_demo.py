@@ -16,10 +16,10 @@ from pipeline.models.record import Model, check_pair, read_model, record_model, 
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import Demo, Models, TinyModel, Training
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
+from pipeline.storage.rollouts import TOKEN_COLUMNS
 from pipeline.storage.shards import open_parquet, read_group
 from pipeline.storage.store import Store
-from pipeline.training.facts import ROLLOUT_COLUMNS
 from pipeline.training.rows import Rows
 from stages import models as stage
 
@@ -170,10 +170,10 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path):
 def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
     tokenizer, path = character_tokenizer(), tmp_path / "examples.parquet"
     task.write_examples(path, tokenizer, examples(seed=7, examples=100))
-    rows = Rows([TrainShard(path, {})])
+    rows = Rows([Bucket(path)])
     assert rows.count == 100
     question = next(task.sums(7, 1))["question"]
-    table = read_group(path, open_parquet(path), 0, ROLLOUT_COLUMNS)
+    table = read_group(path, open_parquet(path), 0, TOKEN_COLUMNS)
     assert tokenizer.decode(table["prompt_ids"][0].as_py()) == f"<|user|>{question}<|assistant|>"
     assert tokenizer.decode(table["response_ids"][0].as_py()) == f"{task.solution(question)}<|end|>"
     packs = rows.batch(rows.sequential()[:4], 1000)

@@ -17,7 +17,7 @@ from pipeline.objectives.objective import Objective
 from pipeline.objectives.targets import compose
 from pipeline.settings.models import EngineSettings, Sampling, Training
 from pipeline.settings.recipe import load_recipe
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.grades import GRADES, Grade, grade_table
 from pipeline.storage.prompts import PROMPTS, Prompt, write_prompts
 from pipeline.storage.ragged import from_lists
@@ -105,7 +105,7 @@ def made(tmp_path_factory):
                 writer.write(table)
         of_teacher = number == 2
         sources.append(
-            TrainShard(shard.rollouts, {} if of_teacher else scores, grades=grades, prompts=asked,
+            Bucket(shard.rollouts, scores={} if of_teacher else scores, grades=grades, prompts=asked,
                   source="teacher" if of_teacher else "student")
         )  # fmt: skip
         in_group = {p: [rewards[row] for row in range(count) if rows[row]["prompt_id"] == p] for p in known}
@@ -195,7 +195,7 @@ def test_what_a_recipe_reads_enters_the_content_and_nothing_else(made, tmp_path)
     sources, _ = made
     shard = sources[0]
     plain, reading = load_recipe("lightning"), load_recipe(OBJECTIVE)
-    alone = TrainShard(shard.rollouts, {"teacher": shard.scores["teacher"]})
+    alone = Bucket(shard.rollouts, scores={"teacher": shard.scores["teacher"]})
     assert hash_shard(alone, plain) == hash_shard(alone)
     assert set(hash_shard(shard, reading)) == {"rollouts", "views", "grades", "prompts"}
     assert hash_shard(shard, reading)["rollouts"] != hash_shard(shard)["rollouts"]
@@ -215,7 +215,7 @@ def with_identity(made, tmp_path, scores=SCORE, sampling=None, samples=3):
     view = tmp_path / "teacher.parquet"
     with Writer(view, SCORES, scores, {}) as writer:
         writer.write(read_shard(shard.scores["teacher"], SCORES))
-    return [TrainShard(changed, {"teacher": view}, grades=shard.grades, prompts=shard.prompts)]
+    return [Bucket(changed, scores={"teacher": view}, grades=shard.grades, prompts=shard.prompts)]
 
 
 def support(**more):
@@ -283,7 +283,7 @@ def test_domains_without_a_view_are_refused(made):
     with pytest.raises(
         ShardError, match=r"prompts of sums, words, for which train\.objective `mopd` routes to no view"
     ):
-        check_requirements(load_recipe("mopd"), [TrainShard(shard.rollouts, {}, prompts=shard.prompts)], HOW)
+        check_requirements(load_recipe("mopd"), [Bucket(shard.rollouts, prompts=shard.prompts)], HOW)
 
 
 def of_one_domain(shard, domain, tmp_path):

@@ -16,7 +16,7 @@ from pipeline.settings.models import Demo, EngineSettings, Sampling, TinyModel, 
 from pipeline.settings.recipe import load_recipe
 from pipeline.settings.views import Hint, SupportSettings, View
 from pipeline.storage import hashing
-from pipeline.storage.bucket import Bucket, TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import Writer
@@ -90,6 +90,6 @@ def test_the_fingerprint_of_scores(shard, rollout_shard):
 
 def test_the_fingerprint_of_checkpoints(rollout_shard):
     learning = Training(steps=1, batch=1, learning_rate=1e-3)
-    data = {"0.parquet": hash_shard(TrainShard(rollout_shard, {}))}
+    data = {"0.parquet": hash_shard(Bucket(rollout_shard))}
     identity = identify_checkpoint("sft", 1, MODEL, load_recipe("sft"), learning, data=data)
     assert hashing.fingerprint(identity) == "e5ed8328822c8756ae879d06fbdd570b"

@@ -12,7 +12,7 @@ from pipeline.engines.fake import BigramEngine
 from pipeline.errors import ShardError
 from pipeline.models.record import record_model
 from pipeline.settings.models import EngineSettings
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.scores import SCORES, skipped_table
 from pipeline.storage.shards import Writer, read_shard
 from pipeline.training.loader import Loader
@@ -135,7 +135,9 @@ def test_a_target_is_a_distribution(sources):
 
 def test_only_rows_that_may_be_trained_on_are_loaded(sources):
     keeps = [np.arange(count) % 3 == 1 for count in COUNTS]
-    chosen = [TrainShard(source.rollouts, source.scores, keep) for source, keep in zip(sources, keeps, strict=True)]
+    chosen = [
+        Bucket(source.rollouts, scores=source.scores, keep=keep) for source, keep in zip(sources, keeps, strict=True)
+    ]
     rows = Rows(chosen)
     everything = Rows(sources).sequential()
     wanted = [place for place, keep in zip(everything, np.concatenate(keeps), strict=True) if keep]
@@ -158,7 +160,7 @@ def _edited(tmp_path, sources, edit) -> Rows:
     path = tmp_path / "edited.parquet"
     with Writer(path, SCORES, {}, {}) as writer:
         writer.write(table)
-    return Rows([TrainShard(sources[0].rollouts, {"teacher": path})])
+    return Rows([Bucket(sources[0].rollouts, scores={"teacher": path})])
 
 
 def _swapped(table):

@@ -104,14 +104,14 @@ def score(folder: Path, times: int) -> None:
 def train(folder: Path, times: int) -> None:
     """Load every row for a training step."""
     from pipeline.settings.recipe import load_recipe
-    from pipeline.storage.bucket import TrainShard
+    from pipeline.storage.bucket import Bucket
     from pipeline.training import rows as training_rows  # brings torch, which the other stages do without
     from pipeline.training.loader import Loader
     from pipeline.training.rows import Rows
 
     training_rows.WINDOW = 1
     recipe = load_recipe("topk_reverse_kl")
-    rows = Rows([TrainShard(folder / f"rollouts-{times}", {"teacher": folder / f"scores-{times}"})], recipe)
+    rows = Rows([Bucket(folder / f"rollouts-{times}", scores={"teacher": folder / f"scores-{times}"})], recipe)
     for packs in Loader(rows, times, PROMPTS, tokens=16384, seed=0):
         assert len(packs[0][1].targets) == 1
 

@@ -15,7 +15,7 @@ from pipeline.errors import SettingsError, ShardError
 from pipeline.models.record import record_model
 from pipeline.settings.models import EngineSettings, Training
 from pipeline.settings.recipe import load_recipe
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import read_shard
 from pipeline.training.loader import Loader
@@ -30,7 +30,7 @@ RESPONSES = {"student": [9, 5], "teacher": [6, 3]}
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> list[TrainShard]:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Bucket]:
     root = tmp_path_factory.mktemp("pairs")
     engine = BigramEngine(record_model(str(tiny_models.bigram(root / "bigram"))), EngineSettings(engine="fake"))
     found = []
@@ -40,12 +40,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[TrainShard]:
         )
         shards_of = tiny_shards.write(root / f"of-{source}", writer, engine, rows)
         found += [
-            TrainShard(shard.rollouts, {"reference": shard.scores["teacher"]}, source=source) for shard in shards_of
+            Bucket(shard.rollouts, scores={"reference": shard.scores["teacher"]}, source=source) for shard in shards_of
         ]
     return found
 
 
-def stored(sources: list[TrainShard]) -> list[tuple[str, str, tuple[int, ...]]]:
+def stored(sources: list[Bucket]) -> list[tuple[str, str, tuple[int, ...]]]:
     """Source, prompt and response of every row."""
     return [
         (source.source, row["prompt_id"], tuple(row["response_ids"]))

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from pipeline.engines.engine import Engine, Request, Support, ToScore
 from pipeline.settings.models import Sampling
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES, score_table
 from pipeline.storage.shards import GROUP_ROWS, Writer, read_shard
@@ -19,7 +19,7 @@ FIRST, LAST = 1, 36
 
 def write(
     folder: Path, writer: Engine, scorer: Engine, rows: list[int], top_k: int = 4, shift: int = 0
-) -> list[TrainShard]:
+) -> list[Bucket]:
     """A shard of rollouts, and one of scores, for each entry of `rows`.
 
     Args:
@@ -42,11 +42,11 @@ def write(
         rollouts, scores = folder / f"rollouts-{number}.parquet", folder / f"scores-{number}.parquet"
         _write(rollouts, _rollouts(number, requests, responses))
         _write(scores, _scores(number, requests, responses, scorer, top_k, shift))
-        made.append(TrainShard(rollouts, {"teacher": scores}))
+        made.append(Bucket(rollouts, scores={"teacher": scores}))
     return made
 
 
-def stored(sources: list[TrainShard]) -> dict[tuple[int, int], dict[str, Any]]:
+def stored(sources: list[Bucket]) -> dict[tuple[int, int], dict[str, Any]]:
     """Every row as the files have it, by (row group, row)."""
     found: dict[tuple[int, int], dict[str, Any]] = {}
     group = 0

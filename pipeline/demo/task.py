@@ -16,9 +16,8 @@ from pipeline.models.record import render_prompt
 from pipeline.settings.models import Demo
 from pipeline.settings.views import Hint
 from pipeline.storage import hashing
-from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.rollouts import ROLLOUTS, TOKEN_COLUMNS
 from pipeline.storage.shards import Writer
-from pipeline.training.facts import ROLLOUT_COLUMNS
 
 SMALLEST, LARGEST = 10, 99
 """Every number has two digits, so every prompt is as long as the others."""
@@ -99,7 +98,7 @@ def write_examples(path: Path, tokenizer: Any, settings: Demo) -> None:
         "prompt_ids": prompts,
         "response_ids": responses,
     }
-    schema = pa.schema([ROLLOUTS.field(name) for name in ROLLOUT_COLUMNS])
+    schema = pa.schema([ROLLOUTS.field(name) for name in TOKEN_COLUMNS])
     identity = {"made": "worked sums", "seed": settings.seed, "count": settings.examples, "slips": settings.slips}
     identity |= {"hinted": settings.hinted} if settings.hinted else {}
     with Writer(path, schema, identity, {}) as writer:

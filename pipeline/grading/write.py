@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.grading.graders import Grader, identify_grader, open_grader
 from pipeline.settings import params
-from pipeline.storage import hashing, shards
+from pipeline.storage import grades as grades_format
+from pipeline.storage import hashing
 from pipeline.storage.grades import GRADES, grade_table
 from pipeline.storage.made_with import library_versions
 from pipeline.storage.prompts import PROMPTS
@@ -43,7 +44,7 @@ class Grading:
         """
         identity = {
             "stage": "grade",
-            "format": shards.VERSION,
+            "format": grades_format.VERSION,
             "grader": identify_grader(self._settings),
             "answers": hashing.hash_columns(prompts, PROMPTS, ("prompt_id", "answer")),
             "rollouts": hashing.hash_columns(rollouts, ROLLOUTS, ("rollout_id", "prompt_id", "text")),

@@ -15,7 +15,8 @@ from pipeline.engines.identity import engine_libraries, identify_engine
 from pipeline.models.record import Model, render_prompt
 from pipeline.progress import Bar, Progress
 from pipeline.settings.models import EngineSettings, Sampling
-from pipeline.storage import hashing, shards
+from pipeline.storage import hashing
+from pipeline.storage import rollouts as rollouts_format
 from pipeline.storage.prompts import PROMPTS, Prompt, read_prompts
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.rollouts import ROLLOUTS
@@ -56,7 +57,7 @@ def identify_rollouts(
     return {
         "stage": stage,
         "version": version,
-        "format": shards.VERSION,
+        "format": rollouts_format.VERSION,
         "model": model.identity,
         "engine": identify_engine(settings),
         "sampling": sampling.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"}),

@@ -15,17 +15,15 @@ from pipeline.progress import Progress
 from pipeline.scoring.contexts import Contexts, identify_context
 from pipeline.settings import params
 from pipeline.settings.views import View
-from pipeline.storage import hashing, shards
+from pipeline.storage import hashing
+from pipeline.storage import scores as scores_format
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.ragged import from_lists, from_nested_lists
-from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.rollouts import ROLLOUTS, TOKEN_COLUMNS
 from pipeline.storage.scores import SCORES, score_table, skipped_table
 from pipeline.storage.shards import Writer, read_groups
 
 VERSION = 1  # raise it when a score would change; older shards are then scored again
-
-READ = ("rollout_id", "prompt_ids", "response_ids")
-"""Of a shard of rollouts, what every view reads."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def identify_scores(job: Job, settings: params.Score, tail: str) -> dict[str, An
     return {
         "stage": "score",
         "version": [VERSION, head.VERSION],
-        "format": shards.VERSION,
+        "format": scores_format.VERSION,
         "model": {"weights": job.model.weights},
         "engine": identify_engine(settings),
         "tail": tail,
@@ -64,7 +62,7 @@ def identify_scores(job: Job, settings: params.Score, tail: str) -> dict[str, An
         "context": identify_context(job.bucket, job.view, job.model),
         "support": support,
         "asked": [hashing.hash_columns(path, SCORES, ("support_ids", "own")) for path in job.asked],
-        "rollouts": hashing.hash_columns(job.bucket.rollouts, ROLLOUTS, READ + behaviour),
+        "rollouts": hashing.hash_columns(job.bucket.rollouts, ROLLOUTS, TOKEN_COLUMNS + behaviour),
     }
 
 
@@ -83,7 +81,7 @@ def write_scores(
     support = Support(
         job.view.support.top_k or 0, job.view.support.mass, job.view.support.min_k, bool(identity["entropies"])
     )
-    columns = [*READ, *(["behaviour_topk_ids"] if job.view.support.behaviour else [])]
+    columns = [*TOKEN_COLUMNS, *(["behaviour_topk_ids"] if job.view.support.behaviour else [])]
     asked = [read_groups(other, SCORES, ("rollout_id", "support_ids", "own", "skipped")) for other in job.asked]
     made_with = {**engine_libraries(identity["engine"]["engine"]), "model": job.model.name}
     with Writer(path, SCORES, dict(identity), made_with) as writer:

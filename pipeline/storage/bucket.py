@@ -1,7 +1,7 @@
 """The files of one bucket of prompts: its rollouts, and what belongs to the same rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +11,27 @@ from pipeline.storage.shards import list_shards
 
 @dataclass(frozen=True)
 class Bucket:
-    """The shards of one bucket; prompts and grades are read for the views alone that need them.
+    """The shards of one bucket, as scoring and training read them.
 
     Attributes:
-        rollouts: the responses that are scored.
-        prompts: what they respond to.
-        grades: of each response, in their order.
+        rollouts: the responses.
+        prompts: what they respond to; None where nothing reads it.
+        grades: of each response, in their order; None where nothing reads them.
+        scores: of each view, by its name, in their order.
+        keep: bool [rows], which rows may be trained on; None for all.
+        source: whose responses they are: `student` or `teacher`.
     """
 
     rollouts: Path
-    prompts: Path
-    grades: Path
+    prompts: Path | None = None
+    grades: Path | None = None
+    scores: Mapping[str, Path] = field(default_factory=dict)
+    keep: np.ndarray | None = None
+    source: str = "student"
 
 
 def list_buckets(rollouts: Path, prompts: Path, grades: Path) -> list[Bucket]:
-    """Those of three folders whose shards have the same names.
+    """List the buckets of three folders whose shards have the same names.
 
     Raises:
         ShardError: there are no rollouts.
@@ -34,22 +40,7 @@ def list_buckets(rollouts: Path, prompts: Path, grades: Path) -> list[Bucket]:
     return [Bucket(path, prompts / path.name, grades / path.name) for path in found]
 
 
-@dataclass(frozen=True)
-class TrainShard:
-    """A shard of rollouts, and what belongs to the same rows.
-
-    Attributes:
-        rollouts: the shard.
-        scores: of each view.
-        keep: bool [rows], which rows may be trained on; None for all.
-        grades: None where no recipe reads them.
-        prompts: of the same bucket, likewise.
-        source: whose responses they are.
-    """
-
-    rollouts: Path
-    scores: Mapping[str, Path]
-    keep: np.ndarray | None = None
-    grades: Path | None = None
-    prompts: Path | None = None
-    source: str = "student"
+def at(path: Path | None) -> Path:
+    """Narrow the path of a file that is to be read: whoever makes a bucket names those that its reader asks for."""
+    assert path is not None, "a bucket names every file that is read of it"
+    return path

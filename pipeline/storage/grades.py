@@ -10,6 +10,8 @@ from pipeline.errors import ShardError
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import read_shard
 
+VERSION = 1  # raise it when a column's meaning changes; shards of grades are then made again
+
 GRADES = pa.schema(
     [
         pa.field("rollout_id", pa.string(), nullable=False),

@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from pipeline.storage.shards import WORD, Writer, read_shard
 
+VERSION = 1  # raise it when a column's meaning changes; shards of prompts are then made again
+
 PROMPTS = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),

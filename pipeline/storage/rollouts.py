@@ -4,6 +4,8 @@ import pyarrow as pa
 
 from pipeline.storage.shards import IDS, NATS, SMALL, WORD
 
+VERSION = 1  # raise it when a column's meaning changes; shards of rollouts are then made again
+
 ROLLOUTS = pa.schema(
     [
         pa.field("rollout_id", pa.string(), nullable=False),
@@ -22,3 +24,6 @@ ROLLOUTS = pa.schema(
         pa.field("text", pa.string(), nullable=False),
     ]
 )
+
+TOKEN_COLUMNS = ("rollout_id", "prompt_ids", "response_ids")
+"""Which tokens a row has, and nothing else: what scoring and training always read."""

@@ -11,6 +11,8 @@ from pipeline.storage.ragged import Ragged, to_list_array
 from pipeline.storage.rounding import round_to_half
 from pipeline.storage.shards import IDS, NATS, SMALL
 
+VERSION = 1  # raise it when a column's meaning changes; shards of scores are then made again
+
 SCORES = pa.schema(
     [
         pa.field("rollout_id", pa.string(), nullable=False),

@@ -19,8 +19,6 @@ import pyarrow.parquet as pq
 from pipeline.errors import ShardError, damaged
 from pipeline.storage.ragged import list_lengths
 
-VERSION = 1  # raise it when a column's meaning changes; older shards are then made again
-
 GROUP_ROWS = 64
 """Rows in a row group: what one read takes into memory."""
 

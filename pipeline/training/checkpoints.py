@@ -14,7 +14,7 @@ from pipeline.models.student import open_student
 from pipeline.settings.models import Training
 from pipeline.settings.recipe import Recipe
 from pipeline.storage import hashing
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.grades import GRADES
 from pipeline.storage.made_with import library_versions
 from pipeline.storage.prompts import PROMPTS
@@ -129,7 +129,7 @@ def _write_csv(path: Path, measured: list[dict[str, float]]) -> None:
         writer.writerows(measured)
 
 
-def hash_shard(shard: TrainShard, recipe: Recipe | None = None) -> dict[str, Any]:
+def hash_shard(shard: Bucket, recipe: Recipe | None = None) -> dict[str, Any]:
     """What training reads of a shard, by content: an edit to any other column trains nothing anew."""
     rollouts = hashing.hash_columns(shard.rollouts, ROLLOUTS, rollout_columns(recipe))
     views = {

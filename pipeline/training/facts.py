@@ -13,18 +13,15 @@ import numpy as np
 
 from pipeline.errors import damaged
 from pipeline.settings.recipe import Recipe
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.grades import read_grades
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.ragged import Ragged, from_lists
-from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.rollouts import ROLLOUTS, TOKEN_COLUMNS
 from pipeline.storage.scores import SCORES
 from pipeline.storage.shards import read_groups, read_shard, rows_per_group
 from pipeline.training import derived
 from pipeline.training.derived import Stored
-
-ROLLOUT_COLUMNS = ("rollout_id", "prompt_ids", "response_ids")
-"""Of a shard of rollouts, what training always reads."""
 
 _BEHIND = {
     "sampling_logprobs": ("sampling_logprobs", "behaviour_logprobs"),
@@ -38,10 +35,10 @@ _BEHIND = {
 def rollout_columns(recipe: Recipe | None) -> tuple[str, ...]:
     """Of a shard of rollouts, what training reads for a recipe."""
     if recipe is None:
-        return ROLLOUT_COLUMNS
+        return TOKEN_COLUMNS
     more = {column for fact in recipe.reads for column in _BEHIND.get(fact, ())}
     needs_prompt = bool(recipe.derived) or _named(recipe, "domain=") or recipe.is_paired
-    return (*ROLLOUT_COLUMNS, *sorted(more | ({"prompt_id"} if needs_prompt else set())))
+    return (*TOKEN_COLUMNS, *sorted(more | ({"prompt_id"} if needs_prompt else set())))
 
 
 def grade_columns(recipe: Recipe) -> tuple[str, ...]:
@@ -73,7 +70,7 @@ class Facts:
     starts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     @classmethod
-    def read(cls, sources: Sequence[TrainShard], recipe: Recipe | None, special_ids: Sequence[int] = ()) -> "Facts":
+    def read(cls, sources: Sequence[Bucket], recipe: Recipe | None, special_ids: Sequence[int] = ()) -> "Facts":
         """Read what is known of rows, and make the derived columns."""
         found = cls(recipe, np.array(sorted(special_ids), np.int64))
         if recipe is None:
@@ -121,7 +118,7 @@ class Facts:
         return found
 
 
-def read_domains(source: TrainShard) -> np.ndarray:
+def read_domains(source: Bucket) -> np.ndarray:
     """[rows], the domain of each row's prompt."""
     assert source.prompts is not None, "the stage gives the prompts to a recipe that reads them"
     known = read_shard(source.prompts, PROMPTS, ["prompt_id", "domain"])
@@ -135,7 +132,7 @@ def _named(recipe: Recipe, kind: str) -> list[str]:
     return sorted(fact.removeprefix(kind) for fact in recipe.reads if fact.startswith(kind))
 
 
-def _rows(source: TrainShard, recipe: Recipe) -> dict[str, np.ndarray]:
+def _rows(source: Bucket, recipe: Recipe) -> dict[str, np.ndarray]:
     """Facts of the rows of one shard, [rows] by name."""
     columns = [name for name in rollout_columns(recipe) if name not in ("prompt_ids", "response_ids")]
     table = read_shard(source.rollouts, ROLLOUTS, [*columns, "rollout_id"])
@@ -162,7 +159,7 @@ def _rows(source: TrainShard, recipe: Recipe) -> dict[str, np.ndarray]:
     return found
 
 
-def _stored(sources: Sequence[TrainShard], recipe: Recipe, rows: Mapping[str, np.ndarray]) -> Stored:
+def _stored(sources: Sequence[Bucket], recipe: Recipe, rows: Mapping[str, np.ndarray]) -> Stored:
     """What derived columns are made from, of all rows."""
     views = sorted({view for spec in recipe.derived.values() for view in spec.views})
     parts: list[tuple[Any, ...]] = []
@@ -180,11 +177,11 @@ def _stored(sources: Sequence[TrainShard], recipe: Recipe, rows: Mapping[str, np
     return Stored(group, lengths, rows.get("correct"), rows.get("reward"), tokens, behaviour, by_view)
 
 
-def _groups(source: TrainShard, recipe: Recipe) -> Iterator[Any]:
+def _groups(source: Bucket, recipe: Recipe) -> Iterator[Any]:
     return read_groups(source.rollouts, ROLLOUTS, rollout_columns(recipe))
 
 
-def _scored(source: TrainShard, views: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def _scored(source: Bucket, views: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     counts = rows_per_group(source.rollouts)
     if not views:
         return iter([()] * len(counts))

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.errors import ShardError
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import read_shard
 
 
-def find_partners(sources: Sequence[TrainShard], objective: str) -> np.ndarray:
+def find_partners(sources: Sequence[Bucket], objective: str) -> np.ndarray:
     """For each row the number of the teacher's response that it is paired with; −1 where it has none.
 
     Rows are numbered through the shards in their order. The n-th of the student's responses to a prompt gets the n-th

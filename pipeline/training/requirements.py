@@ -16,7 +16,7 @@ from pipeline.settings.derived import Balance, GroupAdvantage, Margin, Perplexit
 from pipeline.settings.models import Sampling, Training
 from pipeline.settings.recipe import Recipe
 from pipeline.settings.targets import Route
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.grades import read_grades
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
@@ -28,7 +28,7 @@ from pipeline.training.preference_pairs import find_partners
 log = logging.getLogger("train")
 
 
-def check_requirements(recipe: Recipe, sources: Sequence[TrainShard], settings: Training) -> None:
+def check_requirements(recipe: Recipe, sources: Sequence[Bucket], settings: Training) -> None:
     """Refuse shards that lack what the recipe reads; warn of what is known to fail on such shards.
 
     Args:
@@ -78,7 +78,7 @@ def _check_scores(recipe: Recipe, view: str, path: Path) -> None:
         raise _lacks(recipe, path, told, f"score.views.{view}.support.top_k: 2 (or more)", "score")
 
 
-def _check_rollouts(recipe: Recipe, source: TrainShard) -> None:
+def _check_rollouts(recipe: Recipe, source: Bucket) -> None:
     identity: dict[str, Any] = read_about(source.rollouts)["identity"]
     if "sampling_logprobs" in recipe.reads and not Sampling.model_validate(identity["sampling"]).is_whole:
         column = read_shard(source.rollouts, ROLLOUTS, ["sampling_logprobs"]).column("sampling_logprobs")
@@ -91,7 +91,7 @@ def _check_rollouts(recipe: Recipe, source: TrainShard) -> None:
         raise _lacks(recipe, source.rollouts, "has one response to each prompt", "refresh.samples: 4", "refresh")
 
 
-def _check_domains(recipe: Recipe, source: TrainShard) -> None:
+def _check_domains(recipe: Recipe, source: Bucket) -> None:
     """Every prompt's domain has a view, which has a score of all its rows."""
     routes = [term.target for term in recipe.terms if isinstance(term.target, Route)]
     if not routes or source.prompts is None:
@@ -112,7 +112,7 @@ def _check_domains(recipe: Recipe, source: TrainShard) -> None:
                 raise _lacks(recipe, source.scores[view], what, setting, "score")
 
 
-def _check_grades(recipe: Recipe, sources: Sequence[TrainShard]) -> None:
+def _check_grades(recipe: Recipe, sources: Sequence[Bucket]) -> None:
     """A grade that no row has would leave nothing to learn from; single ones may be missing."""
     for name in sorted(recipe.reads & {"correct", "reward"}):
         graded = [read_grades(source.grades, source.rollouts) for source in sources if source.grades is not None]
@@ -125,7 +125,7 @@ def _check_grades(recipe: Recipe, sources: Sequence[TrainShard]) -> None:
             )
 
 
-def _check_passes(recipe: Recipe, sources: Sequence[TrainShard], settings: Training) -> None:
+def _check_passes(recipe: Recipe, sources: Sequence[Bucket], settings: Training) -> None:
     if not any(term.is_stored_advantage_unclipped for term in recipe.terms):
         return
     count = sum(sum(rows_per_group(source.rollouts)) for source in sources)
@@ -138,7 +138,7 @@ def _check_passes(recipe: Recipe, sources: Sequence[TrainShard], settings: Train
         )
 
 
-def _check_pairs(recipe: Recipe, sources: Sequence[TrainShard], settings: Training) -> None:
+def _check_pairs(recipe: Recipe, sources: Sequence[Bucket], settings: Training) -> None:
     if not recipe.is_paired:
         return
     find_partners(sources, recipe.name)
@@ -149,7 +149,7 @@ def _check_pairs(recipe: Recipe, sources: Sequence[TrainShard], settings: Traini
         )
 
 
-def _warn_of_fewer_ids(recipe: Recipe, shard: TrainShard) -> None:
+def _warn_of_fewer_ids(recipe: Recipe, shard: Bucket) -> None:
     """`own` takes a view's likeliest ids; where it keeps fewer than the recipe asks for, those are all."""
     for term in recipe.terms:
         for view in term.views if term.support == "own" and term.top_k else ():
@@ -159,7 +159,7 @@ def _warn_of_fewer_ids(recipe: Recipe, shard: TrainShard) -> None:
                 log.warning("%s: these are trained on. More need another score.views.%s.support.top_k.", asked, view)
 
 
-def _warn_of_far_tokens(recipe: Recipe, sources: Sequence[TrainShard]) -> None:
+def _warn_of_far_tokens(recipe: Recipe, sources: Sequence[Bucket]) -> None:
     """Before the first step the student is still close to the one that wrote the rollouts: stored columns tell."""
     if not is_led_by_far_tokens(recipe):
         return
@@ -171,7 +171,7 @@ def _warn_of_far_tokens(recipe: Recipe, sources: Sequence[TrainShard]) -> None:
             log.warning("%s, between view `%s` and the student that wrote the rollouts.", far_text(share), view)
 
 
-def _log_ratios(source: TrainShard, view: str) -> np.ndarray:
+def _log_ratios(source: Bucket, view: str) -> np.ndarray:
     """Log behaviour − log view of the sampled tokens of scored rows, nats."""
     written = read_shard(source.rollouts, ROLLOUTS, ["behaviour_logprobs"]).column("behaviour_logprobs")
     scored = read_shard(source.scores[view], SCORES, ["sampled_logprobs"]).column("sampled_logprobs")

@@ -18,7 +18,7 @@ from pipeline.errors import ShardError
 from pipeline.models.packing import Pack, build_pack, plan_packs, share_packs
 from pipeline.objectives.inputs import Inputs, Target
 from pipeline.settings.recipe import Recipe
-from pipeline.storage.bucket import TrainShard
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.ragged import Ragged, from_lists
 from pipeline.storage.shards import read_group, rows_per_group
 from pipeline.training.facts import Facts, rollout_columns
@@ -54,7 +54,7 @@ class Rows:
         special_ids: of the tokenizer.
     """
 
-    def __init__(self, sources: Sequence[TrainShard], recipe: Recipe | None = None, special_ids: Sequence[int] = ()):
+    def __init__(self, sources: Sequence[Bucket], recipe: Recipe | None = None, special_ids: Sequence[int] = ()):
         self.sources, self.recipe = sources, recipe
         self.facts = Facts.read(sources, recipe, special_ids)
         self.views = sorted({view for source in sources for view in source.scores})

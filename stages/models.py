@@ -64,14 +64,16 @@ def run(
     return StageSummary.of_each(*obtained)
 
 
-def identity(settings: Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
+def identify_demo_model(settings: Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
     """What decides a demo model; of the training state's frequency nothing depends."""
     from pipeline import head, objectives, training
     from pipeline.training import rows
 
     other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips", "hinted"}}[role]
     facts = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
-    facts.get("training", {}).pop("save_every", None)
+    if role == "teacher":
+        facts["training"] = facts["training"] | settings.training.schedule_identity
+        facts["training"].pop("save_every", None)
     versions = {"version": VERSION} | (
         {"training": [module.VERSION for module in (training, rows, objectives, head)]} if role == "teacher" else {}
     )
@@ -98,7 +100,7 @@ def _demo(
                 f"`{name}`. Change models.{role}, or remove models.demo to use models of your own."
             )
 
-    taught, untaught = identity(settings, "teacher"), identity(settings, "student")
+    taught, untaught = identify_demo_model(settings, "teacher"), identify_demo_model(settings, "student")
     own_state = state / hashing.fingerprint(taught)
 
     def make_student(target: Path) -> None:

@@ -53,7 +53,7 @@ HOMES = {
     "datasets": {"prompts/sources"},
     "peft": {"models/student"},
     "math_verify": {"grading/math"},
-    "transformers": {"demo/models", "engines/hf", "models/record", "models/student"},
+    "transformers": {"demo/models", "engines/hf", "models/record", "models/student", "training/module"},
 }
 """Who may import what."""
 
@@ -167,7 +167,7 @@ def identities(tmp_path):
         match entry:
             case "models":
                 demo = Demo(teacher=size, student=size, examples=4, training=learning)
-                return [models_stage.identity(demo, role) for role in ("teacher", "student")]
+                return [models_stage.identify_demo_model(demo, role) for role in ("teacher", "student")]
             case "prompts":
                 return prompts_stage.identity([prompt])
             case "score" | "score_teacher":

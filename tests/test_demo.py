@@ -259,6 +259,15 @@ class TestStage:
         made, *_ = self.run(tmp_path, self.settings(tmp_path, training=often))
         assert made.made == 0
 
+    def test_a_warmup_says_in_the_teachers_identity_who_computes_its_rates(self, tmp_path: Path):
+        demo = self.settings(tmp_path, steps=4).demo
+        assert demo is not None
+        rising = demo.model_copy(update={"training": demo.training.model_copy(update={"warmup": 0.5})})
+        assert "schedule_by" not in stage.identify_demo_model(demo, "teacher")["demo"]["training"]
+        named = stage.identify_demo_model(rising, "teacher")["demo"]["training"]
+        assert (named["warmup"], named["schedule_by"]) == (0.5, "transformers")
+        assert stage.identify_demo_model(rising, "student") == stage.identify_demo_model(demo, "student")
+
     def test_other_names_than_the_made_models_are_refused(self, tmp_path: Path):
         settings = self.settings(tmp_path).model_copy(update={"student": "Qwen/Qwen3-4B@main"})
         with pytest.raises(

@@ -60,7 +60,7 @@ def test_the_fingerprint_of_demo_models():
     size = TinyModel(layers=1, hidden=8, heads=2)
     learning = Training(steps=1, batch=1, learning_rate=1e-3)
     demo = Demo(teacher=size, student=size, examples=4, training=learning)
-    assert hashing.fingerprint(models_stage.identity(demo, "teacher")) == "15f513ae1ec82762587ffca0ebacdec6"
+    assert hashing.fingerprint(models_stage.identify_demo_model(demo, "teacher")) == "15f513ae1ec82762587ffca0ebacdec6"
 
 
 def test_the_fingerprint_of_rollouts(shard):

@@ -93,6 +93,26 @@ def test_an_unknown_or_missing_setting_is_told_with_what_was_meant(edited, old, 
         edited((old, new))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        ("warmup: 0.1, warmup_steps: 60", "sft: `warmup` (0.1) and `warmup_steps` (60) say the same thing"),
+        (
+            "schedule: wsd",
+            "sft: `decay` goes with `schedule: wsd` and is needed there; found schedule: wsd",
+        ),
+        ("schedule: cosine, decay: 0.1", "sft: `decay` goes with `schedule: wsd`"),
+        ("minimum_rate: 0.1", "sft: `minimum_rate` is what the rate falls to, and with `schedule: constant` it"),
+        ("minimum_rate: 1.0, schedule: cosine", "sft.minimum_rate: expected less than 1, found 1.0"),
+        ("warmup_steps: 601", "sft: the warm-up takes 601 steps and the decay 0, more than the 600 there are"),
+        ("schedule: wsd, warmup: 0.5, decay: 0.6", "sft: the warm-up takes 300 steps and the decay 360, more than"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(edited, schedule, told):
+    with pytest.raises(SettingsError, match=re.escape(told)):
+        edited(("learning_rate: 3e-3", f"learning_rate: 3e-3, {schedule}"))
+
+
 def test_1e_4_is_a_number(edited):
     assert edited(("learning_rate: 3e-3", "learning_rate: 1e-4")).sft.learning_rate == 1e-4
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.engines.fake import BigramEngine
 from pipeline.models.record import read_checkpoint, read_model, record_model
@@ -24,7 +26,7 @@ from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
 from pipeline.training.checkpoints import save_checkpoint
 from pipeline.training.fit import fit_student
 from pipeline.training.loader import Loader
-from pipeline.training.module import schedule
+from pipeline.training.module import make_schedule
 from pipeline.training.rows import Rows
 from pipeline.training.run import Run
 from pipeline.training.validation import measure_kl
@@ -70,6 +72,17 @@ def fit(folders, state, rows, how, recipe="topk_reverse_kl", **more):
 
 def weights(student: Student) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])
+
+
+def learning_rates(how: Training) -> list[float]:
+    """Of each step, as the optimiser has it."""
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=how.learning_rate)
+    scheduler, found = make_schedule(optimizer, how), []
+    for _ in range(how.steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
 
 
 def gradient(student: Student, loss: torch.Tensor) -> torch.Tensor:
@@ -136,7 +149,7 @@ def test_three_steps_are_those_of_a_plain_adamw_loop(folders, sources, tmp_path)
     student, objective = opened(folders), Objective(load_recipe("topk_reverse_kl"))
     optimizer = torch.optim.AdamW(student.parameters(), betas=how.betas, weight_decay=how.weight_decay)
     for step, packs in enumerate(Loader(Rows(sources), 3, how.batch, MACHINE.train_tokens, how.seed)):
-        optimizer.param_groups[0]["lr"] = how.learning_rate * schedule(how)(step)
+        optimizer.param_groups[0]["lr"] = learning_rates(how)[step]
         losses = [objective.loss(student(p, objective.ask(p.sampled_ids, c)), c)[0] for p, c in packs]
         assert gradient(student, torch.stack(losses).sum()).norm() > how.clip
         torch.nn.utils.clip_grad_norm_(student.parameters(), how.clip)
@@ -333,9 +346,7 @@ def test_history_tells_the_loss_and_the_norm_of_each_step(folders, sources, tmp_
     assert first["loss"] == first["kl"] == pytest.approx(loss.item(), rel=1e-5)
     assert first["gradient_norm"] == pytest.approx(gradient(student, loss).norm().item(), rel=1e-4)
     assert 0 < first["support_mass"] < first["target_mass"] < 1
-    assert [row["learning_rate"] for row in fitted.history] == pytest.approx(
-        [how.learning_rate * schedule(how)(step) for step in range(3)]
-    )
+    assert [row["learning_rate"] for row in fitted.history] == pytest.approx(learning_rates(how))
 
 
 def test_a_large_gradient_is_clipped(folders, sources, tmp_path):
@@ -346,18 +357,53 @@ def test_a_large_gradient_is_clipped(folders, sources, tmp_path):
     assert moved < 1e-4 < (weights(free.student) - weights(opened(folders))).abs().max()
 
 
+def _half_cosine(steps: int) -> list[float]:
+    return [0.5 * (1 + math.cos(math.pi * done / steps)) for done in range(steps)]
+
+
 @pytest.mark.parametrize(
-    ("kind", "expected"),
+    ("how", "expected"),
     [
-        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
-        ("cosine", [0.5, 1.0, *[0.5 * (1 + math.cos(math.pi * done / 6)) for done in range(6)]]),
+        ({"schedule": "constant", "warmup": 0.25}, [0.0, 0.5, *[1.0] * 6]),
+        ({"schedule": "linear", "warmup_steps": 2}, [0.0, 0.5, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ({"schedule": "cosine", "warmup": 0.25}, [0.0, 0.5, *_half_cosine(6)]),
+        ({"schedule": "linear", "minimum_rate": 0.2}, [0.2 + 0.8 * left / 8 for left in range(8, 0, -1)]),
+        ({"schedule": "cosine", "minimum_rate": 0.1}, [0.1 + 0.9 * factor for factor in _half_cosine(8)]),
+        ({"schedule": "wsd", "warmup": 0.25, "decay": 0.5}, [0.0, 0.5, 1.0, 1.0, *_half_cosine(4)]),
+        ({"schedule": "wsd", "decay": 0.25, "minimum_rate": 0.5}, [*[1.0] * 6, 1.0, 0.75]),
     ],
+    ids=str,
 )
-def test_the_learning_rate_rises_and_falls_as_the_settings_say(kind, expected):
-    factor = schedule(settings(8, warmup=0.25, schedule=kind))
-    assert [factor(step) for step in range(8)] == pytest.approx(expected)
-    assert factor(8) == pytest.approx(1.0 if kind == "constant" else 0.0)
+def test_the_learning_rate_rises_and_falls_as_the_settings_say(how, expected):
+    assert learning_rates(settings(8, **how)) == pytest.approx([1e-2 * factor for factor in expected])
+
+
+@given(kind=st.sampled_from(["constant", "cosine", "linear"]), steps=st.integers(1, 300), rate=st.floats(1e-6, 1.0))
+def test_without_a_warmup_the_learning_rates_are_to_the_bit_those_that_older_checkpoints_were_trained_with(
+    kind, steps, rate
+):
+    """Their identities are those of today: nobody trains them anew."""
+    how = settings(steps, learning_rate=rate, schedule=kind)
+    factors = {
+        "constant": [1.0 for _ in range(steps)],
+        "cosine": [0.5 * (1 + math.cos(math.pi * (step / steps))) for step in range(steps)],
+        "linear": [1 - step / steps for step in range(steps)],
+    }
+    assert learning_rates(how) == [rate * factor for factor in factors[kind]]
+
+
+def test_a_schedule_enters_an_identity_where_it_is_of_a_kind_that_older_checkpoints_had_not():
+    plain = settings(warmup=0.0).identity
+    assert set(plain) == {
+        "steps", "batch", "learning_rate", "schedule", "warmup", "betas", "weight_decay", "clip", "precision", "seed",
+    }  # fmt: skip
+    by = {"schedule_by": "transformers"}
+    assert settings(warmup=0.5).identity == plain | {"warmup": 0.5} | by
+    assert settings(warmup_steps=3).identity == plain | {"warmup_steps": 3} | by
+    assert settings(warmup=0.01).identity == plain | {"warmup": 0.01}  # of 6 steps none
+    assert settings(minimum_rate=0.1).identity == plain | {"minimum_rate": 0.1}
+    assert settings(schedule="wsd", decay=0.5).identity == plain | {"schedule": "wsd", "decay": 0.5}
+    assert settings(save_every=1).identity == plain
 
 
 def test_parameters_are_fp32_whatever_is_on_the_disk(folders, tmp_path):

@@ -1,6 +1,6 @@
 """What settings say of models: which, how they are run, drawn from and trained, and how the demo makes its own."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -55,10 +55,17 @@ class Training(Settings):
     batch: Positive
     """Sequences in one optimiser step, over all devices."""
     learning_rate: PositiveFloat
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """From the learning rate to zero over the steps, after the warm-up."""
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "constant"
+    """What follows the warm-up. `cosine` and `linear` fall over all steps that are left; `wsd` (warm-up, stable, decay)
+    stays, and falls as a half cosine over the last `decay` of the steps."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps over which the learning rate rises from zero."""
+    """Share of the steps over which the learning rate rises from `minimum_rate`, which the first step has."""
+    warmup_steps: NonNegative | None = None
+    """The warm-up as a number of steps, in place of `warmup`."""
+    decay: Share | None = None
+    """`wsd`: share of the steps over which the learning rate falls in the end."""
+    minimum_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """What the learning rate falls to, as a share of `learning_rate`."""
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: PositiveFloat = 1.0
@@ -68,6 +75,64 @@ class Training(Settings):
     save_every: Positive = 100
     """Steps between two saved training states; a killed run repeats at most so many."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> Self:
+        if self.warmup and self.warmup_steps is not None:
+            raise ValueError(
+                f"`warmup` ({self.warmup}) and `warmup_steps` ({self.warmup_steps}) say the same thing: leave one out"
+            )
+        if (self.schedule == "wsd") != (self.decay is not None):
+            raise ValueError(
+                "`decay` goes with `schedule: wsd` and is needed there; "
+                f"found schedule: {self.schedule}, decay: {self.decay}"
+            )
+        if self.minimum_rate and self.schedule == "constant":
+            raise ValueError("`minimum_rate` is what the rate falls to, and with `schedule: constant` it never falls")
+        if self.steps and self.warmup_length + self.decay_length > self.steps:
+            raise ValueError(
+                f"the warm-up takes {self.warmup_length} steps and the decay {self.decay_length}, more than the "
+                f"{self.steps} there are: shorten one, or raise `steps`"
+            )
+        return self
+
+    @property
+    def warmup_length(self) -> int:
+        """Steps of the warm-up."""
+        return round(self.warmup * self.steps) if self.warmup_steps is None else self.warmup_steps
+
+    @property
+    def decay_length(self) -> int:
+        """Steps over which the learning rate falls in the end: with `cosine` and `linear` all after the warm-up."""
+        match self.schedule:
+            case "constant":
+                return 0
+            case "wsd":
+                return round((self.decay or 0) * self.steps)
+            case _:
+                return max(0, self.steps - self.warmup_length)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that change a checkpoint's weights; those of `_SINCE` only where they differ from the default.
+
+        `save_every` changes none, and neither does what a stage's section has besides.
+        """
+        facts = self.model_dump(mode="json", include=_LEARNING)
+        return facts | self.model_dump(mode="json", include=_SINCE, exclude_defaults=True) | self.schedule_identity
+
+    @property
+    def schedule_identity(self) -> dict[str, str]:
+        """Who computes the learning rates, told of runs with a warm-up: only their rates were once others."""
+        return {"schedule_by": "transformers"} if self.warmup_length else {}
+
+
+_LEARNING = {
+    "steps", "batch", "learning_rate", "schedule", "warmup", "betas", "weight_decay", "clip", "precision", "seed",
+}  # fmt: skip
+
+_SINCE = {"warmup_steps", "decay", "minimum_rate"}
+"""Settings that came later: checkpoints made before them keep their identity."""
 
 
 class TinyModel(Settings):

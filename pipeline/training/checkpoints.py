@@ -48,15 +48,9 @@ def identify_checkpoint(
         "version": [version, *shared],
         "start": start.identity,
         **recipe.identity,
-        "settings": settings.model_dump(mode="json", include=_LEARNING),
+        "settings": settings.identity,
         **more,
     }
-
-
-_LEARNING = {
-    "steps", "batch", "learning_rate", "schedule", "warmup", "betas", "weight_decay", "clip", "precision", "seed",
-}  # fmt: skip
-"""The settings of training that change its numbers; `save_every` does not."""
 
 
 def obtain_checkpoint(

@@ -1,8 +1,6 @@
 """The Lightning module: one student, one objective, one optimiser step for each item of the loader."""
 
 import logging
-import math
-from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -10,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LRScheduler
+from transformers.optimization import get_scheduler
 
 from pipeline.models.packing import Pack
 from pipeline.models.student import Student
@@ -45,7 +45,7 @@ class Distillation(lightning.LightningModule):
             weight_decay=settings.weight_decay,
             fused=True,  # one pass over the parameters instead of twelve
         )
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings))]
+        return [optimizer], [make_schedule(optimizer, settings)]
 
     def training_step(self, packs: list[tuple[Pack, Inputs]], _: int) -> None:
         """One optimiser step over all its packs."""
@@ -128,20 +128,21 @@ class ShardedDistillation(Distillation):
             fully_shard(part, mesh=self.device_mesh["data_parallel"], mp_policy=how)
 
 
-def schedule(settings: Training) -> Callable[[int], float]:
-    """The learning rate's factor at each step: a linear rise over the warm-up, then constant, cosine or linear to 0."""
-    warm = round(settings.warmup * settings.steps)
+def make_schedule(optimizer: torch.optim.Optimizer, settings: Training) -> LRScheduler:
+    """Set an optimiser's learning rate anew at each step: a linear rise, a stable part, and a fall, any of them empty.
 
-    def factor(step: int) -> float:
-        """Of the step with this number, from 0."""
-        if step < warm:
-            return (step + 1) / warm
-        done = (step - warm) / max(1, settings.steps - warm)
-        falls = {
-            "constant": 1.0,
-            "cosine": 0.5 * (1 + math.cos(math.pi * min(done, 1.0))),
-            "linear": max(0.0, 1 - done),
-        }
-        return falls[settings.schedule]
-
-    return factor
+    The first step of a warm-up of W steps has `minimum_rate` and step W (from 0) the whole rate. All schedules are the
+    library's warm-up-stable-decay, of which it can say what the last rate is; its `linear` and `cosine` give the rates
+    of its schedules of these names.
+    """
+    return get_scheduler(
+        "warmup_stable_decay",
+        optimizer,
+        num_warmup_steps=settings.warmup_length,
+        num_training_steps=settings.steps,
+        scheduler_specific_kwargs={
+            "num_decay_steps": settings.decay_length,
+            "decay_type": "linear" if settings.schedule == "linear" else "cosine",
+            "min_lr_ratio": settings.minimum_rate,
+        },
+    )

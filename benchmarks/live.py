@@ -189,9 +189,9 @@ def _train(folder: Path, sources: list[Bucket], student: Model, steps: int) -> f
     trained: list[int] = []
 
     class Clocked(Rows):
-        def batch(self, rows: Any, tokens: int, devices: int = 1) -> Any:
+        def batch(self, places: Any, tokens: int, devices: int = 1) -> Any:
             started.append(time.perf_counter())
-            packs = super().batch(rows, tokens, devices)
+            packs = super().batch(places, tokens, devices)
             trained.append(sum(len(pack.sampled_ids) for pack, _ in packs))
             return packs
 

@@ -57,12 +57,12 @@ class Refreshed:
         return facts | {"train_seconds": seconds}
 
 
-def _folders(root: Path, student: Path) -> train.Folders:
+def _folders(root: Path, student: Path) -> train.TrainFolders:
     inside = {name: root / name for name in (*OWN, "view_scores", "teacher_rollout_scores")}
     return replace(ROUND_1, student=student, **inside)
 
 
-def _write(settings: params.Params, folders: train.Folders, prompts: list[Path], part: str, seed: int) -> None:
+def _write(settings: params.Params, folders: train.TrainFolders, prompts: list[Path], part: str, seed: int) -> None:
     """The rollouts of one part, their grades, and the teacher's scores of them."""
     machine, store = load_machine(command.MACHINE), Store(command.STORE)
     for path in prompts:
@@ -90,7 +90,7 @@ def _alone(settings: params.Params) -> Any:
     return settings.score.views["teacher"].support.model_copy(update={"same_as": ()})
 
 
-def _hold_out(folders: train.Folders, name: str) -> None:
+def _hold_out(folders: train.TrainFolders, name: str) -> None:
     """The held-out shard of round 1 in every part, so that validation is on the same rollouts throughout."""
     for kind in OWN:
         link(getattr(ROUND_1, kind) / name, getattr(folders, kind))

@@ -27,7 +27,7 @@ from pipeline.settings.machine import Machine, load_machine
 from pipeline.settings.models import Training
 from pipeline.settings.reading import parse
 from pipeline.storage.store import Store
-from stages.train import Folders
+from stages.train import TrainFolders
 
 T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 """Student's t for a two-sided interval of 95 %, at 1, 2, … degrees of freedom."""
@@ -53,7 +53,7 @@ class Named(Protocol):
         ...
 
 
-ROUND_1 = Folders(
+ROUND_1 = TrainFolders(
     student=Path("data/models/r0"),
     prompts=Path("data/prompts/opd"),
     rollouts=Path("data/rollouts/r1"),
@@ -83,7 +83,7 @@ class Run:
     objective: str | Mapping[str, Any]
     seed: int
     changes: Mapping[str, Any]
-    folders: Folders = ROUND_1
+    folders: TrainFolders = ROUND_1
 
     @property
     def out(self) -> Path:
@@ -173,8 +173,9 @@ def _train(run: Run, settings: params.Params, machine: Machine, store: Store, ou
     changed = settings.train.model_dump() | dict(run.changes) | {"objective": run.objective, "seed": run.seed}
     if run.objective == "sft":
         how = parse(params.Sft, run.name, {name: changed[name] for name in Training.model_fields})
-        teacher, written = Path("data/models/teacher.json"), (folders.teacher_rollouts, folders.teacher_grades)
-        return sft.run(how, machine, store, folders.student, teacher, *written, out, [])
+        taught_by = Path("data/models/teacher.json")
+        its = sft.SftFolders(folders.student, taught_by, folders.teacher_rollouts, folders.teacher_grades)
+        return sft.run(how, machine, store, its, out)
     return train.run(parse(params.Train, run.name, changed), machine, store, folders, out)
 
 

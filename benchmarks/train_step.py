@@ -29,6 +29,7 @@ from pipeline.models.student import Student
 from pipeline.objectives.inputs import Inputs
 from pipeline.objectives.objective import Objective
 from pipeline.settings.machine import Machine
+from pipeline.settings.models import Training
 from pipeline.settings.recipe import load_recipe
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.ragged import Ragged
@@ -126,7 +127,7 @@ class Case:
 
 
 def _packs(rows: Rows, sequences: int) -> Packs:
-    return Loader(rows, 1, sequences, Machine().train_tokens, seed=0).step(0)
+    return Loader(rows, Training(steps=1, batch=sequences, learning_rate=1.0), Machine()).step(0)
 
 
 def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> Bucket:

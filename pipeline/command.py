@@ -8,16 +8,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from pipeline.errors import PotstillError
 from pipeline.settings import params
 from pipeline.settings.machine import Machine, load_machine
-
-if TYPE_CHECKING:  # brings pyarrow, for which `--help` need not wait
-    from pipeline.storage.store import Folder, Obtained
+from pipeline.storage.store import Folder, Obtained
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 
@@ -94,29 +92,29 @@ class StageSummary:
     seconds: float | None
 
     @classmethod
-    def of(cls, *folders: "Folder") -> "StageSummary":
-        """The sum over a stage's output folders."""
+    def from_folders(cls, *folders: Folder) -> "StageSummary":
+        """Sum up a stage's output folders."""
         return cls(
             made=sum(folder.made for folder in folders),
             found=sum(folder.found for folder in folders),
             tokens=folders[0].tokens if folders else 0,
             bytes=sum(folder.bytes for folder in folders),
-            seconds=_sum([each for folder in folders for each in folder.seconds]),
+            seconds=_sum_known([each for folder in folders for each in folder.seconds]),
         )
 
     @classmethod
-    def of_each(cls, *obtained: "Obtained") -> "StageSummary":
-        """The sum over files that are in no output folder of their own."""
+    def from_files(cls, *obtained: Obtained) -> "StageSummary":
+        """Sum up a stage's output files, where they are in no folder of shards."""
         return cls(
             made=sum(each.made for each in obtained),
             found=sum(not each.made for each in obtained),
             tokens=sum(each.entry.tokens for each in obtained),
             bytes=sum(each.entry.bytes for each in obtained),
-            seconds=_sum([each.seconds for each in obtained]),
+            seconds=_sum_known([each.seconds for each in obtained]),
         )
 
     def note(self, path: Path | None, stage: str, round_: str = "") -> None:
-        """Write the timing file. It says nothing of this run, so a run that finds everything changes nothing."""
+        """Write the timing file, which says nothing of this run: one that finds everything leaves it as it was."""
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,11 +122,11 @@ class StageSummary:
         path.write_text(json.dumps(facts | {"bytes": self.bytes, "seconds": self.seconds}) + "\n")
 
 
-def _sum(seconds: Sequence[float | None]) -> float | None:
+def _sum_known(seconds: Sequence[float | None]) -> float | None:
     known = [each for each in seconds if each is not None]
     return sum(known) if len(known) == len(seconds) else None
 
 
 def read_settings(path: Path, machine: Path) -> tuple[params.Params, Machine]:
-    """Both files, checked as a whole before anything else."""
+    """Read params.yaml and machine.yaml, each checked as a whole, before anything else."""
     return params.load_params(path), load_machine(machine)

@@ -1,4 +1,4 @@
-"""Mistakes that a user can repair: told in one paragraph, without a traceback.
+"""Errors for mistakes that a user can repair: shown in one paragraph, without a traceback.
 
 Every text names the file or the setting as the user wrote it, what was expected, what was found, and the
 command or edit that repairs it. `assert` is for what only our own code can break.
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class PotstillError(Exception):
-    """What the command line shows instead of a traceback."""
+    """A mistake that the command line shows instead of a traceback."""
 
 
 class SettingsError(PotstillError):
-    """params.yaml or machine.yaml says something that cannot be."""
+    """A file of settings says something that cannot be."""
 
 
 class PromptError(PotstillError):
@@ -28,7 +28,7 @@ class ShardError(PotstillError):
 
 
 def damaged(path: Path, what: str) -> ShardError:
-    """A file that is not as it was written; store and DVC's cache share its inode, and would bring it back."""
+    """The error for a file that is not as it was written: store and DVC's cache share its inode, and have it so, too."""
     return ShardError(
         f"{path} {what}. Remove it, from the store and from DVC's cache, too (`find . -samefile {path} -delete`), "
         "and run `dvc repro`, which makes it anew, or `dvc pull`; `potstill verify` finds every such file."

@@ -23,7 +23,7 @@ class Bar:
         self._bar.close()
 
     def __call__(self, responses: int, tokens: int) -> None:
-        """Told of responses, and the tokens in them, that were just finished."""
+        """Advance the bar by responses that were just finished, and the tokens in them."""
         self._tokens += tokens
         rate = self._tokens / max(time.monotonic() - self._started, 1e-9)
         self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)

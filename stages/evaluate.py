@@ -74,7 +74,7 @@ def run(
         name, 100 * metrics["greedy"], settings.samples, 100 * metrics["avg_at_k"], settings.samples,
         100 * metrics["pass_at_k"], metrics["prompts"],
     )  # fmt: skip
-    return StageSummary.of_each(*written)
+    return StageSummary.from_files(*written)
 
 
 def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, path: Path) -> None:

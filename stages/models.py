@@ -11,18 +11,21 @@ import json
 import logging
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline import command
+from pipeline import command, head, objectives, training
 from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
 from pipeline.errors import SettingsError
 from pipeline.models.record import CHECKPOINT, Model, check_pair, record_model
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import Demo, Models
+from pipeline.settings.recipe import load_recipe
 from pipeline.storage import hashing
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.store import Obtained, Store
 
 VERSION = 1  # raise it when the same settings would give other demo models
@@ -30,44 +33,48 @@ VERSION = 1  # raise it when the same settings would give other demo models
 log = logging.getLogger("models")
 
 
-def run(
-    settings: Models,
-    machine: Machine,
-    store: Store,
-    state: Path,
-    demo: Path,
-    records: tuple[Path, Path],
-) -> StageSummary:
-    """Record the teacher and the student, and make them first where the settings say so.
+@dataclass(frozen=True)
+class ModelFolders:
+    """Where what is known of the models goes, and the models that are made.
 
-    Args:
-        settings: which models.
-        machine: where the demo's teacher is trained.
-        store: where finished demo models are kept.
-        state: where the training state of the demo's teacher is kept while it is not finished.
+    Attributes:
+        teacher_record: the file that says what the teacher is.
+        student_record: the same of the student.
         demo: folder of the demo's models, left empty where there are none.
-        records: the two files to write, the teacher's first.
+        state: where the training state of the demo's teacher is kept while it is not finished.
+    """
+
+    teacher_record: Path
+    student_record: Path
+    demo: Path
+    state: Path
+
+
+def run(settings: Models, machine: Machine, store: Store, folders: ModelFolders) -> StageSummary:
+    """Record the teacher and the student, and make them first where the settings say so.
 
     Raises:
         SettingsError: the demo's models would be made, and then others used.
         ModelError: a model is missing or incomplete, or the two do not fit each other.
     """
-    shutil.rmtree(demo, ignore_errors=True)
-    demo.mkdir(parents=True)
-    obtained = [] if settings.demo is None else _demo(settings, settings.demo, machine, store, state, demo)
+    shutil.rmtree(folders.demo, ignore_errors=True)
+    folders.demo.mkdir(parents=True)
+    obtained = [] if settings.demo is None else _obtain_demo(settings, settings.demo, machine, store, folders)
     teacher, student = record_model(settings.teacher), record_model(settings.student)
     check_pair(teacher, student)
-    for path, model in zip(records, (teacher, student), strict=True):
+    for path, model in ((folders.teacher_record, teacher), (folders.student_record, student)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(model.model_dump_json(indent=1) + "\n")
-    log.info("teacher %s, student %s; one vocabulary of %d tokens", _told(teacher), _told(student), teacher.vocabulary)
-    return StageSummary.of_each(*obtained)
+    log.info(
+        "teacher %s, student %s; one vocabulary of %d tokens",
+        _describe_size(teacher), _describe_size(student), teacher.vocabulary,
+    )  # fmt: skip
+    return StageSummary.from_files(*obtained)
 
 
 def identify_demo_model(settings: Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
-    """What decides a demo model; of the training state's frequency nothing depends."""
-    from pipeline import head, objectives, training
-    from pipeline.training import rows
+    """Everything that decides a demo model, as JSON values; how often a training state is saved does not."""
+    from pipeline.training import rows  # brings torch, for which `--help` need not wait
 
     other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips", "hinted"}}[role]
     facts = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
@@ -80,19 +87,16 @@ def identify_demo_model(settings: Demo, role: Literal["teacher", "student"]) -> 
     return {"stage": "models", **versions, "role": role, "demo": facts}
 
 
-def _told(model: Model) -> str:
+def _describe_size(model: Model) -> str:
     size = "unknown size" if model.parameters is None else f"{model.parameters:,} parameters"
     return f"{model.name} ({size})"
 
 
-def _demo(
-    named: Models,
-    settings: Demo,
-    machine: Machine,
-    store: Store,
-    state: Path,
-    folder: Path,
+def _obtain_demo(
+    named: Models, settings: Demo, machine: Machine, store: Store, folders: ModelFolders
 ) -> list[Obtained]:
+    """Make the demo's teacher and student, or find them."""
+    folder = folders.demo
     for role, name in (("teacher", named.teacher), ("student", named.student)):
         if Path(name).resolve() != (folder / role).resolve():
             raise SettingsError(
@@ -101,10 +105,10 @@ def _demo(
             )
 
     taught, untaught = identify_demo_model(settings, "teacher"), identify_demo_model(settings, "student")
-    own_state = state / hashing.fingerprint(taught)
+    own_state = folders.state / hashing.fingerprint(taught)
 
     def make_student(target: Path) -> None:
-        _untrained(settings, "student", target)
+        _make_untrained(settings, "student", target)
         (target / CHECKPOINT).write_text(json.dumps({"identity": untaught}, indent=1, sort_keys=True) + "\n")
 
     make_teacher = functools.partial(_teach, settings, machine, own_state, taught)
@@ -116,8 +120,8 @@ def _demo(
     return obtained
 
 
-def _untrained(settings: Demo, role: Literal["teacher", "student"], folder: Path) -> None:
-    """A model with random weights, and its tokenizer."""
+def _make_untrained(settings: Demo, role: Literal["teacher", "student"], folder: Path) -> None:
+    """Write a model with random weights, and its tokenizer."""
     from pipeline.demo.models import make_model, make_tokenizer
 
     size, seed = {"teacher": (settings.teacher, settings.seed), "student": (settings.student, settings.seed + 1)}[role]
@@ -130,22 +134,20 @@ def _teach(settings: Demo, machine: Machine, state: Path, facts: dict[str, Any],
     """Train the demo's teacher on worked sums."""
     from pipeline.demo import task
     from pipeline.models.student import open_student
-    from pipeline.settings.recipe import load_recipe
-    from pipeline.storage.bucket import Bucket
-    from pipeline.training.checkpoints import save_checkpoint
+    from pipeline.training.checkpoints import Origin, save_checkpoint
     from pipeline.training.fit import fit_student
     from pipeline.training.rows import Rows
     from pipeline.training.run import Run
 
     with tempfile.TemporaryDirectory() as temporary:
         untrained, examples = Path(temporary) / "untrained", Path(temporary) / "examples.parquet"
-        _untrained(settings, "teacher", untrained)
+        _make_untrained(settings, "teacher", untrained)
         start = record_model(str(untrained))
         task.write_examples(examples, start.load_tokenizer(), settings)
         log.info("training the demo's teacher on %d worked sums", settings.examples)
         rows = Rows([Bucket(examples)])
         how = Run(load_recipe("sft"), rows, settings.training, machine, state)
-        save_checkpoint(target, fit_student(open_student(start), how), start, start.eos_ids, facts, {})
+        save_checkpoint(target, fit_student(open_student(start), how), Origin(facts, start, start.eos_ids))
 
 
 def main(
@@ -158,9 +160,9 @@ def main(
     state: Annotated[Path, typer.Option(help="Training states of unfinished runs.")] = Path(".potstill/training"),
     timing: TimingFile = None,
 ) -> None:
-    """Settings in, two records out."""
+    """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    made = run(settings.models, machine, Store(store), state, demo, (teacher_record, student_record))
+    made = run(settings.models, machine, Store(store), ModelFolders(teacher_record, student_record, demo, state))
     made.note(timing, "models")
 
 

@@ -45,7 +45,7 @@ def run(settings: Prompts, store: Store, out: Path) -> StageSummary:
             folder.obtain(f"{bucket:05d}.parquet", facts, make)
         folder.close()
         folders.append(folder)
-    return StageSummary.of(*folders)
+    return StageSummary.from_folders(*folders)
 
 
 def identity(inside: list[Prompt]) -> dict[str, str | int]:

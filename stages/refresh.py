@@ -97,7 +97,7 @@ def run(
     folder.close()
     graded.close()
     _write_drift(folders.drift, settings, round_, floor, measured, wanted, set(kept))
-    made = StageSummary.of(folder, graded)
+    made = StageSummary.from_folders(folder, graded)
     log.info(
         "%s: %d shards kept, %d of %d by %s; %d responses of %d tokens",
         folders.rollouts, len(kept), len(sources) - len(kept), len(sources), model.name, folder.rows, made.tokens,

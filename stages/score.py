@@ -86,7 +86,7 @@ def run(
                 check_contexts_differ({other: folders[other].path, name: folder.path})
         folders[name] = folder
     _remove_others(views_out, set(folders))
-    made = StageSummary.of(*(folders[name] for name in sorted(folders, key=lambda name: name != "teacher")))
+    made = StageSummary.from_folders(*(folders[name] for name in sorted(folders, key=lambda name: name != "teacher")))
     per_token = made.bytes / max(1, made.tokens)
     log.info(
         "%d views of %d tokens in %s, %.0f bytes per token", len(folders), made.tokens, teacher_out.parent, per_token

@@ -5,6 +5,7 @@ already trained student is passed through, and `sft.teacher` says whose data it 
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,8 @@ from pipeline.models.lineage import UNKNOWN, name_teacher
 from pipeline.models.record import Model, read_model, record_model
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
+from pipeline.settings.recipe import load_recipe
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.grades import read_grades
 from pipeline.storage.manifest import write_manifest
 from pipeline.storage.shards import list_shards
@@ -27,28 +30,36 @@ VERSION = 1  # raise it when equal settings would give another student
 log = logging.getLogger("sft")
 
 
-def run(
-    settings: params.Sft,
-    machine: Machine,
-    store: Store,
-    student: Path,
-    teacher: Path,
-    rollouts: Path,
-    graded: Path,
-    out: Path,
-    empty: list[Path],
-) -> StageSummary:
-    """Train r0, or find it; the empty folders are what round r0 has of rollouts, grades and scores."""
-    from pipeline.settings.recipe import load_recipe
-    from pipeline.storage.bucket import Bucket
-    from pipeline.training.checkpoints import hash_shard, identify_checkpoint, obtain_checkpoint
+@dataclass(frozen=True)
+class SftFolders:
+    """What checkpoint r0 is trained from, and what is made beside it.
+
+    Attributes:
+        student: the student's record.
+        teacher: the teacher's record.
+        rollouts: the teacher's responses.
+        grades: of these.
+        empty: folders to make for what other rounds have and r0 has not: rollouts, grades and scores.
+    """
+
+    student: Path
+    teacher: Path
+    rollouts: Path
+    grades: Path
+    empty: tuple[Path, ...] = ()
+
+
+def run(settings: params.Sft, machine: Machine, store: Store, folders: SftFolders, out: Path) -> StageSummary:
+    """Train r0, or find it."""
+    # These bring torch, for which `--help` need not wait.
+    from pipeline.training.checkpoints import Origin, hash_shard, identify_checkpoint, obtain_checkpoint
     from pipeline.training.rows import Rows
     from pipeline.training.run import Run
 
-    start, taught_by = read_model(student), read_model(teacher)
+    start, taught_by = read_model(folders.student), read_model(folders.teacher)
     sources = [
-        Bucket(path, keep=_kept(path, graded / path.name, settings))
-        for path in list_shards(rollouts, "teacher_rollouts")
+        Bucket(path, keep=_choose_rows(path, folders.grades / path.name, settings))
+        for path in list_shards(folders.rollouts, "teacher_rollouts")
     ]
     if settings.steps:
         sft_teacher = name_teacher(taught_by.name, taught_by.weights)
@@ -56,7 +67,7 @@ def run(
         eos_ids = sorted({*start.eos_ids, *taught_by.eos_ids})
         data = {source.rollouts.name: hash_shard(source) for source in sources}
     else:
-        sft_teacher, eos_ids, data = _stated(settings, taught_by), list(start.eos_ids), {}
+        sft_teacher, eos_ids, data = _name_stated_teacher(settings, taught_by), list(start.eos_ids), {}
     recipe = load_recipe("sft")
     identity = identify_checkpoint(
         "sft", VERSION, start, recipe, settings, data=data, sft_teacher=sft_teacher["weights"], eos_ids=eos_ids
@@ -66,27 +77,28 @@ def run(
         rows = Rows(sources)
         if not rows.count:
             raise ShardError(
-                f"{graded}: no response is graded correct, so `sft.keep: correct` leaves nothing to learn from."
+                f"{folders.grades}: no response is graded correct, so `sft.keep: correct` leaves nothing to learn from."
             )
         return Run(recipe, rows, settings, machine, state)
 
-    facts = {"sft_teacher": sft_teacher, "parents": {"start": start.name}}
-    obtained = obtain_checkpoint(store, out, identity, start, plan, facts, eos_ids)
-    for folder in empty:
+    origin = Origin(identity, start, eos_ids, {"sft_teacher": sft_teacher, "parents": {"start": start.name}})
+    obtained = obtain_checkpoint(store, out, origin, plan)
+    for folder in folders.empty:
         folder.mkdir(parents=True, exist_ok=True)
         write_manifest(folder, {})
     log.info("%s: %d steps on responses of %s", out, settings.steps, sft_teacher["name"])
-    return StageSummary.of_each(obtained)
+    return StageSummary.from_files(obtained)
 
 
-def _kept(rollouts: Path, graded: Path, settings: params.Sft) -> np.ndarray | None:
+def _choose_rows(rollouts: Path, graded: Path, settings: params.Sft) -> np.ndarray | None:
+    """Which rows of a shard to learn from, bool [rows]; None for all."""
     if settings.keep == "all":
         return None
     return np.array([bool(grade.correct) for grade in read_grades(graded, rollouts)])
 
 
-def _stated(settings: params.Sft, teacher: Model) -> dict[str, str]:
-    """The teacher that the user names for a student that comes trained."""
+def _name_stated_teacher(settings: params.Sft, teacher: Model) -> dict[str, str]:
+    """Name and weights of the teacher that the user states for a student that comes trained."""
     assert settings.teacher is not None, "params checks that `steps: 0` names a teacher"
     if settings.teacher == UNKNOWN:
         return name_teacher(UNKNOWN, UNKNOWN)
@@ -108,7 +120,8 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    made = run(settings.sft, machine, Store(store), student, teacher, rollouts, graded, out, empty or [])
+    folders = SftFolders(student, teacher, rollouts, graded, tuple(empty or ()))
+    made = run(settings.sft, machine, Store(store), folders, out)
     made.note(timing, "sft")
 
 

@@ -51,7 +51,7 @@ def run(
     grade_shards(graded, grade, sources, rollouts_out)
     folder.close()
     graded.close()
-    made = StageSummary.of(folder, graded)
+    made = StageSummary.from_folders(folder, graded)
     log.info("%d responses of %d tokens by %s in %s", folder.rows, made.tokens, model.name, rollouts_out)
     return made
 

@@ -7,7 +7,7 @@ checkpoint is found, not trained again.
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -19,19 +19,18 @@ from pipeline.models.record import Model, read_model
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.recipe import Recipe
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.shards import list_shards, read_shard
 from pipeline.storage.store import Store
-
-if TYPE_CHECKING:  # brings torch, for which `--help` need not wait
-    from pipeline.storage.bucket import Bucket
+from pipeline.training.facts import grade_columns, prompt_columns
 
 VERSION = 1  # raise it when equal shards and settings would give another student
 log = logging.getLogger("train")
 
 
 @dataclass(frozen=True)
-class Folders:
+class TrainFolders:
     """What a student is trained from.
 
     Attributes:
@@ -57,68 +56,58 @@ class Folders:
     teacher_rollout_scores: Path
 
 
-def run(settings: params.Train, machine: Machine, store: Store, folders: Folders, out: Path) -> StageSummary:
+def run(settings: params.Train, machine: Machine, store: Store, folders: TrainFolders, out: Path) -> StageSummary:
     """Train a round's student, or find it."""
-    from pipeline.training.checkpoints import hash_shard, identify_checkpoint, obtain_checkpoint
+    # These bring torch, for which `--help` need not wait.
+    from pipeline.training.checkpoints import Origin, hash_shard, identify_checkpoint, obtain_checkpoint
     from pipeline.training.requirements import check_requirements
     from pipeline.training.rows import Rows
     from pipeline.training.run import Run
 
     start, sft_teacher = read_model(folders.student), teacher_of_checkpoint(folders.student)
     recipe = settings.recipe
-    sources = _of_round(recipe, folders)
+    sources = _list_round(recipe, folders)
     for source in sources:
         for view in recipe.learned_views:
             _check_teacher(source.scores[view], start, sft_teacher, settings)
-    trained, held_out = _split(sources, folders.prompts)
-    learned = _of_student(trained, recipe, folders)
+    trained, held_out = _split_held_out(sources, folders.prompts)
+    learned = _list_student(trained, recipe, folders)
     if "teacher" in recipe.sources:
-        learned += _of_teacher(recipe, folders)
+        learned += _list_teacher(recipe, folders)
     check_requirements(recipe, learned, settings)
     identity = identify_checkpoint(
         "train", VERSION, start, recipe, settings,
-        data={_name(source): hash_shard(source, recipe) for source in learned},
+        data={_entry_name(source): hash_shard(source, recipe) for source in learned},
         held_out={source.rollouts.name: hash_shard(source) for source in held_out},
         validate_every=settings.validate_every,
     )  # fmt: skip
 
     def plan(state: Path) -> Run:
-        return Run(
-            recipe,
-            Rows(learned, recipe, start.load_tokenizer().all_special_ids if "special" in recipe.reads else ()),
-            settings,
-            machine,
-            state,
-            Rows(held_out) if held_out else None,
-            settings.validate_every,
-        )
+        special_ids = start.load_tokenizer().all_special_ids if "special" in recipe.reads else ()
+        rows, held_out_rows = Rows(learned, recipe, special_ids), Rows(held_out) if held_out else None
+        return Run(recipe, rows, settings, machine, state, held_out_rows, settings.validate_every)
 
     about = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(folders.student)}}
-    obtained = obtain_checkpoint(store, out, identity, start, plan, about, start.eos_ids)
+    obtained = obtain_checkpoint(store, out, Origin(identity, start, start.eos_ids, about), plan)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, folders.student)
-    return StageSummary.of_each(obtained)
+    return StageSummary.from_files(obtained)
 
 
-def _of_round(recipe: Recipe, folders: Folders) -> "list[Bucket]":
+def _list_round(recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
     """The round's shards with every view that the recipe or validation reads."""
-    from pipeline.storage.bucket import Bucket
-
     views = {*recipe.views, "teacher"}
     scores = {view: folders.teacher_scores if view == "teacher" else folders.view_scores / view for view in views}
     return [
-        Bucket(path, scores={view: _scores(folder, view, path, recipe) for view, folder in scores.items()})
+        Bucket(path, scores={view: _find_scores(folder, view, path, recipe) for view, folder in scores.items()})
         for path in list_shards(folders.rollouts, "refresh")
     ]
 
 
-def _of_student(trained: "list[Bucket]", recipe: Recipe, folders: Folders) -> "list[Bucket]":
+def _list_student(trained: list[Bucket], recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
     """The round's shards with what the recipe reads of them.
 
     The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
     """
-    from pipeline.storage.bucket import Bucket
-    from pipeline.training.facts import grade_columns, prompt_columns
-
     return [
         Bucket(
             source.rollouts,
@@ -130,16 +119,13 @@ def _of_student(trained: "list[Bucket]", recipe: Recipe, folders: Folders) -> "l
     ]
 
 
-def _of_teacher(recipe: Recipe, folders: Folders) -> "list[Bucket]":
-    """The same of the teacher's own responses."""
-    from pipeline.storage.bucket import Bucket
-    from pipeline.training.facts import grade_columns
-
+def _list_teacher(recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
+    """The shards of the teacher's own responses with what the recipe reads of them."""
     scores = folders.teacher_rollout_scores
     return [
         Bucket(
             path,
-            scores={view: _teacher_scores(scores / view, view, path, recipe) for view in recipe.teacher_views},
+            scores={view: _find_teacher_scores(scores / view, view, path, recipe) for view in recipe.teacher_views},
             grades=folders.teacher_grades / path.name if grade_columns(recipe) else None,
             source="teacher",
         )
@@ -147,12 +133,12 @@ def _of_teacher(recipe: Recipe, folders: Folders) -> "list[Bucket]":
     ]
 
 
-def _name(source: "Bucket") -> str:
-    """Of its entry in the identity; a bucket has one shard of each source."""
+def _entry_name(source: Bucket) -> str:
+    """Name of a shard in the identity: a bucket has one of the student's and one of the teacher's."""
     return source.rollouts.name if source.source == "student" else f"{source.source}/{source.rollouts.name}"
 
 
-def _scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
+def _find_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
     """A view's scores of a shard; missing ones are refused."""
     path = folder / rollouts.name
     if not path.exists():
@@ -163,7 +149,7 @@ def _scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
     return path
 
 
-def _teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
+def _find_teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
     """A view's scores of a shard of the teacher's own responses; missing ones are refused."""
     path = folder / rollouts.name
     if not path.exists():
@@ -176,13 +162,13 @@ def _teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> 
 
 
 def _check_teacher(path: Path, start: Model, sft_teacher: dict[str, str], settings: params.Train) -> None:
-    """Refuse another teacher; the student itself, in another context, is none."""
+    """Refuse scores by another teacher than that of SFT; the student itself, in another context, is no teacher."""
     scorer = scorer_of_scores(path)
     if scorer["weights"] != start.weights:
         check_teacher(sft_teacher, scorer, str(path), settings.allow_sft_teacher, "train")
 
 
-def _split(sources: "list[Bucket]", prompts: Path) -> "tuple[list[Bucket], list[Bucket]]":
+def _split_held_out(sources: list[Bucket], prompts: Path) -> tuple[list[Bucket], list[Bucket]]:
     """The shards to train on, and the held-out one with the view that validation reads."""
     trained, held_out = [], []
     for source in sources:
@@ -215,7 +201,7 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    folders = Folders(
+    folders = TrainFolders(
         student=student, prompts=prompts, rollouts=rollouts, grades=graded,
         teacher_scores=teacher_scores, view_scores=view_scores,
         teacher_rollouts=teacher_rollouts, teacher_grades=teacher_grades, teacher_rollout_scores=teacher_rollout_scores,

@@ -280,8 +280,8 @@ PLANTS = [
     ),
     Plant(
         "pair torn apart",
-        "training/rows.py",
-        "plan_packs(sizes.reshape(-1, self.unit).sum(axis=1), tokens)",
+        "training/batches.py",
+        "plan_packs(sizes.reshape(-1, unit).sum(axis=1), tokens)",
         "plan_packs(sizes, tokens)",
         ("tests/test_pairs.py",),
     ),
@@ -308,9 +308,9 @@ PLANTS = [
     ),
     Plant(
         "facts of the row before",
-        "training/rows.py",
-        "here, number = groups[group], int(self.first_row[group]) + row",
-        "here, number = groups[group], max(0, int(self.first_row[group]) + row - 1)",
+        "training/row_groups.py",
+        "self._facts.of(int(self.first_row[number]) + row, group",
+        "self._facts.of(max(0, int(self.first_row[number]) + row - 1), group",
         ("tests/test_facts.py", "-k", "facts_of_its_own_row"),
     ),
     Plant(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.demo import task
-from pipeline.demo.models import BPE_TOKENS, CONTEXT, character_tokenizer, make_model, make_tokenizer
+from pipeline.demo.models import BPE_TOKENS, CONTEXT, make_character_tokenizer, make_model, make_tokenizer
 from pipeline.errors import ModelError, PromptError, SettingsError
 from pipeline.grading.graders import open_grader
 from pipeline.models.record import Model, check_pair, read_model, record_model, render_prompt
@@ -44,7 +44,7 @@ def examples(**changes: object) -> Demo:
 
 
 def test_answer_and_hint_are_what_arithmetic_says():
-    for row in task.sums(3, 200):
+    for row in task.draw_sums(3, 200):
         first, second, third = map(int, row["question"].removesuffix("=?").split("+"))
         assert row["answer"] == str(first + second + third)
         assert row["hint"] == f"{first}+{second}={first + second}"
@@ -52,59 +52,59 @@ def test_answer_and_hint_are_what_arithmetic_says():
 
 
 def test_sums_are_distinct_and_follow_from_the_seed():
-    drawn = list(task.sums(1, 5000))
+    drawn = list(task.draw_sums(1, 5000))
     assert len({row["question"] for row in drawn}) == 5000
-    assert drawn == list(task.sums(1, 5000))
-    assert drawn != list(task.sums(2, 5000))
+    assert drawn == list(task.draw_sums(1, 5000))
+    assert drawn != list(task.draw_sums(2, 5000))
 
 
 def test_a_larger_count_adds_sums_and_changes_none():
-    assert list(task.sums(1, 10)) == list(task.sums(1, 11))[:10]
+    assert list(task.draw_sums(1, 10)) == list(task.draw_sums(1, 11))[:10]
 
 
 def test_every_number_occurs_at_every_place():
-    questions = [row["question"].removesuffix("=?").split("+") for row in task.sums(1, 5000)]
+    questions = [row["question"].removesuffix("=?").split("+") for row in task.draw_sums(1, 5000)]
     for place in range(3):
         assert {int(question[place]) for question in questions} == set(range(10, 100))
 
 
 def test_more_sums_than_there_are_is_an_error_before_the_first():
     with pytest.raises(PromptError, match=r"at most 729000 .*limit: 729001"):
-        task.sums(0, 729_001)
+        task.draw_sums(0, 729_001)
 
 
 def test_a_solution_shows_its_working_and_is_graded_as_right():
-    assert task.solution(QUESTION) == "17+48=65\n65+25=90\n#### 90"
-    rows = list(task.sums(5, 50))
+    assert task.write_solution(QUESTION) == "17+48=65\n65+25=90\n#### 90"
+    rows = list(task.draw_sums(5, 50))
     with open_grader(params.GradeSettings(grader="exact")) as grader:
-        right = grader.grade([task.solution(row["question"]) for row in rows], [row["answer"] for row in rows])
-        wrong = grader.grade([task.solution(QUESTION)], ["91"])
+        right = grader.grade([task.write_solution(row["question"]) for row in rows], [row["answer"] for row in rows])
+        wrong = grader.grade([task.write_solution(QUESTION)], ["91"])
     assert [grade.correct for grade in right] == [True] * 50
     assert wrong[0].correct is False
 
 
 def test_a_hint_is_the_first_line_of_the_solution():
-    for row in task.sums(5, 50):
-        assert task.solution(row["question"]).startswith(row["hint"] + "\n")
+    for row in task.draw_sums(5, 50):
+        assert task.write_solution(row["question"]).startswith(row["hint"] + "\n")
 
 
 @kinds
 def test_a_saved_tokenizer_gives_back_every_printable_character(kind: Kind, tmp_path: Path):
     tokenizer = saved(tmp_path, kind).load_tokenizer()
-    text = "\n".join(["".join(map(chr, range(32, 127))), " two  spaces , and a comma", task.solution(QUESTION)])
+    text = "\n".join(["".join(map(chr, range(32, 127))), " two  spaces , and a comma", task.write_solution(QUESTION)])
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_characters_are_tokens_and_unknown_ones_are_seen_to_be():
-    tokenizer = character_tokenizer()
-    assert len(tokenizer.encode(task.solution(QUESTION))) == len(task.solution(QUESTION))
+    tokenizer = make_character_tokenizer()
+    assert len(tokenizer.encode(task.write_solution(QUESTION))) == len(task.write_solution(QUESTION))
     assert tokenizer.decode(tokenizer.encode("aé b")) == "a<|unknown|> b"
 
 
 def test_byte_pairs_shorten_sums_and_know_every_text():
     tokenizer = make_tokenizer("bpe")
     assert len(tokenizer) == BPE_TOKENS
-    assert len(tokenizer.encode(task.solution(QUESTION))) < len(task.solution(QUESTION))
+    assert len(tokenizer.encode(task.write_solution(QUESTION))) < len(task.write_solution(QUESTION))
     assert tokenizer.decode(tokenizer.encode("aé b 漢")) == "aé b 漢"
 
 
@@ -147,7 +147,7 @@ def test_a_made_model_can_be_recorded_and_fits_another_of_its_tokenizer(
 
 @architectures
 def test_weights_follow_from_the_seed_alone(architecture: Architecture):
-    tokenizer = character_tokenizer()
+    tokenizer = make_character_tokenizer()
     state = torch.get_rng_state()
     one, same, other = (make_model(SIZE, architecture, tokenizer, seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(state, torch.get_rng_state())
@@ -162,51 +162,51 @@ def test_models_of_different_tokenizers_are_refused(tmp_path: Path):
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path):
-    make_model(SIZE, "qwen3", character_tokenizer(), 0).save_pretrained(tmp_path)
+    make_model(SIZE, "qwen3", make_character_tokenizer(), 0).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="has no tokenizer"):
         record_model(str(tmp_path))
 
 
 def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
-    tokenizer, path = character_tokenizer(), tmp_path / "examples.parquet"
+    tokenizer, path = make_character_tokenizer(), tmp_path / "examples.parquet"
     task.write_examples(path, tokenizer, examples(seed=7, examples=100))
     rows = Rows([Bucket(path)])
     assert rows.count == 100
-    question = next(task.sums(7, 1))["question"]
+    question = next(task.draw_sums(7, 1))["question"]
     table = read_group(path, open_parquet(path), 0, TOKEN_COLUMNS)
     assert tokenizer.decode(table["prompt_ids"][0].as_py()) == f"<|user|>{question}<|assistant|>"
-    assert tokenizer.decode(table["response_ids"][0].as_py()) == f"{task.solution(question)}<|end|>"
+    assert tokenizer.decode(table["response_ids"][0].as_py()) == f"{task.write_solution(question)}<|end|>"
     packs = rows.batch(rows.sequential()[:4], 1000)
     total = sum(columns.weights["token_mean"].sum() for _, columns in packs)
     np.testing.assert_allclose(total, 1.0, rtol=1e-6)
 
 
 def test_a_share_of_the_examples_shows_its_own_hint(tmp_path: Path):
-    tokenizer = character_tokenizer()
+    tokenizer = make_character_tokenizer()
     task.write_examples(tmp_path / "examples.parquet", tokenizer, examples(hinted=0.25, examples=400))
     rows = pq.read_table(tmp_path / "examples.parquet").column("prompt_ids").to_pylist()
     shown = 0
-    for row, ids in zip(task.sums(0, 400), rows, strict=True):
+    for row, ids in zip(task.draw_sums(0, 400), rows, strict=True):
         asked = tokenizer.decode(ids)
-        assert asked in (f"<|user|>{row['question']}<|assistant|>", f"<|user|>{task.shown(row)}<|assistant|>")
+        assert asked in (f"<|user|>{row['question']}<|assistant|>", f"<|user|>{task.show_hint(row)}<|assistant|>")
         shown += row["hint"] in asked
     np.testing.assert_allclose(shown / 400, 0.25, atol=0.08)
 
 
 def test_so_many_computed_digits_slip_and_each_to_every_other_digit():
-    written = task.slipping(0.25, seed=1)
+    written = task.make_slips(0.25, seed=1)
     drawn = [written(55) for _ in range(4000)]
     np.testing.assert_allclose(np.mean([number != 55 for number in drawn]), 1 - 0.75**2, atol=0.03)
     assert {number % 10 for number in drawn} == set(range(10))
-    assert task.slipping(0.0, seed=1)(55) == 55
+    assert task.make_slips(0.0, seed=1)(55) == 55
 
 
 def test_working_goes_on_from_a_slip():
-    assert task.solution(QUESTION, lambda number: number + 1) == "17+48=66\n66+25=92\n#### 92"
+    assert task.write_solution(QUESTION, lambda number: number + 1) == "17+48=66\n66+25=92\n#### 92"
 
 
 def test_slips_change_the_responses_and_not_the_prompts(tmp_path: Path):
-    tokenizer, columns = character_tokenizer(), ["prompt_ids", "response_ids"]
+    tokenizer, columns = make_character_tokenizer(), ["prompt_ids", "response_ids"]
     tables = []
     for name, slips in (("right", 0.0), ("slips", 0.5)):
         task.write_examples(tmp_path / name, tokenizer, examples(slips=slips))
@@ -228,8 +228,8 @@ class TestStage:
 
     def run(self, folder: Path, settings: Models) -> tuple[stage.StageSummary, Model, Model]:
         records = (folder / "teacher.json", folder / "student.json")
-        store, state = Store(folder / "store"), folder / "state"
-        made = stage.run(settings, Machine(device="cpu"), store, state, folder / "demo", records)
+        folders = stage.ModelFolders(*records, folder / "demo", folder / "state")
+        made = stage.run(settings, Machine(device="cpu"), Store(folder / "store"), folders)
         return made, read_model(records[0]), read_model(records[1])
 
     def test_both_are_made_once_and_then_found(self, tmp_path: Path):

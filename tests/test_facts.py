@@ -26,7 +26,6 @@ from pipeline.storage.scores import SCORES, skipped_table
 from pipeline.storage.shards import Writer, read_about, read_shard
 from pipeline.training.checkpoints import hash_shard
 from pipeline.training.facts import Facts
-from pipeline.training.loader import Loader
 from pipeline.training.requirements import check_requirements
 from pipeline.training.rows import Rows
 from tests import tiny_models, tiny_shards
@@ -180,7 +179,7 @@ def test_a_term_divides_by_the_tokens_of_its_own_source(made):
     sources, stored = made
     recipe = load_recipe(OBJECTIVE)
     rows = Rows(sources, recipe, SPECIAL)
-    packs = Loader(rows, 1, len(stored), 60, seed=0).step(0)
+    packs = tiny_shards.loader(rows, 1, len(stored), 60).step(0)
     assert len(packs) > 1
     for place, term in enumerate(recipe.terms):
         factors = torch.cat([columns.factors[place] for _, columns in packs])

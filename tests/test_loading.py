@@ -15,7 +15,6 @@ from pipeline.settings.models import EngineSettings
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.scores import SCORES, skipped_table
 from pipeline.storage.shards import Writer, read_shard
-from pipeline.training.loader import Loader
 from pipeline.training.rows import Rows
 from tests import tiny_models, tiny_shards
 
@@ -55,7 +54,7 @@ def test_every_row_comes_once_in_each_epoch_in_an_order_of_its_own(sources):
 
 def test_steps_go_through_the_epochs_without_a_gap(sources):
     rows, batch = Rows(sources), 16
-    loader = Loader(rows, steps=10, batch=batch, tokens=TOKENS, seed=3)
+    loader = tiny_shards.loader(rows, 10, batch, TOKENS, seed=3)
     order = [place for epoch in range(3) for place in rows.order(epoch, 3)]
     kept = tiny_shards.stored(sources)
     for step in range(10):
@@ -71,19 +70,19 @@ def _responses(pack) -> list[tuple[int, ...]]:
 
 
 def test_a_step_depends_on_its_number_and_the_seed_alone(sources):
-    loader, other = (Loader(Rows(sources), 8, 16, TOKENS, seed=3) for _ in range(2))
+    loader, other = (tiny_shards.loader(Rows(sources), 8, 16, TOKENS, seed=3) for _ in range(2))
     in_turn = list(loader)
     assert len(in_turn) == len(loader) == 8
     assert all(same(other.step(number), in_turn[number]) for number in (7, 2, 5, 2))
-    assert not same(Loader(Rows(sources), 8, 16, TOKENS, seed=4).step(2), in_turn[2])
+    assert not same(tiny_shards.loader(Rows(sources), 8, 16, TOKENS, seed=4).step(2), in_turn[2])
 
 
 def test_a_restored_loader_goes_on_where_the_other_was(sources):
-    loader = Loader(Rows(sources), 6, 16, TOKENS, seed=0)
+    loader = tiny_shards.loader(Rows(sources), 6, 16, TOKENS, seed=0)
     steps = iter(loader)
     for _ in range(4):
         next(steps)
-    restored = Loader(Rows(sources), 6, 16, TOKENS, seed=0)
+    restored = tiny_shards.loader(Rows(sources), 6, 16, TOKENS, seed=0)
     restored.load_state_dict(loader.state_dict())
     rest = list(restored)
     assert len(rest) == 2
@@ -93,7 +92,7 @@ def test_a_restored_loader_goes_on_where_the_other_was(sources):
 @pytest.mark.parametrize("tokens", [TOKENS, 10_000])
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
 def test_the_weights_of_a_step_sum_to_one(sources, reduction, tokens):
-    packs = Loader(Rows(sources), 5, 16, tokens, seed=0).step(1)
+    packs = tiny_shards.loader(Rows(sources), 5, 16, tokens).step(1)
     assert (len(packs) > 1) == (tokens == TOKENS)
     weights = torch.cat([columns.weights[reduction] for _, columns in packs])
     assert weights.sum().item() == pytest.approx(1, abs=1e-6)

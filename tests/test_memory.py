@@ -21,6 +21,8 @@ from pipeline.rollouts import write as writing
 from pipeline.rollouts.write import Author, write_rollouts
 from pipeline.scoring.write import Job, write_scores
 from pipeline.settings import params
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import Training
 from pipeline.settings.views import SupportSettings, View
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import Prompt, read_prompts, write_prompts
@@ -112,7 +114,7 @@ def train(folder: Path, times: int) -> None:
     training_rows.WINDOW = 1
     recipe = load_recipe("topk_reverse_kl")
     rows = Rows([Bucket(folder / f"rollouts-{times}", scores={"teacher": folder / f"scores-{times}"})], recipe)
-    for packs in Loader(rows, times, PROMPTS, tokens=16384, seed=0):
+    for packs in Loader(rows, Training(steps=times, batch=PROMPTS, learning_rate=1.0), Machine()):
         assert len(packs[0][1].targets) == 1
 
 

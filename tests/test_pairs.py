@@ -18,7 +18,6 @@ from pipeline.settings.recipe import load_recipe
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import read_shard
-from pipeline.training.loader import Loader
 from pipeline.training.preference_pairs import find_partners
 from pipeline.training.requirements import _check_pairs
 from pipeline.training.rows import Rows
@@ -77,7 +76,7 @@ def test_a_pair_is_never_torn_apart(sources, tokens, devices):
     prompts = defaultdict(set)
     for source, prompt, response in stored(sources):
         prompts[source, response].add(prompt)
-    loader, seen = Loader(rows, 3, 8, tokens, 0, devices), 0
+    loader, seen = tiny_shards.loader(rows, 3, 8, tokens, 0, devices), 0
     for packs in loader:
         assert len(packs) % devices == 0
         for pack, columns in packs:

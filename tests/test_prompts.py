@@ -122,7 +122,7 @@ def test_a_hub_data_set_needs_a_revision() -> None:
 def test_the_demos_sums_bring_answers_hints_and_domains() -> None:
     found, mistakes = read_source(Source(split="opd", sums=3, limit=7), "prompts.sources.0")
     assert not mistakes
-    expected = list(task.sums(3, 7))
+    expected = list(task.draw_sums(3, 7))
     assert [row.messages[0]["content"] for row in found] == [row["question"] for row in expected]
     assert [(row.answer, row.hint, row.domain) for row in found] == [
         (str(row["answer"]), row["hint"], row["domain"]) for row in expected
@@ -131,7 +131,7 @@ def test_the_demos_sums_bring_answers_hints_and_domains() -> None:
 
 
 def test_the_demos_sums_can_show_their_hint_and_be_of_a_domain() -> None:
-    plain = list(task.sums(3, 7))
+    plain = list(task.draw_sums(3, 7))
     source = Source(split="opd", sums=3, limit=7, hinted=True, domain="told")
     found, _ = read_source(source, "prompts.sources.0")
     assert found[0].messages[0]["content"] == f"{plain[0]['question']}\n\nHint: {plain[0]['hint']}"

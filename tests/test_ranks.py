@@ -17,7 +17,6 @@ from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Training
 from pipeline.settings.recipe import load_recipe
 from pipeline.training.fit import fit_student
-from pipeline.training.loader import Loader
 from pipeline.training.processes import run_on_devices
 from pipeline.training.rows import Rows
 from pipeline.training.run import Run
@@ -111,7 +110,7 @@ def test_every_device_gets_as_many_packs_and_no_sequence_is_lost(lengths, device
 
 
 def test_the_weights_of_a_step_sum_to_one_over_all_devices(sources):
-    packs = Loader(Rows(sources), 1, 8, tokens=64, seed=0, devices=4).step(0)
+    packs = tiny_shards.loader(Rows(sources), 1, 8, tokens=64, seed=0, devices=4).step(0)
     assert len(packs) % 4 == 0
     for name in ("token_mean", "sequence_mean"):
         assert np.sum([columns.weights[name].sum() for _, columns in packs]) == pytest.approx(1)

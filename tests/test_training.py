@@ -23,7 +23,7 @@ from pipeline.objectives.objective import Objective
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Training
 from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
-from pipeline.training.checkpoints import save_checkpoint
+from pipeline.training.checkpoints import Origin, save_checkpoint
 from pipeline.training.fit import fit_student
 from pipeline.training.loader import Loader
 from pipeline.training.module import make_schedule
@@ -127,7 +127,7 @@ def from_full_logits(student: Student, rows, recipe: Recipe) -> torch.Tensor:
 def test_a_steps_gradient_is_that_of_full_logits_one_sequence_at_a_time(folders, sources, name, reduction):
     """A student with attention, several packs, several sequences in a row; in fp64 but for the stored columns."""
     student, recipe = opened(folders, "qwen3", torch.float64).eval(), written_out(name, reduction)
-    packs = Loader(Rows(sources), 3, 16, tokens=64, seed=0).step(1)
+    packs = tiny_shards.loader(Rows(sources), 3, 16, tokens=64).step(1)
     assert len(packs) > 1
     assert any((pack.position_ids == 0).sum() > len(pack.position_ids) for pack, _ in packs)
     objective = Objective(recipe)
@@ -148,7 +148,7 @@ def test_three_steps_are_those_of_a_plain_adamw_loop(folders, sources, tmp_path)
     fitted = fit(folders, tmp_path, Rows(sources), how)
     student, objective = opened(folders), Objective(load_recipe("topk_reverse_kl"))
     optimizer = torch.optim.AdamW(student.parameters(), betas=how.betas, weight_decay=how.weight_decay)
-    for step, packs in enumerate(Loader(Rows(sources), 3, how.batch, MACHINE.train_tokens, how.seed)):
+    for step, packs in enumerate(Loader(Rows(sources), how, MACHINE)):
         optimizer.param_groups[0]["lr"] = learning_rates(how)[step]
         losses = [objective.loss(student(p, objective.ask(p.sampled_ids, c)), c)[0] for p, c in packs]
         assert gradient(student, torch.stack(losses).sum()).norm() > how.clip
@@ -218,7 +218,11 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     undisturbed = fit(folders, tmp_path / "other", Rows(sources), how, **more)
     owner, name, last = {
         "in the loader": (Loader, "step", 6),
-        "in the step": (Objective, "loss", 6 * len(Loader(Rows(sources), 8, 16, MACHINE.train_tokens, 0).step(0))),
+        "in the step": (
+            Objective,
+            "loss",
+            6 * len(Loader(Rows(sources), how, MACHINE).step(0)),
+        ),
         "behind the optimiser": (torch.optim.lr_scheduler.LambdaLR, "step", 6),
     }[where]
     original, calls = getattr(owner, name), []
@@ -339,7 +343,7 @@ def test_history_tells_the_loss_and_the_norm_of_each_step(folders, sources, tmp_
     fitted = fit(folders, tmp_path, Rows(sources), how)
     student, objective = opened(folders), Objective(load_recipe("topk_reverse_kl"))
     losses = []
-    for pack, columns in Loader(Rows(sources), 3, how.batch, MACHINE.train_tokens, how.seed).step(0):
+    for pack, columns in Loader(Rows(sources), how, MACHINE).step(0):
         losses.append(objective.loss(student(pack, objective.ask(pack.sampled_ids, columns)), columns)[0])
     loss = torch.stack(losses).sum()
     first = fitted.history[0]
@@ -421,7 +425,7 @@ def test_a_checkpoint_opens_as_the_same_student(folders, sources, tmp_path):
     start = record_model(str(folders["student"]))
     identity = {"stage": "test"}
     fitted = replace(fitted, alarms=[(3, Alarm("mass", "probability leaves them."))])
-    save_checkpoint(tmp_path / "r1", fitted, start, start.eos_ids, identity, {"sft_teacher": {"name": "t"}})
+    save_checkpoint(tmp_path / "r1", fitted, Origin(identity, start, start.eos_ids, {"sft_teacher": {"name": "t"}}))
     again = open_student(read_model(tmp_path / "r1"))
     assert torch.equal(weights(again), weights(fitted.student))
     about = read_checkpoint(tmp_path / "r1")

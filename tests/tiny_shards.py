@@ -7,11 +7,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.engines.engine import Engine, Request, Support, ToScore
-from pipeline.settings.models import Sampling
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import Sampling, Training
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES, score_table
 from pipeline.storage.shards import GROUP_ROWS, Writer, read_shard
+from pipeline.training.loader import Loader
+from pipeline.training.rows import Rows
 
 FIRST, LAST = 1, 36
 """The ids that a prompt may hold; 0 ends a sequence."""
@@ -44,6 +47,12 @@ def write(
         _write(scores, _scores(number, requests, responses, scorer, top_k, shift))
         made.append(Bucket(rollouts, scores={"teacher": scores}))
     return made
+
+
+def loader(rows: Rows, steps: int, batch: int, tokens: int, seed: int = 0, devices: int = 1) -> Loader:
+    """The loader of a run of so many steps of `batch` rows, in packs of at most so many tokens."""
+    how = Training(steps=steps, batch=batch, learning_rate=1.0, seed=seed)
+    return Loader(rows, how, Machine(device="cpu", train_tokens=tokens, devices=devices))
 
 
 def stored(sources: list[Bucket]) -> dict[tuple[int, int], dict[str, Any]]:

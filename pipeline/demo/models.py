@@ -1,9 +1,9 @@
-"""The demo's tokenizers and models, made on the spot, without downloads."""
+"""The demo's tokenizers and tiny transformers, made from seeds, without downloads."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from pipeline.demo.task import solution, sums
+from pipeline.demo.task import draw_sums, write_solution
 from pipeline.settings.models import TinyModel
 
 CONTEXT = 256
@@ -34,14 +34,16 @@ _CHAT = (
 
 
 def make_tokenizer(kind: Literal["characters", "bpe"]) -> Any:
-    """The tokenizer of a `models.demo.tokenizer` setting."""
+    """Make the tokenizer that `models.demo.tokenizer` names."""
     if kind == "characters":
-        return character_tokenizer()
-    return bpe_tokenizer((f"{row['question']} {solution(row['question'])}" for row in sums(0, 2000)), BPE_TOKENS)
+        return make_character_tokenizer()
+    return make_bpe_tokenizer(
+        (f"{row['question']} {write_solution(row['question'])}" for row in draw_sums(0, 2000)), BPE_TOKENS
+    )
 
 
-def character_tokenizer() -> Any:
-    """One token for each printable ASCII character and the line break; any other character is `<|unknown|>`."""
+def make_character_tokenizer() -> Any:
+    """Make a tokenizer with a token for each printable ASCII character and the line break; others are `<|unknown|>`."""
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as kinds
 
@@ -54,8 +56,8 @@ def character_tokenizer() -> Any:
     return _with_chat(inner)
 
 
-def bpe_tokenizer(texts: Iterable[str], size: int) -> Any:
-    """Byte-level BPE as in GPT-2: any text can be written.
+def make_bpe_tokenizer(texts: Iterable[str], size: int) -> Any:
+    """Make a byte-level BPE tokenizer as GPT-2's is: any text can be written.
 
     Args:
         texts: what the pairs are counted in.
@@ -92,7 +94,7 @@ def _with_chat(inner: Any) -> Any:
 
 
 def make_model(size: TinyModel, architecture: Literal["qwen3", "llama"], tokenizer: Any, seed: int) -> Any:
-    """A causal language model with random fp32 weights; its vocabulary and its marks are the tokenizer's.
+    """Make a causal language model with random fp32 weights; its vocabulary and its marks are the tokenizer's.
 
     Args:
         size: layers, hidden size and attention heads; the feed-forward layer is three times the hidden size.

@@ -1,6 +1,6 @@
-"""The demo's task and models: sums of three numbers with written-out working, and tiny transformers.
+"""The demo's task: sums of three numbers, their hints, and solutions with the working written out.
 
-All are made on the spot, from seeds: nothing is downloaded, and nothing pre-trained comes along.
+Everything is drawn from seeds, so nothing is downloaded, and the right answer to every prompt is known.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ SMALLEST, LARGEST = 10, 99
 """Every number has two digits, so every prompt is as long as the others."""
 
 
-def sums(seed: int, count: int, hinted: bool = False) -> Iterator[dict[str, str]]:
+def draw_sums(seed: int, count: int, hinted: bool = False) -> Iterator[dict[str, str]]:
     """Draw `count` different sums.
 
     Two seeds may have sums in common; the `prompts` stage keeps those of the evaluation out of training.
@@ -47,11 +47,11 @@ def sums(seed: int, count: int, hinted: bool = False) -> Iterator[dict[str, str]
     drawn = np.random.default_rng(seed).permutation(numbers**3)[:count]
     places = np.stack(np.unravel_index(drawn, (numbers,) * 3), axis=1) + SMALLEST
     rows = ({**_row(*map(int, place)), "domain": "sums"} for place in places)
-    return ({**row, "question": shown(row)} for row in rows) if hinted else rows
+    return ({**row, "question": show_hint(row)} for row in rows) if hinted else rows
 
 
-def shown(row: dict[str, str]) -> str:
-    """The question with its hint, as a view with `context: hint` shows it."""
+def show_hint(row: dict[str, str]) -> str:
+    """Write the question with its hint, as a view with `context: hint` shows it."""
     return Hint().template.format(prompt=row["question"], hint=row["hint"])
 
 
@@ -60,39 +60,41 @@ def _row(first: int, second: int, third: int) -> dict[str, str]:
     return {"question": question, "answer": str(first + second + third), "hint": f"{first}+{second}={first + second}"}
 
 
-def solution(question: str, written: Callable[[int], int] = int) -> str:
-    r"""The worked solution: `17+48+25=?` gives `17+48=65\n65+25=90\n#### 90`.
+def write_solution(question: str, write_number: Callable[[int], int] = int) -> str:
+    r"""Write the worked solution: `17+48+25=?` gives `17+48=65\n65+25=90\n#### 90`.
 
     Args:
         question: the sum.
-        written: what is written down for a computed number; the working goes on from that.
+        write_number: gives what is written down for a computed number; the working goes on from that.
     """
     first, second, third = (int(number) for number in question.removesuffix("=?").split("+"))
-    half = written(first + second)
-    whole = written(half + third)
+    half = write_number(first + second)
+    whole = write_number(half + third)
     return f"{first}+{second}={half}\n{half}+{third}={whole}\n{MARKER} {whole}"
 
 
-def slipping(share: float, seed: int) -> Callable[[int], int]:
-    """Writes numbers down with this share of their digits replaced by another digit, drawn evenly."""
+def make_slips(share: float, seed: int) -> Callable[[int], int]:
+    """Make a function that replaces this share of a number's digits, each by another digit drawn evenly."""
     draw = np.random.default_rng(seed)
 
-    def written(number: int) -> int:
+    def slip(number: int) -> int:
         digits = np.array([int(digit) for digit in str(number)])
         offsets = draw.integers(1, 10, len(digits)) * (draw.random(len(digits)) < share)
         return int("".join(map(str, (digits + offsets) % 10)))
 
-    return written
+    return slip
 
 
 def write_examples(path: Path, tokenizer: Any, settings: Demo) -> None:
     """Write worked sums as a shard that training can read; nobody sampled them, so they have no log-probabilities."""
-    rows = list(sums(settings.seed, settings.examples))
-    written = slipping(settings.slips, settings.seed)
+    rows = list(draw_sums(settings.seed, settings.examples))
+    write_number = make_slips(settings.slips, settings.seed)
     has_hint = np.random.default_rng([settings.seed, 1]).random(len(rows)) < settings.hinted
-    asked = [shown(row) if has else row["question"] for row, has in zip(rows, has_hint, strict=True)]
+    asked = [show_hint(row) if has else row["question"] for row, has in zip(rows, has_hint, strict=True)]
     prompts = [render_prompt(tokenizer, [{"role": "user", "content": question}]) for question in asked]
-    responses = [[*tokenizer.encode(solution(row["question"], written)), tokenizer.eos_token_id] for row in rows]
+    responses = [
+        [*tokenizer.encode(write_solution(row["question"], write_number)), tokenizer.eos_token_id] for row in rows
+    ]
     columns = {
         "rollout_id": [hashing.digest(row["question"]) for row in rows],
         "prompt_ids": prompts,

@@ -89,7 +89,7 @@ def _found(source: Source, setting: str) -> Iterator[tuple[str, Any]]:
         from pipeline.demo import task
 
         assert source.limit is not None
-        drawn = enumerate(task.sums(source.sums, source.limit, source.hinted), 1)
+        drawn = enumerate(task.draw_sums(source.sums, source.limit, source.hinted), 1)
         domain = {"domain": source.domain} if "domain" in source.model_fields_set else {}
         return ((f"{_name(source)}, number {number}", row | domain) for number, row in drawn)
     if source.dataset is not None:

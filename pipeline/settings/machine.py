@@ -1,4 +1,4 @@
-"""What machine.yaml may say: where and how fast, never what."""
+"""The settings of machine.yaml: where and how fast stages run, never what they compute."""
 
 from pathlib import Path
 from typing import Literal
@@ -25,13 +25,13 @@ class VllmMachine(Settings):
 
 
 class Machine(Settings):
-    """.potstill/machine.yaml: where and how fast, never what. Every key has a default."""
+    """Settings of .potstill/machine.yaml; every key has a default."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Positive = 1
     """GPUs, or processes on a CPU, that train together."""
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    """Of more than one device. `ddp`: each holds the whole student. `fsdp`: each holds a share (FSDP2)."""
+    """How several devices share the student. `ddp`: each holds all of it. `fsdp`: each holds a share (FSDP2)."""
     generate_rows: Positive = 512
     """`hf`: responses written at once."""
     score_tokens: Positive = 16384
@@ -45,6 +45,6 @@ def load_machine(path: Path) -> Machine:
     """Read and check machine.yaml; where there is none, every default holds.
 
     Raises:
-        SettingsError: as `load`.
+        SettingsError: the file is no YAML, or some settings are wrong; all mistakes are named at once.
     """
     return parse(Machine, path, read_yaml(path) or {}) if path.exists() else Machine()

@@ -1,4 +1,4 @@
-"""What settings say of models: which, how they are run, drawn from and trained, and how the demo makes its own."""
+"""Settings of models: which they are, how they are run, sampled and trained, and how the demo makes its own."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -48,7 +48,7 @@ class Sampling(Settings):
 
 
 class Training(Settings):
-    """What SFT and distillation share."""
+    """How a student is trained, by SFT and by distillation alike."""
 
     steps: NonNegative
     """Optimiser steps."""

@@ -1,7 +1,7 @@
-"""The settings: one strict, frozen class for each section of params.yaml.
+"""The settings of params.yaml: one strict, frozen class for each section.
 
-Only what can change a number stands in params.yaml; DVC tracks it and a shard's identity names what it
-used. Where and how fast is machine.yaml's, which nothing tracks. Values live in YAML, types and ranges here.
+Only what can change a number stands in params.yaml; DVC tracks it, and a shard's identity names what it used. Where
+and how fast a stage runs stands in machine.yaml, which nothing tracks. Values live in YAML, types and ranges here.
 """
 
 from pathlib import Path
@@ -131,7 +131,7 @@ class Score(EngineSettings):
 
 
 def _trainable(objective: Any) -> Any:
-    """Refuse what is no recipe, and a recipe that learns from nothing that this stage has."""
+    """Refuse what is no recipe, and a recipe that reads responses which this stage does not have."""
     if not isinstance(objective, str | dict):
         raise ValueError(f"expected a recipe's name, or a recipe written out, found {objective!r}")
     try:
@@ -156,11 +156,11 @@ class Train(Training):
     validate_every: NonNegative = 0
     """Steps between two measurements of the KL on the held-out bucket; 0: only before and after."""
     allow_sft_teacher: str | None = None
-    """As score.allow_sft_teacher."""
+    """Accept a student that was fine-tuned on this other teacher's data, as `score.allow_sft_teacher` does."""
 
     @property
     def recipe(self) -> Recipe:
-        """The objective, read."""
+        """The recipe that `objective` names or writes out."""
         return load_recipe(self.objective)
 
 
@@ -170,7 +170,7 @@ class Evaluate(EngineSettings):
     samples: Positive = 4
     """k of avg@k and pass@k."""
     sampling: Sampling
-    """Of the k samples; the greedy response has temperature 0."""
+    """How the k samples are drawn; the greedy response has temperature 0."""
     seed: int = 0
 
 
@@ -245,7 +245,7 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _an_adapter_is_the_teachers(self) -> Self:
-        """Models are known by their own weights: an adapter on any but the teacher would be seen by no check."""
+        """Refuse an adapter on any model but the teacher: models are known by their own weights, so no check sees it."""
         for name, section in (("refresh", self.refresh), ("evaluate", self.evaluate)):
             if section.adapter is not None:
                 raise ValueError(

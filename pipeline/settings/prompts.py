@@ -1,4 +1,4 @@
-"""What settings say of prompts: where they come from, what they are for, how they are spread over shards."""
+"""Settings of prompts: where they come from, what they are for, and how they are spread over shards."""
 
 from typing import Annotated, Literal, Self
 

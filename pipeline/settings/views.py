@@ -40,7 +40,7 @@ def _showing(*names: str) -> AfterValidator:
     """Refuse a template that does not show exactly these, each as `{name}`."""
 
     def check(template: str) -> str:
-        """The template as it is."""
+        """Give the template back, or say what is wrong with it."""
         expected = " and ".join(f"{{{name}}}" for name in names)
         try:
             shown = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
@@ -76,7 +76,7 @@ class Prefix(Settings):
     kind: Literal["prefix"] = "prefix"
     of: Literal["hint", "answer"] = "hint"
     share: Share
-    """Of its characters, rounded up."""
+    """How much of it is shown, as a share of its characters, rounded up."""
     template: Annotated[str, _showing("prompt", "prefix")] = "{prompt}\n\nThe solution begins: {prefix}"
 
 

@@ -18,12 +18,12 @@ class SavedState(Callback):
     every: int
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Save, where it is time."""
+        """Save the state at every so many steps."""
         if len(pl_module.history) % self.every == 0:
             self._save(trainer, len(pl_module.history))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Save where the process was asked to end."""
+        """Save the state where the process was asked to end."""
         # Lightning raises this one at the end of a step. Ctrl-C comes anywhere in it, when the weights or the loader
         # may be a step ahead of the history: the last saved state is then the one to go on from.
         if isinstance(exception, SIGTERMException):
@@ -41,14 +41,14 @@ class SavedState(Callback):
 
 
 class StepBar(TQDMProgressBar):
-    """Steps, rate, time left, and the loss."""
+    """A progress bar with steps, steps per second, time left, and the loss."""
 
     def on_train_epoch_start(self, trainer: Any, *arguments: Any) -> None:
-        """Name the bar."""
+        """Write `train` before the bar."""
         super().on_train_epoch_start(trainer, *arguments)
         self.train_progress_bar.set_description("train")
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:  # noqa: ARG002
-        """What stands behind the bar."""
+        """Give the loss and the KL of the last step, to stand behind the bar."""
         last = pl_module.history[-1] if pl_module.history else {}
         return {name: f"{last[name]:.4f}" for name in ("loss", "kl") if name in last}

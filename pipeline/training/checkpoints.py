@@ -1,10 +1,10 @@
-"""Checkpoints by fingerprint: training once for one identity, resumed where it was stopped, found ever after."""
+"""Checkpoints by what they are made from: trained once, resumed where training was stopped, and found ever after."""
 
 import csv
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,15 @@ from pipeline.training.targets import target_columns
 def identify_checkpoint(
     stage: str, version: int, start: Model, recipe: Recipe, settings: Training, **more: Any
 ) -> dict[str, Any]:
-    """Everything that decides a checkpoint's weights.
+    """Everything that decides a checkpoint's weights, as JSON values.
 
     Args:
-        stage: that trains it.
-        version: of the stage.
+        stage: the stage that trains it.
+        version: the stage's VERSION.
         start: the model that training starts from.
-        recipe: the objective; of it the terms alone enter, not its prose.
-        settings: of training; `save_every` changes no number.
-        more: the data, by content; the teacher of the SFT data.
+        recipe: the objective; only its terms enter, not its prose.
+        settings: how it is trained; those that change no weight do not enter.
+        more: the data, by content, and what else the stage says of them.
     """
     shared = [training.VERSION, rows.VERSION, objectives.VERSION, head.VERSION]
     shared += [derived.VERSION] if recipe.derived else []
@@ -53,64 +53,61 @@ def identify_checkpoint(
     }
 
 
-def obtain_checkpoint(
-    store: Store,
-    out: Path,
-    identity: Mapping[str, Any],
-    start: Model,
-    plan: Callable[[Path], Run],
-    about: Mapping[str, Any],
-    eos_ids: Sequence[int],
-) -> Obtained:
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint comes from, for `potstill.json` and for who loads it.
+
+    Attributes:
+        identity: what decides its weights, as `identify_checkpoint` gives it.
+        start: the model that training starts from, whose tokenizer goes along.
+        eos_ids: what ends its responses: also what ended those that it learned from, or it would not stop there.
+        about: what is known of it besides.
+    """
+
+    identity: Mapping[str, Any]
+    start: Model
+    eos_ids: Sequence[int]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+def obtain_checkpoint(store: Store, out: Path, origin: Origin, plan: Callable[[Path], Run]) -> Obtained:
     """Train a checkpoint, or find it, and link it to its folder.
 
     Args:
         store: of finished files.
         out: the checkpoint's folder.
-        identity: as `identity` gives it.
-        start: the model that training starts from.
+        origin: what it is trained from.
         plan: gives the run, for the folder of its training state; called only if something is to be trained.
-        about: what `potstill.json` says besides.
-        eos_ids: what ends the checkpoint's responses.
     """
-    state = store.root.parent / "training" / hashing.fingerprint(dict(identity))
+    identity = dict(origin.identity)
+    state = store.root.parent / "training" / hashing.fingerprint(identity)
 
     def make(path: Path) -> None:
-        fitted = fit_student(open_student(start), plan(state))
+        fitted = fit_student(open_student(origin.start), plan(state))
         made_with = library_versions("torch", "transformers", "lightning")
-        save_checkpoint(path, fitted, start, eos_ids, identity, {"made_with": made_with, **about})
+        save_checkpoint(path, fitted, replace(origin, about={"made_with": made_with, **origin.about}))
 
-    obtained = store.obtain(dict(identity), make, suffix="", target=out)
+    obtained = store.obtain(identity, make, suffix="", target=out)
     shutil.rmtree(state, ignore_errors=True)
     return obtained
 
 
-def save_checkpoint(
-    folder: Path,
-    fitted: Fitted,
-    tokenizer_of: Model,
-    eos_ids: Sequence[int],
-    identity: Mapping[str, Any],
-    about: Mapping[str, Any],
-) -> None:
+def save_checkpoint(folder: Path, fitted: Fitted, origin: Origin) -> None:
     """Write a checkpoint that any tool can load: a Hugging Face folder, `potstill.json` and the run's history.
 
     Args:
         folder: must not exist.
         fitted: the finished run.
-        tokenizer_of: the model whose tokenizer goes along.
-        eos_ids: what ends its responses: also what ended those that it learned from, or it would not stop there.
-        identity: what the checkpoint was made from.
-        about: what else `potstill.json` shall say.
+        origin: what it was trained from.
     """
     folder.mkdir(parents=True)
-    fitted.student.transformer.generation_config.eos_token_id = sorted(eos_ids)
+    fitted.student.transformer.generation_config.eos_token_id = sorted(origin.eos_ids)
     fitted.student.transformer.save_pretrained(folder)
-    tokenizer_of.load_tokenizer().save_pretrained(folder)
+    origin.start.load_tokenizer().save_pretrained(folder)
     last = fitted.validation[-1]["validation_kl"] if fitted.validation else None
     alarms = [{"step": step, **asdict(alarm)} for step, alarm in fitted.alarms]
-    told = {"identity": identity, **about, "validation_kl": last, "alarms": alarms}
-    (folder / CHECKPOINT).write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
+    record = {"identity": origin.identity, **origin.about, "validation_kl": last, "alarms": alarms}
+    (folder / CHECKPOINT).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     for name, measured in (("history", fitted.history), ("validation", fitted.validation)):
         if measured:
             _write_csv(folder / f"{name}.csv", measured)
@@ -124,7 +121,7 @@ def _write_csv(path: Path, measured: list[dict[str, float]]) -> None:
 
 
 def hash_shard(shard: Bucket, recipe: Recipe | None = None) -> dict[str, Any]:
-    """What training reads of a shard, by content: an edit to any other column trains nothing anew."""
+    """Hash the columns of a shard that training reads: an edit to any other column trains nothing anew."""
     rollouts = hashing.hash_columns(shard.rollouts, ROLLOUTS, rollout_columns(recipe))
     views = {
         view: hashing.hash_columns(path, SCORES, target_columns(recipe, view)) for view, path in shard.scores.items()

@@ -1,4 +1,4 @@
-"""Training from shards with Lightning: one module for SFT and distillation, which differ in their recipe alone.
+"""Training from shards with Lightning, the same for SFT and distillation, which differ in their recipe alone.
 
 Parameters and optimiser state are fp32. An item of the loader is an optimiser step, optimisation is manual, and the
 weights of a step's tokens sum to 1, so the loss does not depend on how a step is cut into packs. A run's state is
@@ -30,7 +30,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it announces
 
 
 def fit_student(student: Student, run: Run) -> Fitted:
-    """Train a student; where an earlier run of the same identity was stopped, go on from its last state.
+    """Train a student; where an earlier run of the same identity was stopped, go on from its last saved state.
 
     Raises:
         ModelError: a trainable parameter is rounded to 16 bits.
@@ -61,7 +61,11 @@ def fit_student(student: Student, run: Run) -> Fitted:
 
 
 def fit_share(student: Student, run: Run) -> tuple[dict[str, Any], list[dict[str, float]], list[dict[str, float]]]:
-    """One device's part in training: the student's weights, on the CPU, the history and the validation."""
+    """Do one device's part of a run.
+
+    Returns:
+        The student's weights on the CPU (empty where there is but one device), the history and the validation.
+    """
     machine, settings = run.machine, run.settings
     is_sharded = machine.devices > 1 and machine.strategy == "fsdp"
     module = (ShardedDistillation if is_sharded else Distillation)(student, run)
@@ -77,7 +81,7 @@ def fit_share(student: Student, run: Run) -> tuple[dict[str, Any], list[dict[str
         enable_model_summary=False,
         callbacks=[SavedState(run.state, settings.save_every), StepBar(refresh_rate=10)],
     )
-    loader = Loader(run.rows, settings.steps, settings.batch, machine.train_tokens, settings.seed, machine.devices)
+    loader = Loader(run.rows, settings, machine)
     saved = sorted(run.state.glob("step-*.ckpt"))
     with warnings.catch_warnings():
         # Lightning advises on data loaders, which these are not, and uses what torch has deprecated.

@@ -1,4 +1,4 @@
-"""Optimiser steps by their number: which rows, in which packs."""
+"""The loader: optimiser steps by their number, so that a stopped run goes on with the packs that it would have had."""
 
 import functools
 from collections.abc import Iterator
@@ -7,38 +7,48 @@ from typing import Any
 from pipeline.models.packing import Pack
 from pipeline.objectives.inputs import Inputs
 from pipeline.objectives.objective import Objective
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import Training
 from pipeline.training.rows import Rows
 
 
 class Loader:
-    """The steps of a run, from any of them on; an iterable that Lightning can save and restore exactly."""
+    """The steps of a run, from any of them on; an iterable that Lightning can save and restore exactly.
 
-    def __init__(self, rows: Rows, steps: int, batch: int, tokens: int, seed: int, devices: int = 1):
-        self.rows, self.steps, self.batch, self.tokens, self.seed = rows, steps, batch, tokens, seed
-        self._objective = None if rows.recipe is None else Objective(rows.recipe)
-        self.devices = devices
+    Args:
+        rows: what to train on.
+        settings: how many steps of how many rows, and the seed of their order.
+        machine: how many tokens a pack has, and how many devices share a step.
+    """
+
+    def __init__(self, rows: Rows, settings: Training, machine: Machine):
+        self.rows, self.settings, self.machine = rows, settings, machine
         self.next_step = 0
-        self._order = functools.lru_cache(maxsize=2)(lambda epoch: rows.order(epoch, seed))
+        self._objective = None if rows.recipe is None else Objective(rows.recipe)
+        self._order = functools.lru_cache(maxsize=2)(lambda epoch: rows.order(epoch, settings.seed))
 
     def __len__(self) -> int:
-        return self.steps
+        return self.settings.steps
 
     def __iter__(self) -> Iterator[list[tuple[Pack, Inputs]]]:
-        while self.next_step < self.steps:
+        while self.next_step < self.settings.steps:
             self.next_step += 1
             yield self.step(self.next_step - 1)
 
     def step(self, number: int) -> list[tuple[Pack, Inputs]]:
         """The packs of optimiser step `number` (from 0); epochs follow each other without a gap."""
-        places = range(number * self.batch, (number + 1) * self.batch)
-        taken = [self._order(place // self.rows.count)[place % self.rows.count] for place in places]
-        packs = self.rows.batch(taken, self.tokens, self.devices)
+        batch = self.settings.batch
+        taken = [
+            self._order(row // self.rows.count)[row % self.rows.count]
+            for row in range(number * batch, (number + 1) * batch)
+        ]
+        packs = self.rows.batch(taken, self.machine.train_tokens, self.machine.devices)
         return packs if self._objective is None else self._objective.weigh(packs, number)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the loader is."""
+        """How far the loader is, for the saved state of a run."""
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on with the step that a saved state names."""
         self.next_step = state["next_step"]

@@ -36,7 +36,7 @@ class Distillation(lightning.LightningModule):
         self.alarmed: set[str] = set()
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with the schedule of the settings."""
+        """Make AdamW and its schedule from the settings."""
         settings = self.run.settings
         optimizer = torch.optim.AdamW(
             self.student.parameters(),
@@ -48,7 +48,7 @@ class Distillation(lightning.LightningModule):
         return [optimizer], [make_schedule(optimizer, settings)]
 
     def training_step(self, packs: list[tuple[Pack, Inputs]], _: int) -> None:
-        """One optimiser step over all its packs."""
+        """Take one optimiser step over all packs of an item of the loader, and note it in the history."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
         step_loss, totals = torch.zeros((), device=self.device), dict[str, Tensor]()
@@ -73,7 +73,7 @@ class Distillation(lightning.LightningModule):
         self._warn()
 
     def _warn(self) -> None:
-        """Say once of each sign of a collapse that the history shows."""
+        """Log each sign of a collapse when the history shows it for the first time."""
         start, now = self.history[: diagnostics.SPAN], self.history[-diagnostics.SPAN :]
         for alarm in diagnostics.alarms(self.run.recipe, start, now):
             if alarm.name not in self.alarmed:
@@ -86,41 +86,41 @@ class Distillation(lightning.LightningModule):
         return [(pack.to(device), columns.to(device)) for pack, columns in share]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Validate at the steps that the settings name."""
+        """Measure the validation KL at the steps between that the settings name."""
         step, every = len(self.history), self.run.validate_every
         if every and step % every == 0 and step < self.run.settings.steps:
             self.validate_now(step)
 
     def on_train_start(self) -> None:
-        """Validate the student as it comes."""
+        """Measure the validation KL before the first step."""
         if not self.history:
             self.validate_now(0)
 
     def on_train_end(self) -> None:
-        """Validate the student as it goes."""
+        """Measure the validation KL after the last step."""
         if len(self.history) == self.run.settings.steps:
             self.validate_now(len(self.history))
 
     def validate_now(self, step: int) -> None:
-        """Reverse KL to the teacher on the held-out rows, whatever the recipe trains on."""
+        """Measure the reverse KL to the teacher on the held-out rows, whatever the recipe trains on."""
         if self.run.held_out is not None:
             mean, mass = measure_kl(self.student, self.run.held_out, self.run.machine)
             self.validation.append({"step": step, "validation_kl": mean, "validation_mass": mass})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What was measured so far belongs to the state."""
+        """Save what was measured so far along with the training state."""
         checkpoint["history"], checkpoint["validation"] = self.history, self.validation
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Take up what was measured before the state was saved."""
         self.history, self.validation = list(checkpoint["history"]), list(checkpoint["validation"])
 
 
 class ShardedDistillation(Distillation):
-    """The same with the student's parameters spread over the devices."""
+    """A distillation whose student's parameters are spread over the devices (FSDP2)."""
 
     def configure_model(self) -> None:
-        """Shard the student: every layer is gathered when its turn comes, the rest, with the head, as a whole."""
+        """Shard the student: each layer is gathered when its turn comes; the rest, with the head, as a whole."""
         rounded = torch.bfloat16 if self.run.settings.precision == "bf16-mixed" else None
         how = MixedPrecisionPolicy(param_dtype=rounded, reduce_dtype=torch.float32)
         assert self.device_mesh is not None
@@ -129,11 +129,10 @@ class ShardedDistillation(Distillation):
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: Training) -> LRScheduler:
-    """Set an optimiser's learning rate anew at each step: a linear rise, a stable part, and a fall, any of them empty.
+    """Make the schedule of the learning rate: a linear rise, a stable part, and a fall, each of them possibly empty.
 
-    The first step of a warm-up of W steps has `minimum_rate` and step W (from 0) the whole rate. All schedules are the
-    library's warm-up-stable-decay, of which it can say what the last rate is; its `linear` and `cosine` give the rates
-    of its schedules of these names.
+    Step 0 of a warm-up of W steps has `minimum_rate`, and step W the whole learning rate. Of the library's schedules
+    warm-up-stable-decay alone knows a minimum rate both for a linear and for a cosine fall, so all of ours are its.
     """
     return get_scheduler(
         "warmup_stable_decay",

@@ -1,4 +1,4 @@
-"""Several processes of this machine that train one student together."""
+"""Starting the processes that train one student together, one for each device of this machine."""
 
 import copy
 import os
@@ -14,11 +14,11 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 STOPPED = 128 + signal.SIGTERM
-"""How a process ends that was asked to."""
+"""Exit code of a process that ended because a SIGTERM asked it to."""
 
 
 def run_on_devices(function: Callable[..., Any], count: int, *arguments: Any) -> Any:
-    """Call a module's function in `count` fresh processes, of which each finds its place in the environment.
+    """Call a function in `count` fresh processes, and tell each its rank by environment variables.
 
     Variables and names are those of torchrun, so Lightning joins the processes and starts none by itself. A SIGTERM is
     passed on to them; when one fails, the others are ended.

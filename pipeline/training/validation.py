@@ -23,7 +23,11 @@ _EVERY_ID = Recipe.model_validate(
 
 @torch.no_grad()
 def measure_kl(student: Student, rows: Rows, machine: Machine) -> tuple[float, float]:
-    """Mean reverse KL to the `teacher` view over all tokens of some rows (nats), and the student's mass on its ids."""
+    """Measure the mean reverse KL to the `teacher` view over all tokens of some rows, without training on them.
+
+    Returns:
+        Nats per token, and the student's mean probability on the ids that the view keeps.
+    """
     ask, was_training = Objective(_EVERY_ID).ask, student.training
     device = next(student.parameters()).device
     student.eval()

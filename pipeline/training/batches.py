@@ -1,0 +1,61 @@
+"""Packs and their inputs from the rows of one optimiser step."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pipeline.models.packing import Pack, build_pack, plan_packs, share_packs
+from pipeline.objectives.inputs import Inputs, Target
+from pipeline.training.row_groups import Place, RowGroup, RowGroups
+from pipeline.training.targets import build_target, unscored_view
+
+
+def build_batch(
+    groups: RowGroups, places: Sequence[Place], unit: int, tokens: int, devices: int
+) -> list[tuple[Pack, Inputs]]:
+    """The packs of one optimiser step, as many for each device; the weights of a step sum to 1 over all of them.
+
+    Args:
+        groups: which the rows are read from.
+        places: the rows.
+        unit: so many rows, one behind the other, share a pack.
+        tokens: of prompts and responses in one pack, at most; a longer unit has a pack of its own.
+        devices: that share the packs.
+    """
+    of_rows = [(groups[group], row) for group, row in places]
+    prompts = [group.prompts[row].astype(np.int64) for group, row in of_rows]
+    responses = [group.responses[row].astype(np.int64) for group, row in of_rows]
+    lengths = np.array([len(response) for response in responses])
+    sizes = np.array([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
+    plans = plan_packs(sizes.reshape(-1, unit).sum(axis=1), tokens)
+    packs = []
+    for plan in share_packs(plans, devices):
+        in_units = [[number * unit + n for number in row for n in range(unit)] for row in plan]
+        pack = build_pack(in_units, prompts, responses)
+        taken = lengths[pack.sequences]
+        weights = {
+            "token_mean": np.full(taken.sum(), 1 / int(lengths.sum())),
+            "sequence_mean": np.repeat(1 / (taken * len(places)), taken),
+        }
+        inputs = Inputs(
+            {name: _build_target(name, [of_rows[index] for index in pack.sequences]) for name in groups.views},
+            {name: torch.from_numpy(values.astype(np.float32)) for name, values in weights.items()},
+            facts=_join_facts(groups, [places[index] for index in pack.sequences]),
+            lengths=torch.from_numpy(taken),
+            sampled_ids=pack.sampled_ids,
+        )
+        packs.append((pack, inputs))
+    return packs
+
+
+def _join_facts(groups: RowGroups, places: Sequence[Place]) -> dict[str, torch.Tensor]:
+    """What the recipe reads of the tokens of a pack besides views, [its tokens] by name."""
+    of_rows = [groups.read_facts(place) for place in places]
+    return {name: torch.from_numpy(np.concatenate([each[name] for each in of_rows])) for name in of_rows[0]}
+
+
+def _build_target(view: str, rows: Sequence[tuple[RowGroup, int]]) -> Target:
+    """A view's scores of some rows; rows of another source, which the view was never asked about, have none."""
+    parts = [(group.views.get(view) or unscored_view(group.responses), group.tokens(row)) for group, row in rows]
+    return build_target(parts)

@@ -13,10 +13,7 @@ from pipeline.errors import PotstillError
 from pipeline.storage.manifest import MANIFEST, read_manifest, verify_folder
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from pipeline.report.sql import Database
-    from pipeline.report.transcript import Token, Transcript
 
 app = typer.Typer(
     add_completion=False,
@@ -56,13 +53,18 @@ def sql(
             return
         text = sys.stdin.read() if statement is None else statement
         if as_csv:
-            database.to_csv(text, sys.stdout)
+            database.write_csv(text, sys.stdout)
         else:
-            print("\n".join(database.shown(text)))
+            print("\n".join(database.draw_boxes(text)))
 
 
 def _converse(database: "Database") -> None:
-    """Read statements up to their semicolon, until the input ends."""
+    """Read statements up to their semicolon and show their results, until the input ends.
+
+    DuckDB's own shell would be better company, and would not keep the shards safe: its Python package has none, the
+    one in `duckdb-cli` is of another version (1.5 beside a library 2.0), and what lets a shell read a folder
+    (`allowed_directories`) lets it write there, by COPY and by `.once`, over a shard. `Database` refuses that.
+    """
     import readline  # noqa: F401 - gives `input` its history and line editing
 
     from pipeline.report.sql import VIEWS
@@ -79,7 +81,7 @@ def _converse(database: "Database") -> None:
             pending = ""
         elif pending.rstrip().endswith(";"):
             try:
-                print("\n".join(database.shown(pending)))
+                print("\n".join(database.draw_boxes(pending)))
             except PotstillError as error:
                 print(error, file=sys.stderr)
             pending = ""
@@ -91,69 +93,14 @@ def show(
     data: DataFolder = DATA,
 ) -> None:
     """Print a rollout; each token is coloured by how teacher and student disagree on it."""
-    from rich.console import Console
-
     from pipeline.report.sql import Database
+    from pipeline.report.terminal import print_transcript
     from pipeline.report.transcript import find_rollout, make_decoder, read_transcript
 
     with Database(data) as database:
         found, round_ = find_rollout(database, rollout_id)
         decode = make_decoder(data / "models" / "student.json")
-        _print(Console(highlight=False), read_transcript(database, found, round_, decode))
-
-
-_STUDENT_SURER = ("", "on #fde0d2", "on #fcbba1", "on #fc9272", "on #fb6a4a", "on #de2d26")
-
-_TEACHER_SURER = ("", "on #deebf7", "on #c6dbef", "on #9ecae1", "on #6baed6", "on #3182bd")
-
-
-def _style(token: "Token") -> str:
-    background = (_STUDENT_SURER if token.level > 0 else _TEACHER_SURER)[abs(token.level)]
-    return f"black {background}" if background else ""
-
-
-def _print(console: "Console", rollout: "Transcript") -> None:
-    from rich.text import Text
-
-    from pipeline.report.transcript import LEVELS, make_visible
-
-    grade = {True: "right", False: "wrong", None: "not graded"}[rollout.correct]
-    console.print(Text(f"rollout {rollout.rollout_id}, {rollout.length} tokens, ends by {rollout.finish_reason}"))
-    console.print(Text(f"written in {rollout.written_in}, shown from {rollout.round}; {grade}"), style="dim")
-    console.print(Text("\nprompt", style="bold"))
-    console.print(Text(make_visible(rollout.prompt)))
-    console.print(Text("\nresponse", style="bold"))
-    console.print(Text.assemble(*[(make_visible(token.text), _style(token)) for token in rollout.tokens]))
-    if rollout.answer is not None:
-        console.print(Text("\nanswer", style="bold"))
-        console.print(Text(make_visible(rollout.answer)))
-    if not rollout.scored:
-        console.print(Text(f"\nThe teacher has not scored it{f': {rollout.skipped}' if rollout.skipped else ''}."))
-        return
-    console.print(Text.assemble("\n", (" red ", _STUDENT_SURER[3]), " the teacher finds the token less likely, "))
-    console.print(Text.assemble((" blue ", _TEACHER_SURER[3]), f" likelier; by {LEVELS[0]} to {LEVELS[-1]} nats.\n"))
-    console.print(_disagreements(rollout))
-
-
-def _disagreements(rollout: "Transcript", count: int = 8):
-    """The tokens that teacher and student disagree on most: also where no colour is to be had."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from pipeline.report.transcript import make_visible
-
-    table = Table("position", "token", "student, nats", "teacher, nats", "the teacher's likeliest", box=None)
-    order = sorted(enumerate(rollout.tokens), key=lambda pair: (-abs(pair[1].disagreement), pair[0]))
-    for position, token in order[:count]:
-        likeliest = ", ".join(f"{make_visible(text)!r} {probability:.3f}" for text, probability in token.alternatives)
-        table.add_row(
-            str(position),
-            Text(repr(make_visible(token.text)), _style(token)),
-            f"{token.student:.3f}",
-            f"{token.teacher:.3f}",
-            Text(likeliest),
-        )
-    return table
+        print_transcript(read_transcript(database, found, round_, decode))
 
 
 @app.command()
@@ -221,22 +168,22 @@ def recipes(
     for view in recipe.views:
         reads = "ids and tails" if view in recipe.exact_views else "the sampled token"
         told = f"; {recipe.needs[view]}" if view in recipe.needs else ""
-        print(f"view {view}: {reads}, {_bytes_per_token(data, view)}{told}")
+        print(f"view {view}: {reads}, {_measure_bytes_per_token(data, view)}{told}")
     if recipe.reads:
         print(f"reads: {', '.join(sorted(recipe.reads))}")
     for column, spec in recipe.derived.items():
-        print(f"derived column {column}: {_pairs(spec.model_dump())}")
+        print(f"derived column {column}: {_format_pairs(spec.model_dump())}")
     for number, term in enumerate(recipe.terms, 1):
-        print(f"term {number}: {_pairs(term.model_dump(mode='json', exclude_defaults=True))}")
+        print(f"term {number}: {_format_pairs(term.model_dump(mode='json', exclude_defaults=True))}")
 
 
-def _pairs(facts: dict[str, Any]) -> str:
+def _format_pairs(facts: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
 
 
-def _bytes_per_token(data: Path, view: str) -> str:
-    """What its scores of the latest round take on this disk."""
-    for scores in sorted((data / "scores").glob("*"), key=_round_number, reverse=True):
+def _measure_bytes_per_token(data: Path, view: str) -> str:
+    """Say what a view's scores of the latest round take on this disk."""
+    for scores in sorted((data / "scores").glob("*"), key=_find_round_number, reverse=True):
         folder = scores / "teacher" if view == "teacher" else scores / "views" / view
         entries = read_manifest(folder).values() if (folder / MANIFEST).exists() else ()
         if tokens := sum(entry.tokens for entry in entries):
@@ -244,8 +191,8 @@ def _bytes_per_token(data: Path, view: str) -> str:
     return f"not in {data / 'scores'} yet"
 
 
-def _round_number(folder: Path) -> int:
-    """r10 is later than r9; as `round_number` in views.sql."""
+def _find_round_number(folder: Path) -> int:
+    """Give the number in a round's name, as `round_number` in views.sql does: r10 is later than r9."""
     digits = re.search("[0-9]+", folder.name)
     return int(digits[0]) if digits else -1
 

@@ -28,7 +28,7 @@ class ShardError(PotstillError):
 
 
 def damaged(path: Path, what: str) -> ShardError:
-    """The error for a file that is not as it was written: store and DVC's cache share its inode, and have it so, too."""
+    """The error for a file that is not as it was written: store and DVC's cache share its inode, and have it too."""
     return ShardError(
         f"{path} {what}. Remove it, from the store and from DVC's cache, too (`find . -samefile {path} -delete`), "
         "and run `dvc repro`, which makes it anew, or `dvc pull`; `potstill verify` finds every such file."

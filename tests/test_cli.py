@@ -65,6 +65,34 @@ def test_sql_reads_statements_from_a_pipe(project: Path):
     assert done.stdout == "a\n1\nb\n2\n"
 
 
+def test_sql_at_a_terminal_reads_up_to_the_semicolon_and_outlives_mistakes(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shard = project / "data/rollouts/r1/00001.parquet"
+    before = shard.read_bytes()
+    lines = [
+        "",
+        "select 40",
+        "  + 2 as answer;",
+        "selec;",
+        f"copy (select 1 as a) to '{shard}';",
+        "select 43 as after;",
+    ]
+
+    def typed(_: str) -> str:
+        if not lines:
+            raise EOFError
+        return lines.pop(0)
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", typed)
+    _run(project, "sql")
+    out, told = capsys.readouterr()
+    assert out.index("│     42 │") < out.index("│    43 │")
+    assert told.index("Parser Error") < told.index("which SQL only reads")
+    assert shard.read_bytes() == before
+
+
 def test_a_mistake_is_one_paragraph_and_exit_code_1(project: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         _run(project, "sql", "-c", "select nothing from rollouts")
@@ -85,7 +113,7 @@ def test_ctrl_c_is_no_success(monkeypatch: pytest.MonkeyPatch, project: Path):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Database, "shown", interrupted)
+    monkeypatch.setattr(Database, "draw_boxes", interrupted)
     with pytest.raises(SystemExit) as end:
         _run(project, "sql", "-c", "select 1")
     assert end.value.code == 130

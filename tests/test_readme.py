@@ -74,7 +74,7 @@ def test_every_statement_of_sql_runs(tmp_path: Path):
     assert statements
     with Database(tmp_path / "data") as database:
         for statement in statements:
-            assert any(database.shown(statement)), statement
+            assert any(database.draw_boxes(statement)), statement
 
 
 def test_every_dvc_command_parses_and_names_a_stage():

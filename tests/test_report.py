@@ -270,11 +270,11 @@ def test_drift_shows_each_measured_shard_between_its_bound_and_floor(facts: Page
 
 def test_a_line_of_many_steps_keeps_its_mean():
     steps = list(range(1, 1001))
-    thin_steps, thin = plots.thin(steps, [float(step) for step in steps])
+    thin_steps, thin = plots.thin_to_means(steps, [float(step) for step in steps])
     assert len(thin) <= plots.POINTS
     assert thin == thin_steps
     assert thin[0] == 5.0, "the mean of steps 1 to 9"
-    assert plots.thin([1, 2, 3], [3.0, 1.0, 2.0]) == ([1, 2, 3], [3.0, 1.0, 2.0])
+    assert plots.thin_to_means([1, 2, 3], [3.0, 1.0, 2.0]) == ([1, 2, 3], [3.0, 1.0, 2.0])
 
 
 def test_steps_without_a_value_are_left_out():

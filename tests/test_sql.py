@@ -152,20 +152,20 @@ def test_plain_duckdb_reads_the_shards(data: Path):
 
 
 def test_a_box_shows_control_characters_instead_of_obeying_them(database: Database):
-    assert "\x1b" not in database.shown("select chr(27) || '[31m' as text")[0]
+    assert "\x1b" not in database.draw_boxes("select chr(27) || '[31m' as text")[0]
 
 
 def test_several_statements_give_several_results(database: Database):
     stream = io.StringIO()
-    database.to_csv("select 1 as a, null as b; select 'x,y' as c", stream)
+    database.write_csv("select 1 as a, null as b; select 'x,y' as c", stream)
     assert stream.getvalue() == 'a,b\n1,\nc\n"x,y"\n'
-    assert len(database.shown("select 1; select 2")) == 2
+    assert len(database.draw_boxes("select 1; select 2")) == 2
 
 
 def test_a_mistake_is_told_without_a_traceback(database: Database, tmp_path: Path):
     for statement in ("selec 1", "select nothing from rollouts", "select 1; select"):
         with pytest.raises(PotstillError, match="Error"):
-            database.shown(statement)
+            database.draw_boxes(statement)
     with pytest.raises(PotstillError, match="is no folder"):
         Database(tmp_path / "nowhere")
 
@@ -183,7 +183,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path):
 def test_copy_cannot_write_over_a_shard(data: Path, database: Database, tmp_path: Path):
     target = data / "rollouts/r1/00000.parquet"
     with pytest.raises(PotstillError, match="which SQL only reads"):
-        database.shown(f"copy (select 1 as a) to '{target}'")
+        database.draw_boxes(f"copy (select 1 as a) to '{target}'")
     assert len(pq.read_table(target)) == example_data.PROMPTS_EACH * example_data.SAMPLES
-    database.shown(f"copy (select 1 as a) to '{tmp_path}/elsewhere.csv'")
+    database.draw_boxes(f"copy (select 1 as a) to '{tmp_path}/elsewhere.csv'")
     assert (tmp_path / "elsewhere.csv").read_text() == "a\n1\n"

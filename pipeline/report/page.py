@@ -49,8 +49,8 @@ class PageData:
         rounds: in their order, r0 excluded.
         metrics: by checkpoint: `teacher`, `r0` and the rounds.
         histories: by checkpoint, the columns of history.csv.
-        validations: the same of validation.csv.
-        alarms: by checkpoint, the signs of a collapse in its history, in sentences.
+        validations: by checkpoint, the columns of validation.csv.
+        training_alarms: by checkpoint, the signs of a collapse in its history, in sentences.
         drifts: by round.
         timings: in the order of the pipeline.
         rollouts: the ones shown, all of one round.
@@ -61,7 +61,7 @@ class PageData:
     metrics: dict[str, dict[str, Any]]
     histories: dict[str, History]
     validations: dict[str, History]
-    alarms: dict[str, list[str]]
+    training_alarms: dict[str, list[str]]
     drifts: dict[str, dict[str, Any]]
     timings: tuple[Timing, ...]
     rollouts: tuple[Transcript, ...]
@@ -75,7 +75,7 @@ def gather_page(data: Path, rounds: Sequence[str], rollouts: int) -> PageData:
         PotstillError: a file is damaged.
     """
     checkpoints = ["r0", *rounds]
-    decode, are_texts = _decoder(data)
+    decode, are_texts = _find_decoder(data)
     with Database(data) as database:
         shown: list[Transcript] = []
         for round_ in reversed(rounds):
@@ -85,19 +85,19 @@ def gather_page(data: Path, rounds: Sequence[str], rollouts: int) -> PageData:
                 break
     return PageData(
         rounds=tuple(rounds),
-        metrics=_known(["teacher", *checkpoints], lambda name: data / "metrics" / f"{name}.json", _json),
-        histories=_known(checkpoints, lambda name: data / "models" / name / "history.csv", _columns),
-        validations=_known(checkpoints, lambda name: data / "models" / name / "validation.csv", _columns),
-        alarms=_known(checkpoints, lambda name: data / "models" / name / CHECKPOINT, _alarms),
-        drifts=_known(rounds, lambda name: data / "drift" / f"{name}.json", _json),
-        timings=_timings(data / "timings", rounds),
+        metrics=_read_known(["teacher", *checkpoints], lambda name: data / "metrics" / f"{name}.json", _read_json),
+        histories=_read_known(checkpoints, lambda name: data / "models" / name / "history.csv", _read_columns),
+        validations=_read_known(checkpoints, lambda name: data / "models" / name / "validation.csv", _read_columns),
+        training_alarms=_read_known(checkpoints, lambda name: data / "models" / name / CHECKPOINT, _read_alarms),
+        drifts=_read_known(rounds, lambda name: data / "drift" / f"{name}.json", _read_json),
+        timings=_read_timings(data / "timings", rounds),
         rollouts=tuple(shown),
         are_texts=are_texts,
     )
 
 
 def render_page(facts: PageData, title: str) -> str:
-    """The page as HTML; equal facts give equal pages."""
+    """Write the page as HTML; equal facts give equal pages."""
     distilled = {name: history for name, history in facts.histories.items() if name != "r0"}
     figures = {
         "accuracy": plots.plot_accuracy(facts.metrics),
@@ -118,21 +118,21 @@ def render_page(facts: PageData, title: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"visible": make_visible, "percent": _percent, "amount": _amount}
-    environment.globals |= {"absent": _absent, "tip": write_tip, "levels": LEVELS}
+    environment.filters |= {"visible": make_visible, "percent": _format_percent, "amount": _format_amount}
+    environment.globals |= {"absent": _list_absent, "tip": write_tip, "levels": LEVELS}
     return environment.get_template(_TEMPLATE).render(
         title=title,
         facts=facts,
         verdict=write_verdict(facts),
         alarms=list_alarms(facts),
         figures={name: figure.to_json(engine="json") for name, figure in figures.items() if figure is not None},
-        choice=_choice(facts.rollouts),
+        choice=_describe_choice(facts.rollouts),
         plotly=get_plotlyjs(),
     )
 
 
 def write_verdict(facts: PageData) -> str:
-    """What became of the student, in sentences; a difference under two standard errors is called none."""
+    """Say what became of the student, in sentences; a difference under two standard errors is called none."""
     last = next((name for name in reversed(facts.rounds) if name in facts.metrics), None)
     if "r0" not in facts.metrics or last is None:
         return "There is no verdict yet: it needs the metrics of r0 and of a later round."
@@ -142,21 +142,21 @@ def write_verdict(facts: PageData) -> str:
         noise = (before[f"{key}_se"] ** 2 + after[f"{key}_se"] ** 2) ** 0.5
         change = after[key] - before[key]
         verb = "did not change measurably" if abs(change) < 2 * noise else "rose" if change > 0 else "fell"
-        parts.append(f"{name} accuracy {verb} ({_with_error(before, key)} to {_with_error(after, key)})")
+        parts.append(f"{name} accuracy {verb} ({_format_with_error(before, key)} to {_format_with_error(after, key)})")
     count = facts.rounds.index(last) + 1
     sentence = f"From r0 to {last}, the student's {' and its '.join(parts)}"
     sentence += f" in {count} round{'s' if count > 1 else ''} of distillation, on {after['prompts']:,} prompts."
     if "teacher" in facts.metrics:
         teacher = facts.metrics["teacher"]
-        average = f"{_with_error(teacher, 'avg_at_k')} avg@{teacher['k']}"
-        sentence += f" The teacher has {average} and {_with_error(teacher, 'greedy')} greedy."
+        average = f"{_format_with_error(teacher, 'avg_at_k')} avg@{teacher['k']}"
+        sentence += f" The teacher has {average} and {_format_with_error(teacher, 'greedy')} greedy."
     return sentence
 
 
 def list_alarms(facts: PageData) -> list[tuple[str, str]]:
-    """Checkpoint and sentence of every sign of a collapse: in its training, its validation, and its responses."""
+    """List every sign of a collapse, by checkpoint: in its training, its validation, and its responses."""
     names = ["r0", *facts.rounds]
-    found = [(name, text) for name in names for text in facts.alarms.get(name, [])]
+    found = [(name, text) for name in names for text in facts.training_alarms.get(name, [])]
     for name, history in facts.validations.items():
         measured = [value for value in history.get("validation_kl", ()) if value is not None]
         if len(measured) > 1 and measured[-1] > measured[0]:
@@ -169,17 +169,17 @@ def list_alarms(facts: PageData) -> list[tuple[str, str]]:
 
 
 def write_tip(token: Token) -> str:
-    """What the page tells of a token that is pointed at."""
-    lines = [f"“{make_visible(token.text)}”  (id {token.id})", f"student  {_chance(token.student)}"]
+    """Write what the page tells of a token that is pointed at."""
+    lines = [f"“{make_visible(token.text)}”  (id {token.id})", f"student  {_format_chance(token.student)}"]
     if token.teacher is not None:
-        lines.append(f"teacher  {_chance(token.teacher)}   {token.disagreement:+.2f} nats")
+        lines.append(f"teacher  {_format_chance(token.teacher)}   {token.disagreement:+.2f} nats")
         lines += ["teacher's likeliest"] if token.alternatives else []
         lines += [f"  {probability:7.2%}  “{make_visible(text)}”" for text, probability in token.alternatives]
     return "\n".join(lines)
 
 
-def _choice(rollouts: Sequence[Transcript]) -> str:
-    """How the rollouts were chosen, with what was found."""
+def _describe_choice(rollouts: Sequence[Transcript]) -> str:
+    """Say how the rollouts were chosen, with how many there are of each kind."""
     right = sum(rollout.correct is True for rollout in rollouts)
     wrong = sum(rollout.correct is False for rollout in rollouts)
     other = len(rollouts) - right - wrong
@@ -195,25 +195,25 @@ def _choice(rollouts: Sequence[Transcript]) -> str:
     return "; ".join(kinds)
 
 
-def _absent(names: Sequence[str], known: Mapping[str, Any]) -> str:
+def _list_absent(names: Sequence[str], known: Mapping[str, Any]) -> str:
     missing = [name for name in names if name not in known]
     return f"Not there yet: {', '.join(missing)}." if missing else ""
 
 
-def _with_error(metrics: Mapping[str, Any], key: str) -> str:
+def _format_with_error(metrics: Mapping[str, Any], key: str) -> str:
     return f"{100 * metrics[key]:.1f} ± {100 * metrics[f'{key}_se']:.1f} %"
 
 
-def _percent(share: float | None) -> str:
+def _format_percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _chance(logprob: float) -> str:
+def _format_chance(logprob: float) -> str:
     """A log-probability as a probability; small ones as the power of ten."""
     return f"{math.exp(logprob):7.2%}" if logprob > -9 else f"  10^{logprob / math.log(10):.0f}"
 
 
-def _amount(value: float | None, unit: str = "") -> str:
+def _format_amount(value: float | None, unit: str = "") -> str:
     """A number with at most one decimal and a thousands' prefix."""
     if value is None:
         return "–"
@@ -223,37 +223,37 @@ def _amount(value: float | None, unit: str = "") -> str:
     return f"{value:.0f} {unit}".strip()
 
 
-def _decoder(data: Path) -> tuple[Decoder, bool]:
+def _find_decoder(data: Path) -> tuple[Decoder, bool]:
     try:
         return make_decoder(data / "models" / "student.json"), True
     except ModelError:
         return lambda ids: "".join(f"{token} " for token in ids), False
 
 
-def _known(names: Sequence[str], path: Any, read: Any) -> dict[str, Any]:
+def _read_known(names: Sequence[str], path: Any, read: Any) -> dict[str, Any]:
     return {name: read(path(name)) for name in names if path(name).exists()}
 
 
-def _timings(folder: Path, rounds: Sequence[str]) -> tuple[Timing, ...]:
+def _read_timings(folder: Path, rounds: Sequence[str]) -> tuple[Timing, ...]:
     known = ("", "teacher", "r0", *rounds)
-    found = [Timing(**_json(path)) for path in sorted(folder.glob("*.json"))]
+    found = [Timing(**_read_json(path)) for path in sorted(folder.glob("*.json"))]
     shown = [timing for timing in found if timing.round in known and timing.stage in _STAGES]
     return tuple(sorted(shown, key=lambda timing: (known.index(timing.round), _STAGES.index(timing.stage))))
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise PotstillError(f"{path} is no JSON ({error}). Remove it and run `dvc repro`.") from None
 
 
-def _alarms(path: Path) -> list[str]:
-    """Of a checkpoint, which need not name any."""
-    return [f"step {alarm['step']}: {alarm['text']}" for alarm in _json(path).get("alarms", ())]
+def _read_alarms(path: Path) -> list[str]:
+    """Read the alarms of a checkpoint, which need not name any, as sentences."""
+    return [f"step {alarm['step']}: {alarm['text']}" for alarm in _read_json(path).get("alarms", ())]
 
 
-def _columns(path: Path) -> dict[str, list[float | None]]:
+def _read_columns(path: Path) -> dict[str, list[float | None]]:
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     try:

@@ -40,13 +40,13 @@ class Timing:
 
 
 def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
-    """Greedy, avg@k and pass@k by checkpoint, in percent, with one standard error; the teacher as lines across."""
+    """Draw greedy, avg@k and pass@k by checkpoint, in percent, with one standard error; the teacher as lines across."""
     students = {name: facts for name, facts in metrics.items() if name != "teacher"}
     if not students:
         return None
     names = ["r0 (SFT)" if name == "r0" else name for name in students]
     k = next(iter(students.values()))["k"]
-    figure = _figure("checkpoint of the student", "accuracy, %")
+    figure = _make_figure("checkpoint of the student", "accuracy, %")
     for colour, key, label in zip(
         COLOURS, ("greedy", "avg_at_k", "pass_at_k"), ("greedy", f"avg@{k}", f"pass@{k}"), strict=False
     ):
@@ -74,15 +74,15 @@ def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
 
 
 def plot_by_step(histories: Mapping[str, History], column: str, axis: str, markers: bool = False) -> go.Figure | None:
-    """One column of each round's history against the optimiser step; lines of many steps are thinned to means."""
-    figure = _figure("optimiser step", axis)
+    """Draw one column of each round's history against the optimiser step; lines of many steps are thinned to means."""
+    figure = _make_figure("optimiser step", axis)
     for number, (name, history) in enumerate(histories.items()):
         if column not in history:
             continue
         pairs = zip(history["step"], history[column], strict=True)
         known = [(step, value) for step, value in pairs if step is not None and value is not None]
         if known:
-            steps, values = thin(*zip(*known, strict=True))
+            steps, values = thin_to_means(*zip(*known, strict=True))
             figure.add_scatter(
                 x=steps,
                 y=values,
@@ -94,8 +94,8 @@ def plot_by_step(histories: Mapping[str, History], column: str, axis: str, marke
     return figure if figure.to_dict()["data"] else None
 
 
-def thin(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means over windows of equal length (the last may be shorter), so that at most `POINTS` are left."""
+def thin_to_means(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Take means over windows of equal length (the last may be shorter), so that at most `POINTS` are left."""
     window = -(-len(steps) // POINTS)
     starts = np.arange(0, len(steps), window)
     counts = np.diff(np.append(starts, len(steps)))
@@ -103,16 +103,16 @@ def thin(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], 
 
 
 def plot_drift(drifts: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
-    """A point for each shard whose drift was measured, and the bound and floor of the round as lines."""
-    figure = _figure("round", "drift, nats per token")
+    """Draw a point for each shard whose drift was measured, and the bound and floor of the round as lines."""
+    figure = _make_figure("round", "drift, nats per token")
     for kept, colour, label in ((False, COLOURS[1], "shard written anew"), (True, COLOURS[2], "shard kept")):
-        points = _drift_points(drifts, kept)
+        points = _list_drift_points(drifts, kept)
         if points:
-            x, y, told = zip(*points, strict=True)
+            x, y, texts = zip(*points, strict=True)
             figure.add_scatter(
                 x=x,
                 y=y,
-                text=told,
+                text=texts,
                 mode="markers",
                 name=label,
                 marker={"color": colour, "size": 9},
@@ -134,8 +134,8 @@ def plot_drift(drifts: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
     return figure
 
 
-def _drift_points(drifts: Mapping[str, Mapping[str, Any]], kept: bool) -> list[tuple[float, float, str]]:
-    """Place, drift and description of each measured shard; the shards of a round stand side by side."""
+def _list_drift_points(drifts: Mapping[str, Mapping[str, Any]], kept: bool) -> list[tuple[float, float, str]]:
+    """List place, drift and description of each measured shard; the shards of a round stand side by side."""
     points = []
     for place, facts in enumerate(drifts.values()):
         shards = sorted(facts["shards"].items())
@@ -144,13 +144,13 @@ def _drift_points(drifts: Mapping[str, Mapping[str, Any]], kept: bool) -> list[t
                 across = place + 0.5 * ((number + 0.5) / len(shards) - 0.5)
                 share = _share(shard["effective_sample_size"])
                 fate = f"kept from {shard['written_in']}" if kept else "written anew after this"
-                told = f"{name}, {fate}, effective sample size {share}"
-                points.append((across, shard["drift"], told))
+                text = f"{name}, {fate}, effective sample size {share}"
+                points.append((across, shard["drift"], text))
     return points
 
 
 def plot_costs(timings: Sequence[Timing]) -> go.Figure | None:
-    """Bars of tokens, megabytes and seconds by stage, in the order in which they run."""
+    """Draw bars of tokens, megabytes and seconds by stage, in the order in which they run."""
     if not timings:
         return None
     figure = make_subplots(1, 3, shared_yaxes=True, horizontal_spacing=0.04)
@@ -178,7 +178,7 @@ def plot_costs(timings: Sequence[Timing]) -> go.Figure | None:
     return figure
 
 
-def _figure(x: str, y: str) -> go.Figure:
+def _make_figure(x: str, y: str) -> go.Figure:
     figure = go.Figure()
     _dress(figure)
     figure.update_layout(xaxis_title_text=x, yaxis_title_text=y)

@@ -42,7 +42,7 @@ _FILES = {
 
 _DEFINITIONS = Path(__file__).with_name("views.sql")
 
-_WRITING = (duckdb.StatementType.COPY, duckdb.StatementType.EXPORT)
+_WRITING_STATEMENTS = (duckdb.StatementType.COPY, duckdb.StatementType.EXPORT)
 
 
 class Database:
@@ -60,7 +60,7 @@ class Database:
         for name, (schema, patterns) in _FILES.items():
             found = [pattern for pattern in patterns if any(data.glob(pattern))]
             if found:
-                globs = ", ".join(f"'{_quoted(data / pattern)}'" for pattern in found)
+                globs = ", ".join(f"'{_quote(data / pattern)}'" for pattern in found)
                 source = f"select * from read_parquet([{globs}], filename = true, hive_partitioning = false)"
             else:
                 self._connection.register(f"no_{name}", schema.empty_table())
@@ -76,7 +76,7 @@ class Database:
         self._connection.close()
 
     def ask(self, statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        """The rows of one statement, whose `?` stand for the values.
+        """Ask one statement, whose `?` stand for the values, and get its rows by column name.
 
         Raises:
             PotstillError: DuckDB refuses the statement, or a shard is damaged.
@@ -84,24 +84,24 @@ class Database:
         columns, rows = self._run(statement, values)
         return [dict(zip(columns, row, strict=True)) for row in rows]
 
-    def shown(self, text: str) -> list[str]:
-        """The result of each statement as a box that fits the terminal; control characters are spelled out.
+    def draw_boxes(self, text: str) -> list[str]:
+        """Draw the result of each statement as a box that fits the terminal; control characters are spelled out.
 
         Raises:
-            PotstillError: as `ask`, or a statement would write into the data folder.
+            PotstillError: DuckDB refuses a statement, or one would write into the data folder.
         """
         try:
-            return [str(self._connection.sql(statement)).rstrip() for statement in self._statements(text)]
+            return [str(self._connection.sql(statement)).rstrip() for statement in self._split(text)]
         except duckdb.Error as error:
-            raise _told(error) from None
+            raise _describe_error(error) from None
 
-    def to_csv(self, text: str, stream: TextIO) -> None:
+    def write_csv(self, text: str, stream: TextIO) -> None:
         """Write the results, each with a line of column names, for other programs.
 
         Raises:
-            PotstillError: as `shown`.
+            PotstillError: DuckDB refuses a statement, or one would write into the data folder.
         """
-        for statement in self._statements(text):
+        for statement in self._split(text):
             columns, rows = self._run(statement)
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(columns)
@@ -113,30 +113,31 @@ class Database:
             columns = [column[0] for column in answer.description or []]
             return columns, answer.fetchall()
         except duckdb.Error as error:
-            raise _told(error) from None
+            raise _describe_error(error) from None
 
-    def _statements(self, text: str) -> list[str]:
+    def _split(self, text: str) -> list[str]:
+        """Split a text into statements, and refuse those that would write into the data folder."""
         try:
             found = duckdb.extract_statements(text)
         except duckdb.Error as error:
-            raise _told(error) from None
+            raise _describe_error(error) from None
         for statement in found:
-            if statement.type in _WRITING:
+            if statement.type in _WRITING_STATEMENTS:
                 self._refuse_inside(statement.query)
         return [statement.query for statement in found]
 
     def _refuse_inside(self, statement: str) -> None:
-        """Shards are hard links of the store and of DVC's cache: what is written over one is lost three times."""
+        """Refuse to write into the data folder: a shard is a hard link of the store's and of DVC's cache's file."""
         for name in re.findall(r"'((?:[^']|'')*)'", statement):
             if Path(name).resolve().is_relative_to(self._data.resolve()):
                 raise PotstillError(f"{name} is inside {self._data}, which SQL only reads. Name a file elsewhere.")
 
 
-def _quoted(path: Path) -> str:
+def _quote(path: Path) -> str:
     return path.as_posix().replace("'", "''")
 
 
-def _told(error: duckdb.Error) -> PotstillError:
+def _describe_error(error: duckdb.Error) -> PotstillError:
     text = str(error).strip()
     hint = " `potstill verify` finds damaged shards." if "arquet" in text else ""
     return PotstillError(f"{text}{hint}")

@@ -1,4 +1,4 @@
-"""One response read token by token: what the student thought of each, and what the teacher did."""
+"""One response token by token: how likely the student found each, and how likely the teacher did."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ class Token:
     Attributes:
         text: what the token adds to the text before it; empty where it is a part of a character.
         student: log-probability under the student that wrote it, nats.
-        teacher: the same under the teacher.
+        teacher: log-probability under the teacher, nats.
         alternatives: the teacher's likeliest tokens and their probabilities.
     """
 
@@ -77,7 +77,7 @@ class Transcript:
 
 
 def make_decoder(record: Path) -> Decoder:
-    """The tokenizer of a recorded model (`data/models/student.json`).
+    """Make the decoder of a recorded model (`data/models/student.json`) from its tokenizer.
 
     Raises:
         ModelError: there is no record, or its tokenizer cannot be opened.
@@ -87,7 +87,7 @@ def make_decoder(record: Path) -> Decoder:
 
 
 def find_rollout(database: Database, prefix: str) -> tuple[str, str]:
-    """The rollout whose id begins so, and the latest round that it occurs in.
+    """Find the rollout whose id begins so, and the latest round that it occurs in.
 
     Raises:
         PotstillError: none does, or several do.
@@ -107,7 +107,7 @@ def find_rollout(database: Database, prefix: str) -> tuple[str, str]:
 
 
 def choose_telling(database: Database, round_: str, count: int) -> list[str]:
-    """The ids of rollouts of a round that are worth a look; the same ones each time.
+    """Choose rollouts of a round that are worth a look, the same ones each time, and give their ids.
 
     Three of five are wrong answers: those on which teacher and student disagree most, by the mean of the absolute
     disagreement per token. The others are right answers drawn by their id, which is a hash. Where there are too few of
@@ -131,7 +131,7 @@ def choose_telling(database: Database, round_: str, count: int) -> list[str]:
 
 
 def _one_per_prompt(rows: list[Any], count: int, chosen: list[Any]) -> list[Any]:
-    """Add rows of further prompts until there are so many."""
+    """Add rows of prompts that have none yet to the chosen ones, until there are `count`."""
     chosen = list(chosen)
     for row in rows:
         if len(chosen) < count and all(row["prompt_id"] != other["prompt_id"] for other in chosen):
@@ -142,7 +142,7 @@ def _one_per_prompt(rows: list[Any], count: int, chosen: list[Any]) -> list[Any]
 def read_transcript(
     database: Database, rollout_id: str, round_: str, decode: Decoder, limit: int | None = None
 ) -> Transcript:
-    """A rollout of a round with its latest score under the `teacher` view, and its latest grade."""
+    """Read a rollout of a round with its latest score under the `teacher` view, and its latest grade."""
     row = database.ask(
         """
         select
@@ -162,7 +162,7 @@ def read_transcript(
         prompt_id=row["prompt_id"],
         answer=row["answer"],
         prompt=decode(row["prompt_ids"]),
-        tokens=_tokens(row, decode, limit),
+        tokens=_read_tokens(row, decode, limit),
         length=len(row["response_ids"]),
         finish_reason=row["finish_reason"],
         correct=row["correct"],
@@ -171,7 +171,7 @@ def read_transcript(
     )
 
 
-def _tokens(row: dict[str, Any], decode: Decoder, limit: int | None) -> tuple[Token, ...]:
+def _read_tokens(row: dict[str, Any], decode: Decoder, limit: int | None) -> tuple[Token, ...]:
     ids = row["response_ids"][:limit]
     alone = cache(lambda token: decode([token]))
     tokens = []
@@ -187,7 +187,7 @@ def _tokens(row: dict[str, Any], decode: Decoder, limit: int | None) -> tuple[To
 
 
 def split_pieces(ids: Sequence[int], decode: Decoder) -> list[str]:
-    """What each token adds to the text of the one before it.
+    """Split a text into what each token adds to the text of the one before it.
 
     A token decoded alone loses the space before it in SentencePiece vocabularies; decoded after its neighbour it does
     not. A character that is spread over tokens shows as replacement characters.
@@ -201,10 +201,10 @@ def split_pieces(ids: Sequence[int], decode: Decoder) -> list[str]:
 
 
 def make_visible(text: str) -> str:
-    """Control characters as their pictures (␛ for escape), but for line breaks and tabs: a terminal obeys none."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", _picture, text)
+    """Replace control characters, but for line breaks and tabs, by pictures (␛ for escape): a terminal obeys none."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", _draw_picture, text)
 
 
-def _picture(found: "re.Match[str]") -> str:
+def _draw_picture(found: "re.Match[str]") -> str:
     code = ord(found[0])
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"

@@ -1,4 +1,4 @@
--- The views of pipeline/sql.py over the schema `files`, whose tables are the shards as they lie, with their `filename`.
+-- The views of pipeline/report/sql.py over the schema `files`, whose tables are the shards as they lie, with their `filename`.
 
 create macro round_number(round) as coalesce(try_cast(regexp_extract(round, '[0-9]+') as integer), -1);
 

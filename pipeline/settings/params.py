@@ -245,7 +245,7 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _an_adapter_is_the_teachers(self) -> Self:
-        """Refuse an adapter on any model but the teacher: models are known by their own weights, so no check sees it."""
+        """Refuse an adapter on any model but the teacher: models are known by their weights, so no check sees it."""
         for name, section in (("refresh", self.refresh), ("evaluate", self.evaluate)):
             if section.adapter is not None:
                 raise ValueError(

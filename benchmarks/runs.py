@@ -174,8 +174,8 @@ def _train(run: Run, settings: params.Params, machine: Machine, store: Store, ou
     if run.objective == "sft":
         how = parse(params.Sft, run.name, {name: changed[name] for name in Training.model_fields})
         taught_by = Path("data/models/teacher.json")
-        its = sft.SftFolders(folders.student, taught_by, folders.teacher_rollouts, folders.teacher_grades)
-        return sft.run(how, machine, store, its, out)
+        sources = sft.SftFolders(folders.student, taught_by, folders.teacher_rollouts, folders.teacher_grades)
+        return sft.run(how, machine, store, sources, out)
     return train.run(parse(params.Train, run.name, changed), machine, store, folders, out)
 
 

@@ -1,4 +1,4 @@
-"""What every command line shares: its errors, its log, its progress bar and its clock."""
+"""The command lines' common part: options, errors, log, and the summary of what a stage did."""
 
 import json
 import logging
@@ -75,7 +75,7 @@ def silence_libraries() -> None:
 
 @dataclass(frozen=True)
 class StageSummary:
-    """What a stage did, for its last line, its timing file and the tests that count.
+    """Counts of what a stage made and found, for its last line, its timing file and the tests that count.
 
     Attributes:
         made: files made in this run.

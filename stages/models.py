@@ -35,11 +35,11 @@ log = logging.getLogger("models")
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """Where what is known of the models goes, and the models that are made.
+    """The files and folders that the stage writes.
 
     Attributes:
         teacher_record: the file that says what the teacher is.
-        student_record: the same of the student.
+        student_record: the file that says what the student is.
         demo: folder of the demo's models, left empty where there are none.
         state: where the training state of the demo's teacher is kept while it is not finished.
     """
@@ -73,7 +73,7 @@ def run(settings: Models, machine: Machine, store: Store, folders: ModelFolders)
 
 
 def identify_demo_model(settings: Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
-    """Everything that decides a demo model, as JSON values; how often a training state is saved does not."""
+    """Name everything that decides a demo model, as JSON values; how often a training state is saved does not."""
     from pipeline.training import rows  # brings torch, for which `--help` need not wait
 
     other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips", "hinted"}}[role]

@@ -32,7 +32,7 @@ log = logging.getLogger("sft")
 
 @dataclass(frozen=True)
 class SftFolders:
-    """What checkpoint r0 is trained from, and what is made beside it.
+    """The files and folders that checkpoint r0 is trained from, and those made beside it.
 
     Attributes:
         student: the student's record.
@@ -91,14 +91,14 @@ def run(settings: params.Sft, machine: Machine, store: Store, folders: SftFolder
 
 
 def _choose_rows(rollouts: Path, graded: Path, settings: params.Sft) -> np.ndarray | None:
-    """Which rows of a shard to learn from, bool [rows]; None for all."""
+    """Choose the rows of a shard to learn from, bool [rows]; None for all."""
     if settings.keep == "all":
         return None
     return np.array([bool(grade.correct) for grade in read_grades(graded, rollouts)])
 
 
 def _name_stated_teacher(settings: params.Sft, teacher: Model) -> dict[str, str]:
-    """Name and weights of the teacher that the user states for a student that comes trained."""
+    """Give name and weights of the teacher that the user states for a student that comes trained."""
     assert settings.teacher is not None, "params checks that `steps: 0` names a teacher"
     if settings.teacher == UNKNOWN:
         return name_teacher(UNKNOWN, UNKNOWN)

@@ -31,7 +31,7 @@ log = logging.getLogger("train")
 
 @dataclass(frozen=True)
 class TrainFolders:
-    """What a student is trained from.
+    """The files and folders that a student is trained from.
 
     Attributes:
         student: the checkpoint of the round before.
@@ -94,7 +94,7 @@ def run(settings: params.Train, machine: Machine, store: Store, folders: TrainFo
 
 
 def _list_round(recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
-    """The round's shards with every view that the recipe or validation reads."""
+    """List the round's shards with every view that the recipe or validation reads."""
     views = {*recipe.views, "teacher"}
     scores = {view: folders.teacher_scores if view == "teacher" else folders.view_scores / view for view in views}
     return [
@@ -104,7 +104,7 @@ def _list_round(recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
 
 
 def _list_student(trained: list[Bucket], recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
-    """The round's shards with what the recipe reads of them.
+    """List the round's shards with what the recipe reads of them.
 
     The teacher's scores are read for validation; a recipe that learns from other views does not train on them.
     """
@@ -120,7 +120,7 @@ def _list_student(trained: list[Bucket], recipe: Recipe, folders: TrainFolders) 
 
 
 def _list_teacher(recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
-    """The shards of the teacher's own responses with what the recipe reads of them."""
+    """List the shards of the teacher's own responses with what the recipe reads of them."""
     scores = folders.teacher_rollout_scores
     return [
         Bucket(
@@ -134,12 +134,12 @@ def _list_teacher(recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
 
 
 def _entry_name(source: Bucket) -> str:
-    """Name of a shard in the identity: a bucket has one of the student's and one of the teacher's."""
+    """Name a shard in the identity: a bucket has one of the student's and one of the teacher's."""
     return source.rollouts.name if source.source == "student" else f"{source.source}/{source.rollouts.name}"
 
 
 def _find_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
-    """A view's scores of a shard; missing ones are refused."""
+    """Find a view's scores of a shard, and refuse missing ones."""
     path = folder / rollouts.name
     if not path.exists():
         raise ShardError(
@@ -150,7 +150,7 @@ def _find_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Pat
 
 
 def _find_teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
-    """A view's scores of a shard of the teacher's own responses; missing ones are refused."""
+    """Find a view's scores of a shard of the teacher's own responses, and refuse missing ones."""
     path = folder / rollouts.name
     if not path.exists():
         raise ShardError(
@@ -169,7 +169,7 @@ def _check_teacher(path: Path, start: Model, sft_teacher: dict[str, str], settin
 
 
 def _split_held_out(sources: list[Bucket], prompts: Path) -> tuple[list[Bucket], list[Bucket]]:
-    """The shards to train on, and the held-out one with the view that validation reads."""
+    """Split off the held-out shard, which keeps only the view that validation reads."""
     trained, held_out = [], []
     for source in sources:
         column = read_shard(prompts / source.rollouts.name, PROMPTS, ["split"]).column("split")

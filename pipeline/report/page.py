@@ -34,7 +34,7 @@ from pipeline.report.transcript import (
 )
 
 TOKENS_SHOWN = 1500
-"""Of a rollout; a page with 16,000 tokens in it would be slow to open."""
+"""Tokens shown of one rollout; a page with 16,000 of them would be slow to open."""
 
 _STAGES = ("models", "prompts", "teacher_rollouts", "sft", "refresh", "score", "train", "evaluate")
 
@@ -43,7 +43,7 @@ _TEMPLATE = "page.html.jinja"
 
 @dataclass(frozen=True)
 class PageData:
-    """What the page is made from; each mapping lacks what was not measured.
+    """The measurements and texts that the page is made from; each mapping lacks what was not measured.
 
     Attributes:
         rounds: in their order, r0 excluded.

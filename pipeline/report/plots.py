@@ -24,7 +24,7 @@ History = Mapping[str, Sequence[float | None]]
 
 @dataclass(frozen=True)
 class Timing:
-    """What a stage made and what that took; seconds are None where another machine made some of it."""
+    """The output of a stage and the time that it took; seconds are None where another machine made some of it."""
 
     stage: str
     round: str

@@ -30,7 +30,7 @@ from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES
 
 VIEWS = ("prompts", "teacher_rollouts", "rollouts", "grades", "scores", "tokens", "support")
-"""What there is to ask; from `rollouts` on also with `all_` before the name."""
+"""The views that SQL can ask; from `rollouts` on also with `all_` before the name."""
 
 _FILES = {
     "prompts": (PROMPTS, ["prompts/*/*.parquet"]),

@@ -14,7 +14,7 @@ from pipeline.training.targets import build_target, unscored_view
 def build_batch(
     groups: RowGroups, places: Sequence[Place], unit: int, tokens: int, devices: int
 ) -> list[tuple[Pack, Inputs]]:
-    """The packs of one optimiser step, as many for each device; the weights of a step sum to 1 over all of them.
+    """Build the packs of one optimiser step, as many for each device; the weights of a step sum to 1 over all of them.
 
     Args:
         groups: which the rows are read from.
@@ -50,12 +50,12 @@ def build_batch(
 
 
 def _join_facts(groups: RowGroups, places: Sequence[Place]) -> dict[str, torch.Tensor]:
-    """What the recipe reads of the tokens of a pack besides views, [its tokens] by name."""
+    """Join what the recipe reads of the tokens of a pack besides views, [its tokens] by name."""
     of_rows = [groups.read_facts(place) for place in places]
     return {name: torch.from_numpy(np.concatenate([each[name] for each in of_rows])) for name in of_rows[0]}
 
 
 def _build_target(view: str, rows: Sequence[tuple[RowGroup, int]]) -> Target:
-    """A view's scores of some rows; rows of another source, which the view was never asked about, have none."""
+    """Build the target of some rows from a view, which was never asked about the rows of another source."""
     parts = [(group.views.get(view) or unscored_view(group.responses), group.tokens(row)) for group, row in rows]
     return build_target(parts)

@@ -31,7 +31,7 @@ from pipeline.training.targets import target_columns
 def identify_checkpoint(
     stage: str, version: int, start: Model, recipe: Recipe, settings: Training, **more: Any
 ) -> dict[str, Any]:
-    """Everything that decides a checkpoint's weights, as JSON values.
+    """Name everything that decides a checkpoint's weights, as JSON values.
 
     Args:
         stage: the stage that trains it.
@@ -55,7 +55,7 @@ def identify_checkpoint(
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a checkpoint comes from, for `potstill.json` and for who loads it.
+    """Everything that a checkpoint is made from, and is known by.
 
     Attributes:
         identity: what decides its weights, as `identify_checkpoint` gives it.

@@ -36,7 +36,7 @@ class Loader:
             yield self.step(self.next_step - 1)
 
     def step(self, number: int) -> list[tuple[Pack, Inputs]]:
-        """The packs of optimiser step `number` (from 0); epochs follow each other without a gap."""
+        """Build the packs of optimiser step `number` (from 0); epochs follow each other without a gap."""
         batch = self.settings.batch
         taken = [
             self._order(row // self.rows.count)[row % self.rows.count]
@@ -46,7 +46,7 @@ class Loader:
         return packs if self._objective is None else self._objective.weigh(packs, number)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the loader is, for the saved state of a run."""
+        """Give the number of the next step, for the saved state of a run."""
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

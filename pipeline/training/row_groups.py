@@ -38,7 +38,7 @@ class RowGroup:
     facts: Mapping[str, np.ndarray]
 
     def tokens(self, row: int) -> slice:
-        """Where a row's tokens lie among those of all rows."""
+        """The slice of a row's tokens among those of the row group."""
         return slice(int(self.responses.offsets[row]), int(self.responses.offsets[row + 1]))
 
 
@@ -82,19 +82,19 @@ class RowGroups:
         return self._decoded(number)
 
     def list_kept(self, number: int) -> np.ndarray:
-        """The rows of a row group that its bucket keeps, by their numbers there."""
+        """List the rows of a row group that its bucket keeps, by their numbers there."""
         file, group = self._files[number]
         keep, start = self._sources[file].keep, self.first_row[number - group]
         first, end = self.first_row[number : number + 2]
         return np.arange(end - first) if keep is None else np.flatnonzero(keep[first - start : end - start])
 
     def find_place(self, row: int) -> Place:
-        """The place of a row with this number among all rows."""
+        """Find the place of the row with this number among all rows."""
         group = int(np.searchsorted(self.first_row, row, side="right")) - 1
         return group, row - int(self.first_row[group])
 
     def read_facts(self, place: Place) -> dict[str, np.ndarray]:
-        """What the recipe reads of a row's tokens besides views, float32 [its tokens] by name."""
+        """Read what the recipe needs of a row's tokens besides views, float32 [its tokens] by name."""
         number, row = place
         group = self[number]
         return self._facts.of(int(self.first_row[number]) + row, group.responses[row], group.facts, group.tokens(row))

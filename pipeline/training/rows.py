@@ -68,11 +68,11 @@ class Rows:
         return [(group, int(row)) for group, rows in enumerate(self._trained) for row in rows]
 
     def batch(self, places: Sequence[Place], tokens: int, devices: int = 1) -> list[tuple[Pack, Inputs]]:
-        """The packs of one optimiser step over these rows, of at most so many tokens, as many for each device."""
+        """Build the packs of one optimiser step over these rows, of at most so many tokens, as many for each device."""
         return build_batch(self._groups, places, self.unit, tokens, devices)
 
     def _list_trained(self, number: int) -> np.ndarray:
-        """Rows of a row group that are trained on; of pairs the second."""
+        """List the rows of a row group that are trained on; of pairs the second."""
         if self._partners is None:
             return self._groups.list_kept(number)
         first, end = self._groups.first_row[number : number + 2]

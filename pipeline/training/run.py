@@ -1,4 +1,4 @@
-"""What a training run needs, and what it gives back."""
+"""A training run: everything that it needs, and everything that it gives back."""
 
 from dataclasses import dataclass
 from pathlib import Path

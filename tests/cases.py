@@ -103,15 +103,15 @@ class Case:
         }  # fmt: skip
         found |= {f"domain={name}": float(DOMAINS[row % 3] == name) for name in ("math", "code")}
         of_teacher = row % 2 == 0 if self.unit == 2 else row == 2
-        found |= {f"source={name}": float(of_teacher == (name == "teacher")) for name in ("student", "teacher", "gold")}
+        found |= {f"source={name}": float(of_teacher == (name == "teacher")) for name in ("student", "teacher")}
         found |= {f"has={view}": self.has[row] for view in self.q}
         return found | {name: values[token] for name, values in self.column.items()}
 
     def is_scored(self, view: str, token: int) -> bool:
         return not (self.skips and view != "teacher") or self.has[self.row_of[token]] == 1.0
 
-    def columns(self, rows: Sequence[int] | None = None, step: int = STEP) -> Inputs:
-        """Of these rows, or of all; weights are those of the whole step."""
+    def inputs(self, rows: Sequence[int] | None = None, step: int = STEP) -> Inputs:
+        """Of these rows, or of all; shares are those of the whole step."""
         chosen = list(range(len(self.lengths))) if rows is None else list(rows)
         tokens = [token for row in chosen for token, mine in enumerate(self.row_of) if mine == row]
         still = [reference.log_softmax(row) for row in self.logits.tolist()]
@@ -120,13 +120,13 @@ class Case:
         lengths = [self.lengths[row] for row in chosen]
         count = len(self.row_of)
         by_row = [1 / (self.lengths[self.row_of[token]] * len(self.lengths)) for token in tokens]
-        weights = {
+        shares = {
             "token_mean": torch.full((len(tokens),), 1 / count, dtype=torch.float64),
             "sequence_mean": torch.tensor(by_row, dtype=torch.float64),
         }
         targets = {view: self.target(view, tokens) for view in self.q}
         ids = torch.tensor([self.y[token] for token in tokens])
-        return Inputs(targets, weights, {}, facts, torch.tensor(lengths), ids, step)
+        return Inputs(targets, torch.tensor(lengths), ids, shares, facts, step=step)
 
     def target(self, view: str, tokens: Sequence[int]) -> Target:
         width = self.k + self.padding
@@ -181,14 +181,13 @@ class Case:
         """The recipe's loss of the step, cut into packs of these rows, or of these pairs."""
         objective = Objective(self.recipe)
         packs = [[unit * self.unit + n for unit in units for n in range(self.unit)] for units in packs]
-        weighed = objective.weigh([(None, self.columns(rows, step)) for rows in packs], step)  # pyright: ignore[reportArgumentType]
+        weighed = objective.weigh([(None, self.inputs(rows, step)) for rows in packs], step)  # pyright: ignore[reportArgumentType]
         total = logits.new_zeros(())
-        for rows, (_, columns) in zip(packs, weighed, strict=True):
+        for rows, (_, inputs) in zip(packs, weighed, strict=True):
             tokens = [token for row in rows for token, mine in enumerate(self.row_of) if mine == row]
-            assert columns.sampled_ids is not None
-            asked = objective.ask(columns.sampled_ids, columns)
+            asked = objective.ask(inputs)
             answer = answer_tokens(logits[tokens], OutputLayer(torch.eye(VOCABULARY, dtype=torch.float64)), asked)
-            total = total + objective.loss(answer, columns)[0]
+            total = total + objective.loss(answer, inputs)[0]
         return total
 
     def gradient(self, **how) -> torch.Tensor:

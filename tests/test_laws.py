@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
 from pipeline.settings.targets import Contrast, Corrected, Extrapolation, Mixture, Route
 from pipeline.settings.term import Term
-from pipeline.settings.weights import ColumnWeight
 from tests import reference
 from tests.cases import VOCABULARY, Case
 
@@ -34,9 +33,7 @@ def alone(name: str, place: int) -> Recipe:
     """A recipe of one term of another, from its first step on at full weight."""
     recipe = load_recipe(name)
     term = recipe.terms[place].model_copy(update={"coefficient": 1.0})
-    read = {weight.name for weight in term.weights if isinstance(weight, ColumnWeight)} | {term.bonus}
-    read |= {term.target.column} if isinstance(term.target, Corrected) else set()
-    kept = {name: spec for name, spec in recipe.derived.items() if name in read}
+    kept = {name: spec for name, spec in recipe.derived.items() if name in term.columns}
     return recipe.model_copy(update={"terms": (term,), "derived": kept})
 
 
@@ -103,7 +100,7 @@ class AtRest(Case):
         }
         lacks = any(weight.kind == "lacks_view" for term in self.recipe.terms for weight in term.weights)
         found |= routed | {f"has={view}": float(not lacks) for view in self.q}
-        found |= {f"source={source}": 1.0 for source in ("student", "teacher", "gold")}
+        found |= {f"source={source}": 1.0 for source in ("student", "teacher")}
         return found | {name: self.bias[self.y[token]] for name in self.recipe.derived if name == "bias"}
 
     def mean_gradient(self) -> torch.Tensor:

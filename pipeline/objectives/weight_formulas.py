@@ -8,6 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+QUANTILE = 0.98
+"""Where values are cut before they are scaled, so that a single one does not squeeze the others."""
+
+SMALLEST = 1e-6
+"""Nats, against division by zero."""
+
 
 def sigmoid_position(
     share: Float[Tensor, " token"], lowest: float, turn: float, width: float
@@ -42,7 +48,6 @@ def step_ratio(
     segments: Float[Tensor, " token"],
     lengths: Int[Tensor, " rollout"],
     cap: float,
-    epsilon: float = 1e-6,
 ) -> Float[Tensor, " token"]:
     """How much closer teacher and behaviour are in a token's step than in the rollout's first, at most 1 + cap.
 
@@ -51,7 +56,6 @@ def step_ratio(
         segments: the step of each token, rising within a rollout.
         lengths: tokens of each rollout.
         cap: how far above 1 a step may count.
-        epsilon: nats, against division by zero.
 
     Source: SOD (arXiv:2605.07725): the product of the ratios of neighbouring steps telescopes to this.
     """
@@ -60,7 +64,7 @@ def step_ratio(
     count = torch.bincount(step).to(discrepancy.dtype)
     mean = torch.zeros_like(count).scatter_add(0, step, discrepancy) / count
     first = step[lengths.cumsum(0) - lengths].repeat_interleave(lengths)
-    ratio = (mean[first] + epsilon) / (mean[step] + epsilon)
+    ratio = (mean[first] + SMALLEST) / (mean[step] + SMALLEST)
     return torch.where(step == first, torch.ones_like(ratio), ratio.clamp_max(1 + cap))
 
 
@@ -69,7 +73,7 @@ def first_segments(segments: Float[Tensor, " token"], count: int) -> Float[Tenso
     return (segments < count).to(segments.dtype)
 
 
-def prefix(position: Float[Tensor, " token"], tokens: float) -> Float[Tensor, " token"]:
+def first_tokens(position: Float[Tensor, " token"], tokens: float) -> Float[Tensor, " token"]:
     """1 in the first `tokens` of a response, then 0. Source: arXiv:2602.15260."""
     return (position < tokens).to(position.dtype)
 
@@ -104,22 +108,10 @@ def soft_or(
     return h + d - h * d
 
 
-def confident_disagreement(
-    entropy: Float[Tensor, " token"], divergence: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"]
-) -> Float[Tensor, " token"]:
-    """The product d · (1 − h), scaled likewise: high where the student is certain and wrong.
-
-    Source: TIP (arXiv:2604.14084), its third quadrant.
-    """
-    return scaled(divergence, lengths) * (1 - scaled(entropy, lengths))
-
-
-def scaled(
-    values: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"], quantile: float = 0.98
-) -> Float[Tensor, " token"]:
-    """Values cut at their quantile and mapped to [0, 1], within each rollout; 0 where all are equal."""
+def scaled(values: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"]) -> Float[Tensor, " token"]:
+    """Values cut at their `QUANTILE` and mapped to [0, 1], within each rollout; 0 where all are equal."""
     rows = by_rollout(values.detach(), lengths)
-    rows = rows.minimum(rows.nanquantile(quantile, dim=-1, keepdim=True))
+    rows = rows.minimum(rows.nanquantile(QUANTILE, dim=-1, keepdim=True))
     lowest = rows.nan_to_num(torch.inf).amin(dim=-1, keepdim=True)
     width = rows.nan_to_num(-torch.inf).amax(dim=-1, keepdim=True) - lowest
     return flat((rows - lowest) / width.clamp_min(1e-8), lengths)

@@ -20,8 +20,7 @@ from pipeline.storage.ragged import Ragged, from_lists
 from pipeline.storage.rollouts import ROLLOUTS, TOKEN_COLUMNS
 from pipeline.storage.scores import SCORES
 from pipeline.storage.shards import read_groups, read_shard, rows_per_group
-from pipeline.training import derived
-from pipeline.training.derived import Stored
+from pipeline.training.derived import Stored, compute_column
 
 _BEHIND = {
     "sampling_logprobs": ("sampling_logprobs", "behaviour_logprobs"),
@@ -81,8 +80,7 @@ class Facts:
             stored = _stored(sources, recipe, found.rows)
             found.starts = np.concatenate([[0], np.cumsum(stored.lengths)])
             for name, spec in recipe.derived.items():
-                values = derived.compute_column(spec, stored)
-                (found.rows if len(values) == len(stored.lengths) else found.tokens)[name] = values
+                (found.tokens if spec.is_of_tokens else found.rows)[name] = compute_column(spec, stored)
         return found
 
     def of(

@@ -98,7 +98,7 @@ class Rows:
         return [(group, int(row)) for group, rows in enumerate(self.rows_in) for row in rows]
 
     def batch(self, rows: Sequence[tuple[int, int]], tokens: int, devices: int = 1) -> list[tuple[Pack, Inputs]]:
-        """The packs of one optimiser step, as many for each device; the weights of a step sum to 1 over all of them."""
+        """The packs of one optimiser step, as many for each device; the shares of a step sum to 1 over all of them."""
         groups = {group: self._decoded(group) for group, _ in rows}
         prompts = [groups[group].prompts[row].astype(np.int64) for group, row in rows]
         responses = [groups[group].responses[row].astype(np.int64) for group, row in rows]
@@ -112,20 +112,18 @@ class Rows:
             pack = build_pack(in_units, prompts, responses)
             taken = lengths[pack.sequences]
             places = [rows[int(index)] for index in pack.sequences]
-            weights = {
+            shares = {
                 "token_mean": np.full(taken.sum(), 1 / step_tokens),
                 "sequence_mean": np.repeat(1 / (taken * step_sequences), taken),
             }
-            views = {name: _target(name, [(groups[group], row) for group, row in places]) for name in self.views}
-            as_tensors = {name: torch.from_numpy(values.astype(np.float32)) for name, values in weights.items()}
-            columns = Inputs(
-                views,
-                as_tensors,
-                facts=self._facts(groups, places),
+            inputs = Inputs(
+                targets={name: _target(name, [(groups[group], row) for group, row in places]) for name in self.views},
                 lengths=torch.from_numpy(taken),
                 sampled_ids=pack.sampled_ids,
+                shares={name: torch.from_numpy(values.astype(np.float32)) for name, values in shares.items()},
+                facts=self._facts(groups, places),
             )
-            packs.append((pack, columns))
+            packs.append((pack, inputs))
         return packs
 
     def _facts(self, groups: Mapping[int, _Group], places: Sequence[tuple[int, int]]) -> dict[str, torch.Tensor]:

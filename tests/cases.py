@@ -23,7 +23,7 @@ from tests import reference
 
 VOCABULARY = 7
 LENGTHS = (4, 3, 1)
-"""Of the rollouts of a step; for a recipe with pairs that many more follow: 4 and 3, 1 and 4, 3 and 1 tokens."""
+"""Tokens of the rollouts of a step; for a recipe with pairs so many follow again: 4 and 3, 1 and 4, 3 and 1 tokens."""
 CORRECT = (1.0, 0.0, 1.0)
 DOMAINS = ("math", "code", "math")
 SEGMENTS = ((0, 0, 1, 2), (0, 1, 1), (0,))
@@ -42,9 +42,9 @@ class Token:
     length: int
     y: int
     p: list[float]
-    """Of the student, live: what gradients flow through."""
+    """The live student: what gradients flow through."""
     s: list[float]
-    """Of the student, still: the same numbers where a gradient is stopped."""
+    """The still student: equal numbers where a gradient is stopped."""
     q: dict[str, list[float]]
     ids: dict[str, list[int]]
     own: int
@@ -52,7 +52,7 @@ class Token:
     mu: float
     """Log-probability that the sampled token was drawn with."""
     behaviour: float
-    """The same of the student that wrote it, at temperature 1."""
+    """Log-probability of the sampled token under the student that wrote it, at temperature 1."""
     facts: dict[str, float]
 
     @property
@@ -111,7 +111,7 @@ class Case:
         return not (self.skips and view != "teacher") or self.has[self.row_of[token]] == 1.0
 
     def inputs(self, rows: Sequence[int] | None = None, step: int = STEP) -> Inputs:
-        """Of these rows, or of all; shares are those of the whole step."""
+        """What the loader gives of these rows, or of all; shares are those of the whole step."""
         chosen = list(range(len(self.lengths))) if rows is None else list(rows)
         tokens = [token for row in chosen for token, mine in enumerate(self.row_of) if mine == row]
         still = [reference.log_softmax(row) for row in self.logits.tolist()]
@@ -191,7 +191,7 @@ class Case:
         return total
 
     def gradient(self, **how) -> torch.Tensor:
-        """Of the loss, with respect to the student's logits."""
+        """Gradient of the loss with respect to the student's logits."""
         logits = self.logits.clone().requires_grad_()
         (found,) = torch.autograd.grad(self.loss(logits, **how), logits, allow_unused=True)
         return torch.zeros_like(logits) if found is None else found

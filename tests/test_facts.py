@@ -273,7 +273,7 @@ def test_log_probabilities_that_are_not_finite_are_refused_with_what_removes_the
     table = read_shard(rollouts, ROLLOUTS)
     facts = Facts(load_recipe("iw_opd"), np.empty(0, np.int64))
     with pytest.raises(ShardError, match=r"not finite.*`find \. -samefile .*/rollouts\.parquet -delete`"):
-        facts.of_group(table, from_lists(table.column("response_ids")), rollouts)
+        facts.read_group(table, from_lists(table.column("response_ids")), rollouts)
 
 
 def test_domains_without_a_view_are_refused(made):
@@ -285,7 +285,7 @@ def test_domains_without_a_view_are_refused(made):
 
 
 def of_one_domain(shard, domain, tmp_path):
-    """The same shard, whose view `teacher_b` has scored the rows of this domain alone."""
+    """A copy of the shard, whose view `teacher_b` has scored the rows of this domain alone."""
     known = read_shard(shard.prompts, PROMPTS, ["prompt_id", "domain"]).to_pylist()
     by_prompt = {row["prompt_id"]: row["domain"] for row in known}
     rows = read_shard(shard.rollouts, ROLLOUTS, ["rollout_id", "prompt_id"]).to_pylist()

@@ -74,7 +74,7 @@ class Case:
         return Inputs({"teacher": target}, torch.tensor([TOKENS]), self.sampled, shares)
 
     def gradient(self, loss) -> torch.Tensor:
-        """Of a function of the logits, summed over the tokens."""
+        """Gradient of a function of the logits, summed over the tokens."""
         logits = self.logits.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(logits).sum(), logits)
         return gradient

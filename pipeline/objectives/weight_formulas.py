@@ -20,7 +20,13 @@ def sigmoid_position(
 ) -> Float[Tensor, " token"]:
     """From `lowest` early in the response to 1 late in it: lowest + (1 − lowest) · σ((f − turn) / width).
 
-    Here f, the `share`, is where the middle of the token is in its response. Source: PW-OPSD (arXiv:2605.21606).
+    Args:
+        share: f, where the middle of the token is in its response, from 0 to 1.
+        lowest: between 0 and 1.
+        turn: the share at which the weight is halfway.
+        width: share of the response over which it rises.
+
+    Source: PW-OPSD (arXiv:2605.21606).
     """
     return lowest + (1 - lowest) * torch.sigmoid((share - turn) / width)
 
@@ -79,7 +85,7 @@ def first_tokens(position: Float[Tensor, " token"], tokens: float) -> Float[Tens
 
 
 def confidence(entropy: Float[Tensor, " token"], rate: float) -> Float[Tensor, " token"]:
-    """exp(−rate · H) of the target's entropy, nats. Source: SRPO (arXiv:2604.02288)."""
+    """exp(−rate · H) of the target's entropy H, nats: from 1 where the target is sure to 0. Source: arXiv:2604.02288."""
     return torch.exp(-rate * entropy)
 
 
@@ -100,7 +106,15 @@ def kept(lengths: Int[Tensor, " rollout"], share: float) -> Int[Tensor, " rollou
 def soft_or(
     entropy: Float[Tensor, " token"], divergence: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"]
 ) -> Float[Tensor, " token"]:
-    """Soft or, h + d − h·d of both, scaled within the rollout: high where the student is uncertain, or disagrees.
+    """Soft or, h + d − h·d, of both scaled within the rollout: high where the student is uncertain, or disagrees.
+
+    Args:
+        entropy: of the student, nats.
+        divergence: of the student from the target, nats.
+        lengths: tokens of each rollout.
+
+    Returns:
+        From 0 to 1 per token.
 
     Source: TIP (arXiv:2604.14084), which scales within the batch.
     """
@@ -124,7 +138,14 @@ def zone(
     target_share: float,
     student_share: float,
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """Where the target is uncertain, and where of the rest the student alone is; both as shares of each rollout.
+    """Where the target is uncertain, and where of the rest the student alone is: 1 there, else 0.
+
+    Args:
+        target_entropy: nats.
+        student_entropy: nats.
+        lengths: tokens of each rollout.
+        target_share: share of each rollout's tokens that is taken as the target's, at least one token.
+        student_share: likewise of the student's, of what is left.
 
     Source: the entropy zones of SEAD (arXiv:2606.28562), there by percentiles over a shard.
     """
@@ -140,9 +161,17 @@ def freshness(
     rate: float,
     threshold: float,
 ) -> Float[Tensor, " token"]:
-    """max(0, exp(−rate · √D) − threshold) of each rollout, D its mean drift from the student now, nats per token.
+    """max(0, exp(−rate · √D) − threshold) of each rollout, at its tokens, where D is its drift, nats per token.
 
     D is the mean of e^d − 1 − d over d = log student − log behaviour, never negative.
+
+    Args:
+        student: log-probability of the response tokens, as it is now.
+        behaviour: under the student that wrote them.
+        lengths: tokens of each rollout.
+        rate: of the decay.
+        threshold: under which a rollout counts for nothing.
+
     Source: f-OPD (arXiv:2605.17862), without its term for the supervisor's drift, which is 0 for a frozen teacher.
     """
     d = (student.detach() - behaviour).clamp(-20.0, 20.0)

@@ -29,7 +29,7 @@ class ComposedTarget(Settings):
 
     @property
     def learned_views(self) -> tuple[str, ...]:
-        """Of these, the views that a student learns towards: not what it only compares with."""
+        """The views that a student learns towards: of `view_names` not those that it is only compared with."""
         return self.view_names
 
     @property

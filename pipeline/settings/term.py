@@ -199,7 +199,7 @@ class Term(Settings):
 
     @property
     def learned_views(self) -> tuple[str, ...]:
-        """Of these, the views that it learns towards: not what it only compares with."""
+        """The views that it learns towards: of `views` not those that it only compares with."""
         if self.estimator == "preference":
             return ()
         return self.views if self.target is None else self.target.learned_views

@@ -104,7 +104,7 @@ def _balance(spec: Balance, stored: Stored) -> np.ndarray:
 
 
 def group_advantage(reward: np.ndarray, group: np.ndarray, scaled: bool) -> np.ndarray:
-    """(R − mean of its group) / (standard deviation of its group + 1e-4); 0 for rows without a reward.
+    """(R − mean of its group) / (standard deviation of its group + 1e-4), [R]; 0 for rows without a reward.
 
     Source: GRPO (arXiv:2402.03300); the constant as in the code of KEPO (arXiv:2602.00400).
     """
@@ -117,7 +117,7 @@ def group_advantage(reward: np.ndarray, group: np.ndarray, scaled: bool) -> np.n
 
 
 def group_softmax(logits: np.ndarray, is_among: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Softmax over the chosen rows of each group, so that they sum to 1; 0 for the others.
+    """Softmax over the chosen rows of each group, [R], so that they sum to 1; 0 for the others.
 
     Source: SCOPE (arXiv:2604.10688), with logits ± mean log-probability / temperature. Its code multiplies by the
     number of rows and has the opposite sign on correct ones.
@@ -130,7 +130,7 @@ def group_softmax(logits: np.ndarray, is_among: np.ndarray, group: np.ndarray) -
 
 
 def margin_shift(gain: np.ndarray, correct: np.ndarray, group: np.ndarray, margin: float) -> np.ndarray:
-    """+½ shift for correct rows and −½ for wrong ones, where shift = max(0, margin − gap of their mean gains).
+    """+½ shift for correct rows and −½ for wrong ones (nats), where shift = max(0, margin − gap of their mean gains).
 
     Rows that are neither, and groups without both kinds, are not shifted.
 
@@ -146,7 +146,10 @@ def margin_shift(gain: np.ndarray, correct: np.ndarray, group: np.ndarray, margi
 
 
 def balance(correct: np.ndarray, group: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """1 for as many correct as wrong rows of each mixed group, else 0. Source: Uni-OPD's online balance."""
+    """1 for as many correct as wrong rows of each mixed group, else 0, [R].
+
+    Source: the online balance of Uni-OPD (arXiv:2605.03677).
+    """
     keep = np.ones(len(group))
     order = np.argsort(group, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
@@ -159,7 +162,7 @@ def balance(correct: np.ndarray, group: np.ndarray, random: np.random.Generator)
 
 @compute_column.register
 def agreement_cut(spec: AgreementCut, stored: Stored) -> np.ndarray:
-    """0 from the start of the first of `runs` windows in a row whose mean divergence is low, else 1.
+    """0 from the start of the first of `runs` windows in a row whose mean divergence is low, else 1, [T].
 
     The divergence of a token is e^d − 1 − d with d = log view − log behaviour, an estimate of KL(behaviour ‖ view) that
     is never negative. Low is below the `quantile`, over all rows, of a row's lowest window.
@@ -185,7 +188,7 @@ def agreement_cut(spec: AgreementCut, stored: Stored) -> np.ndarray:
 
 @compute_column.register
 def cross_fitted_bias(spec: CrossFittedBias, stored: Stored) -> np.ndarray:
-    """½ mean(d | token) + ½ mean(d | position, surprisal), d = log view − log behaviour, estimated on other prompts.
+    """½ mean(d | token) + ½ mean(d | position, surprisal), nats [T], d = log view − log behaviour of other prompts.
 
     Every row has total weight 1. Few observations are drawn to the mean over all: each mean counts `shrink` rows of
     it. Positions are binned by powers of two, surprisals by whole nats up to ten.

@@ -56,7 +56,7 @@ class Rows:
 
     def __init__(self, sources: Sequence[Bucket], recipe: Recipe | None = None, special_ids: Sequence[int] = ()):
         self.sources, self.recipe = sources, recipe
-        self.facts = Facts.read(sources, recipe, special_ids)
+        self.facts = Facts.read_rows(sources, recipe, special_ids)
         self.views = sorted({view for source in sources for view in source.scores})
         self.files = [rows_per_group(source.rollouts) for source in sources]
         self.groups = [(number, group) for number, counts in enumerate(self.files) for group in range(len(counts))]
@@ -131,7 +131,7 @@ class Rows:
         of_rows = []
         for group, row in places:
             here, number = groups[group], int(self.first_row[group]) + row
-            of_rows.append(self.facts.of(number, here.responses[row], here.facts, here.tokens(row)))
+            of_rows.append(self.facts.cut_row(number, here.responses[row], here.facts, here.tokens(row)))
         return {name: torch.from_numpy(np.concatenate([each[name] for each in of_rows])) for name in of_rows[0]}
 
     def _kept(self, place: int) -> np.ndarray:
@@ -163,7 +163,7 @@ class Rows:
                 )
             may_lack = self.recipe is not None and name in self.recipe.optional_views
             views[name] = decode_view(scores, responses, path, may_lack)
-        of_tokens = self.facts.of_group(rollouts, responses, source.rollouts)
+        of_tokens = self.facts.read_group(rollouts, responses, source.rollouts)
         return _Group(from_lists(rollouts.column("prompt_ids")), responses, views, of_tokens)
 
 

@@ -34,7 +34,7 @@ SPAN = 10
 def measure_tokens(
     recipe: Recipe, student: Answer, ids: Int[Tensor, "token k"] | None, inputs: Inputs
 ) -> dict[str, Float[Tensor, " token"]]:
-    """Per-token numbers whose means over a step say how far student and views are apart, and where.
+    """Measure per token numbers whose means over a step say how far student and views are apart, and where.
 
     Those of the recipe's main view have names of their own, those of others begin with the view's. NaN is where there
     is nothing to say: rows that a view has not scored, ratios to a model that is not the student.
@@ -123,7 +123,7 @@ def _past_cliff(extrapolation: Extrapolation, inputs: Inputs) -> Float[Tensor, "
 def sum_over_tokens(
     seen: Mapping[str, Float[Tensor, " token"]], shares: Float[Tensor, " token"]
 ) -> dict[str, Float[Tensor, "2"]]:
-    """(weighted sum, total weight) of each diagnostic, over the tokens that have a number; packs and devices add up.
+    """(weighted sum, total weight) of each diagnostic over the tokens that have a number; packs and devices add up.
 
     Args:
         seen: [T] by name, NaN at tokens that have none.
@@ -136,7 +136,7 @@ def sum_over_tokens(
 
 
 def average_over_step(totals: Mapping[str, Float[Tensor, "2"]]) -> dict[str, float]:
-    """The means of a step, and what is no mean over tokens.
+    """Take the means of a step, and what is no mean over tokens.
 
     That is the effective sample size as a share of the tokens, and the share of the squared log-ratios that is far out.
     """
@@ -157,7 +157,7 @@ class Alarm:
 
 
 def find_first_alarms(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> list[tuple[int, Alarm]]:
-    """Each sign that a run showed, with the first step that did."""
+    """Find each sign that a run showed, with the first step that did."""
     found: dict[str, tuple[int, Alarm]] = {}
     for number, row in enumerate(history, start=1):
         for alarm in find_alarms(recipe, history[:SPAN], history[max(0, number - SPAN) : number]):
@@ -168,7 +168,7 @@ def find_first_alarms(recipe: Recipe, history: Sequence[Mapping[str, float]]) ->
 def find_alarms(
     recipe: Recipe, start: Sequence[Mapping[str, float]], now: Sequence[Mapping[str, float]]
 ) -> list[Alarm]:
-    """The signs that the latest step shows, or the last `SPAN` steps against the first.
+    """Find the signs that the latest step shows, or the last `SPAN` steps against the first.
 
     Args:
         recipe: the objective.
@@ -215,7 +215,7 @@ def is_led_by_far_tokens(recipe: Recipe) -> bool:
 
 
 def describe_far(share: float) -> str:
-    """What a share of the squared log-ratios says of a term without a ratio."""
+    """Say what a share of the squared log-ratios means for a term without a ratio."""
     return (
         f"{share:.0%} of the squared log-ratios are of tokens over {FAR:g} nats apart: without a ratio they lead the "
         "gradient; see `lightning_ratio`"

@@ -85,7 +85,7 @@ def first_tokens(position: Float[Tensor, " token"], tokens: float) -> Float[Tens
 
 
 def confidence(entropy: Float[Tensor, " token"], rate: float) -> Float[Tensor, " token"]:
-    """exp(−rate · H) of the target's entropy H, nats: from 1 where the target is sure to 0. Source: arXiv:2604.02288."""
+    """exp(−rate · H) of the target's entropy H, nats: 1 where the target is sure. Source: SRPO (arXiv:2604.02288)."""
     return torch.exp(-rate * entropy)
 
 

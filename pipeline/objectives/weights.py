@@ -43,13 +43,13 @@ class Seen:
 
     Attributes:
         inputs: facts, lengths and the step.
-        maybe_target: of the term.
+        term_target: what the term learns from; None for one that learns from no view.
         student: as it is now; None before the forward pass.
         outcomes: student and target over the term's support; None where the term reads no ids.
     """
 
     inputs: Inputs
-    maybe_target: Target | None
+    term_target: Target | None
     student: Answer | None = None
     outcomes: tuple[Outcomes, Outcomes] | None = None
 
@@ -65,9 +65,9 @@ class Seen:
 
     @property
     def target(self) -> Target:
-        """What the term learns from."""
-        assert self.maybe_target is not None, "a weight that compares with a target is of a term that has one"
-        return self.maybe_target
+        """What the term learns from, for a weight that compares with it."""
+        assert self.term_target is not None, "a weight that compares with a target is of a term that has one"
+        return self.term_target
 
     @property
     def target_entropy(self) -> Float[Tensor, " token"]:

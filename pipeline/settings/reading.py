@@ -60,7 +60,7 @@ class Settings(BaseModel):
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
+    """Read a YAML file.
 
     Raises:
         SettingsError: the file is missing or no YAML.
@@ -77,7 +77,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse(kind: type[S], named: object, data: Any) -> S:
-    """What was read, as settings of this class.
+    """Make settings of a class from what was read.
 
     Args:
         kind: the class.
@@ -118,7 +118,7 @@ def _place(mistake: Any, written: Any) -> tuple[Any, ...]:
 
 
 def _describe(kind: type[Settings], keys: tuple[Any, ...], mistake: Any) -> str:
-    """One mistake as `section.key: expected …, found …`."""
+    """Say one mistake as `section.key: expected …, found …`."""
     place = ".".join(str(key) for key in keys if key != _KEY) or "the file as a whole"
     match mistake["type"]:
         case "extra_forbidden":
@@ -139,7 +139,7 @@ def _describe(kind: type[Settings], keys: tuple[Any, ...], mistake: Any) -> str:
 
 
 def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
-    """The settings that exist where an unknown one was found."""
+    """List the settings that exist where an unknown one was found."""
     for part in place[:-1]:
         if get_origin(kind) is Annotated:
             kind = get_args(kind)[0]

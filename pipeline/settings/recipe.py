@@ -77,7 +77,7 @@ class Recipe(Settings):
 
     @property
     def own_views(self) -> tuple[str, ...]:
-        """The views of which it tells the model's own likeliest ids from those that were asked for."""
+        """The views whose own likeliest ids it tells from those that other views asked them for."""
         return tuple(sorted({view for term in self.terms if term.support == "own" for view in term.views}))
 
     @property
@@ -112,7 +112,7 @@ class Recipe(Settings):
         return any(term.estimator == "preference" for term in self.terms)
 
     def describe_view(self, view: str) -> str:
-        """A view and what it has to be, for errors."""
+        """Say which view and what it has to be, for errors."""
         return f"the view `{view}`" + (f" ({self.needs[view]})" if view in self.needs else "")
 
     @property
@@ -123,20 +123,20 @@ class Recipe(Settings):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of it decides numbers: not its prose. Axes that a term does not use do not enter."""
+        """The part of it that decides numbers, without its prose; axes that a term does not use do not enter."""
         terms = [term.model_dump(mode="json", exclude_defaults=True, exclude={"fixed_point"}) for term in self.terms]
         derived = {name: spec.model_dump(mode="json") for name, spec in sorted(self.derived.items())}
         return {"terms": terms} | ({"derived": derived} if derived else {})
 
 
 def recipe_names() -> list[str]:
-    """Every recipe that comes with Potstill."""
+    """List the recipes that come with Potstill."""
     folder = resources.files("pipeline") / "recipes"
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def load_recipe(objective: str | Mapping[str, Any]) -> Recipe:
-    """A recipe by name, or one that the settings write out.
+    """Load a recipe by name, or make one that the settings write out.
 
     Raises:
         SettingsError: there is none of this name, or its terms do not fit together.

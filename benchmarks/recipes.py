@@ -52,19 +52,18 @@ def main(
 def _step(recipe: Recipe, states: Tensor, weight: Tensor, k: int) -> Callable[[], None]:
     """Forward and backward pass of one pack."""
     objective = Objective(recipe)
-    columns = _columns(recipe, len(states), len(weight), k)
-    ((_, weighed),) = objective.weigh([(None, columns)], step=0)  # pyright: ignore[reportArgumentType]
+    inputs = _inputs(recipe, len(states), len(weight), k)
+    ((_, weighed),) = objective.weigh([(None, inputs)], step=0)  # pyright: ignore[reportArgumentType]
 
     def run() -> None:
         states.grad = weight.grad = None
-        assert weighed.sampled_ids is not None
-        answer = answer_tokens(states, OutputLayer(weight), objective.ask(weighed.sampled_ids, weighed))
+        answer = answer_tokens(states, OutputLayer(weight), objective.ask(weighed))
         objective.loss(answer, weighed)[0].backward()
 
     return run
 
 
-def _columns(recipe: Recipe, tokens: int, vocabulary: int, k: int) -> Inputs:
+def _inputs(recipe: Recipe, tokens: int, vocabulary: int, k: int) -> Inputs:
     """Random views and facts. Views that a term composes have the same ids, others ids of their own."""
     composed = any(term.target is not None for term in recipe.terms)
     shared = _ids(tokens, vocabulary, k)
@@ -74,9 +73,8 @@ def _columns(recipe: Recipe, tokens: int, vocabulary: int, k: int) -> Inputs:
     facts["sampling_logprobs"] = facts["behaviour_logprobs"] = -torch.rand(tokens)
     even = torch.full((tokens,), 1 / tokens)
     lengths = torch.full((max(1, tokens // 64),), min(64, tokens))
-    return Inputs(
-        views, {"token_mean": even, "sequence_mean": even}, {}, facts, lengths, torch.randint(vocabulary, (tokens,))
-    )
+    shares = {"token_mean": even, "sequence_mean": even}
+    return Inputs(views, lengths, torch.randint(vocabulary, (tokens,)), shares, facts)
 
 
 def _ids(tokens: int, vocabulary: int, k: int) -> Tensor:

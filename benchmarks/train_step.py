@@ -110,8 +110,8 @@ class Case:
     def ours(self, recipe: str, packs: Packs) -> list[Tensor]:
         """By the head and the objective."""
         objective = Objective(load_recipe(recipe))
-        asked = [(pack, columns, objective.ask(pack.sampled_ids, columns)) for pack, columns in packs]
-        return [objective.loss(self.student(pack, ask), columns)[0] for pack, columns, ask in asked]
+        asked = [(pack, inputs, objective.ask(inputs)) for pack, inputs in packs]
+        return [objective.loss(self.student(pack, ask), inputs)[0] for pack, inputs, ask in asked]
 
     def transformers(self) -> list[Tensor]:
         """The model's own loss."""

@@ -143,7 +143,7 @@ def _find_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Pat
     path = folder / rollouts.name
     if not path.exists():
         raise ShardError(
-            f"{path} is missing: train.objective `{recipe.name}` needs {recipe.told(view)}. Name it "
+            f"{path} is missing: train.objective `{recipe.name}` needs {recipe.describe_view(view)}. Name it "
             "in score.views and run `dvc repro score`."
         )
     return path
@@ -154,7 +154,7 @@ def _find_teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe
     path = folder / rollouts.name
     if not path.exists():
         raise ShardError(
-            f"{path} is missing: train.objective `{recipe.name}` needs {recipe.told(view)} over the "
+            f"{path} is missing: train.objective `{recipe.name}` needs {recipe.describe_view(view)} over the "
             f"teacher's own responses, too. Set `score.views.{view}.teacher_rollouts: true` and run "
             "`dvc repro score_teacher`."
         )

@@ -23,7 +23,7 @@ from tests import reference
 
 VOCABULARY = 7
 LENGTHS = (4, 3, 1)
-"""Of the rollouts of a step; for a recipe with pairs that many more follow: 4 and 3, 1 and 4, 3 and 1 tokens."""
+"""Tokens of the rollouts of a step; for a recipe with pairs so many follow again: 4 and 3, 1 and 4, 3 and 1 tokens."""
 CORRECT = (1.0, 0.0, 1.0)
 DOMAINS = ("math", "code", "math")
 SEGMENTS = ((0, 0, 1, 2), (0, 1, 1), (0,))
@@ -42,9 +42,9 @@ class Token:
     length: int
     y: int
     p: list[float]
-    """Of the student, live: what gradients flow through."""
+    """The live student: what gradients flow through."""
     s: list[float]
-    """Of the student, still: the same numbers where a gradient is stopped."""
+    """The still student: equal numbers where a gradient is stopped."""
     q: dict[str, list[float]]
     ids: dict[str, list[int]]
     own: int
@@ -52,7 +52,7 @@ class Token:
     mu: float
     """Log-probability that the sampled token was drawn with."""
     behaviour: float
-    """The same of the student that wrote it, at temperature 1."""
+    """Log-probability of the sampled token under the student that wrote it, at temperature 1."""
     facts: dict[str, float]
 
     @property
@@ -103,15 +103,15 @@ class Case:
         }  # fmt: skip
         found |= {f"domain={name}": float(DOMAINS[row % 3] == name) for name in ("math", "code")}
         of_teacher = row % 2 == 0 if self.unit == 2 else row == 2
-        found |= {f"source={name}": float(of_teacher == (name == "teacher")) for name in ("student", "teacher", "gold")}
+        found |= {f"source={name}": float(of_teacher == (name == "teacher")) for name in ("student", "teacher")}
         found |= {f"has={view}": self.has[row] for view in self.q}
         return found | {name: values[token] for name, values in self.column.items()}
 
     def is_scored(self, view: str, token: int) -> bool:
         return not (self.skips and view != "teacher") or self.has[self.row_of[token]] == 1.0
 
-    def columns(self, rows: Sequence[int] | None = None, step: int = STEP) -> Inputs:
-        """Of these rows, or of all; weights are those of the whole step."""
+    def inputs(self, rows: Sequence[int] | None = None, step: int = STEP) -> Inputs:
+        """What the loader gives of these rows, or of all; shares are those of the whole step."""
         chosen = list(range(len(self.lengths))) if rows is None else list(rows)
         tokens = [token for row in chosen for token, mine in enumerate(self.row_of) if mine == row]
         still = [reference.log_softmax(row) for row in self.logits.tolist()]
@@ -120,13 +120,13 @@ class Case:
         lengths = [self.lengths[row] for row in chosen]
         count = len(self.row_of)
         by_row = [1 / (self.lengths[self.row_of[token]] * len(self.lengths)) for token in tokens]
-        weights = {
+        shares = {
             "token_mean": torch.full((len(tokens),), 1 / count, dtype=torch.float64),
             "sequence_mean": torch.tensor(by_row, dtype=torch.float64),
         }
         targets = {view: self.target(view, tokens) for view in self.q}
         ids = torch.tensor([self.y[token] for token in tokens])
-        return Inputs(targets, weights, {}, facts, torch.tensor(lengths), ids, step)
+        return Inputs(targets, torch.tensor(lengths), ids, shares, facts, step=step)
 
     def target(self, view: str, tokens: Sequence[int]) -> Target:
         width = self.k + self.padding
@@ -181,18 +181,17 @@ class Case:
         """The recipe's loss of the step, cut into packs of these rows, or of these pairs."""
         objective = Objective(self.recipe)
         packs = [[unit * self.unit + n for unit in units for n in range(self.unit)] for units in packs]
-        weighed = objective.weigh([(None, self.columns(rows, step)) for rows in packs], step)  # pyright: ignore[reportArgumentType]
+        weighed = objective.weigh([(None, self.inputs(rows, step)) for rows in packs], step)  # pyright: ignore[reportArgumentType]
         total = logits.new_zeros(())
-        for rows, (_, columns) in zip(packs, weighed, strict=True):
+        for rows, (_, inputs) in zip(packs, weighed, strict=True):
             tokens = [token for row in rows for token, mine in enumerate(self.row_of) if mine == row]
-            assert columns.sampled_ids is not None
-            asked = objective.ask(columns.sampled_ids, columns)
+            asked = objective.ask(inputs)
             answer = answer_tokens(logits[tokens], OutputLayer(torch.eye(VOCABULARY, dtype=torch.float64)), asked)
-            total = total + objective.loss(answer, columns)[0]
+            total = total + objective.loss(answer, inputs)[0]
         return total
 
     def gradient(self, **how) -> torch.Tensor:
-        """Of the loss, with respect to the student's logits."""
+        """Gradient of the loss with respect to the student's logits."""
         logits = self.logits.clone().requires_grad_()
         (found,) = torch.autograd.grad(self.loss(logits, **how), logits, allow_unused=True)
         return torch.zeros_like(logits) if found is None else found

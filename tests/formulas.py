@@ -53,7 +53,7 @@ def forward(k: Token, view: str = "teacher") -> float:
 
 
 def jsd(p: Sequence[float], q: Sequence[float], beta: float) -> float:
-    """As published, divided by β(1 − β)."""
+    """The published JSD, divided by β(1 − β)."""
     m = [math.log(beta * math.exp(b) + (1 - beta) * math.exp(a)) for a, b in zip(p, q, strict=True)]
     return (beta * kl(q, m) + (1 - beta) * kl(p, m)) / (beta * (1 - beta))
 
@@ -379,7 +379,7 @@ def pw_opsd(tokens: list[Token]) -> float:
 
 
 def sdpo(tokens: list[Token]) -> float:
-    """As `srpo`."""
+    """The published JSD, which is not divided by β(1 − β)."""
     value: Value = lambda k: min(ratio(k), 2) * 0.25 * jsd(*bucketed(k, "hinted"), 0.5)  # noqa: E731
     return selected_mean(tokens, value, lambda k: k.facts["has=hinted"])
 

@@ -43,15 +43,15 @@ PLANTS = [
     Plant(
         "direction swapped",
         f"{OBJECTIVES}/divergences.py",
-        "log_p.exp() * (log_p - log_q), counts, entry_clip",
-        "log_q.exp() * (log_q - log_p), counts, entry_clip",
+        "log_p.exp() * (log_p - log_q), entry_clip",
+        "log_q.exp() * (log_q - log_p), entry_clip",
         (of("topk_reverse_kl"),),
     ),
     Plant(
         "cross-entropy for KL",
         f"{OBJECTIVES}/divergences.py",
-        "log_q.exp() * (log_q - log_p), counts, entry_clip",
-        "log_q.exp() * (-log_p), counts, entry_clip",
+        "log_q.exp() * (log_q - log_p), entry_clip",
+        "log_q.exp() * (-log_p), entry_clip",
         (value("topk_forward_kl"),),
     ),
     Plant(
@@ -85,8 +85,8 @@ PLANTS = [
     Plant(
         "tail in the sum over ids",
         f"{OBJECTIVES}/divergences.py",
-        "< counts.shape[-1] - 1)",
-        "< counts.shape[-1])",
+        "< exists.shape[-1] - 1)",
+        "< exists.shape[-1])",
         (of("many_faces_stop_gradient"),),
     ),
     Plant(
@@ -154,9 +154,9 @@ PLANTS = [
     ),
     Plant(
         "position off by one",
-        f"{OBJECTIVES}/weights.py",
-        "(position(columns) + 0.5)",
-        "(position(columns) + 1.5)",
+        f"{OBJECTIVES}/inputs.py",
+        "(self.position + 0.5)",
+        "(self.position + 1.5)",
         (of("pw_opsd"),),
     ),
     Plant(
@@ -169,22 +169,22 @@ PLANTS = [
     Plant(
         "gate inverted",
         f"{OBJECTIVES}/weights.py",
-        "(entropy_of(target) > weight.above)",
-        "(entropy_of(target) <= weight.above)",
+        "(seen.target_entropy > weight.above)",
+        "(seen.target_entropy <= weight.above)",
         (of("eopd"),),
     ),
     Plant(
         "special tokens alone",
         f"{OBJECTIVES}/weights.py",
-        'return 1 - facts["special"]',
-        'return facts["special"]',
+        'return 1 - seen.facts["special"]',
+        'return seen.facts["special"]',
         (of("revisiting"),),
     ),
     Plant(
         "wrong for correct",
         f"{OBJECTIVES}/weights.py",
-        'wanted = 0.0 if weight.fact == "wrong" else 1.0',
-        "wanted = 1.0",
+        '(0.0 if weight.fact == "wrong" else 1.0)',
+        "1.0",
         (of("scope"),),
     ),
     Plant(
@@ -225,8 +225,8 @@ PLANTS = [
     Plant(
         "denominator of a pack",
         f"{OBJECTIVES}/objective.py",
-        "by_term[place] = _factors(term, columns, len(self.recipe.sources) > 1)",
-        "by_term[place] = [_factors(term, [c], len(self.recipe.sources) > 1)[0] for c in columns]",
+        "by_term[place] = _factors(term, of_packs, has_sources)",
+        "by_term[place] = [_factors(term, [one], has_sources)[0] for one in of_packs]",
         ("tests/test_laws.py", "-k", "packs_changes_nothing and scope"),
     ),
     Plant(
@@ -246,15 +246,15 @@ PLANTS = [
     Plant(
         "extrapolated the other way",
         f"{OBJECTIVES}/targets.py",
-        "factors = [term.target.factor, 1 - term.target.factor]",
-        "factors = [1 - term.target.factor, term.target.factor]",
+        "powers = [target.factor, 1 - target.factor]",
+        "powers = [1 - target.factor, target.factor]",
         (of("exopd"),),
     ),
     Plant(
         "loss of another source",
         f"{OBJECTIVES}/objective.py",
-        'each.facts[f"source={source}"].double() for source',
-        "torch.ones_like(weight) for _",
+        'inputs.facts[f"source={source}"].double() for source in term.sources',
+        "torch.ones_like(weight) for _ in term.sources",
         (of("stable_opd"),),
     ),
     Plant(
@@ -287,9 +287,9 @@ PLANTS = [
     ),
     Plant(
         "schedule reversed",
-        f"{OBJECTIVES}/schedules.py",
-        "start + (end - start) * share",
-        "end + (start - end) * share",
+        "settings/reading.py",
+        "self.start + (self.end - self.start) *",
+        "self.end + (self.start - self.end) *",
         (of("sead"),),
     ),
     Plant(
@@ -316,22 +316,22 @@ PLANTS = [
     Plant(
         "prefix without an end",
         f"{OBJECTIVES}/weights.py",
-        "return weight_formulas.prefix(position(columns), number_at(weight.tokens, columns.step))",
-        "return torch.ones_like(position(columns))",
+        "return weight_formulas.first_tokens(seen.inputs.position, value_at(weight.tokens, seen.inputs.step))",
+        "return torch.ones_like(seen.inputs.position)",
         (value("fast_prefix"),),
     ),
     Plant(
         "every turn from the beginning",
         f"{OBJECTIVES}/weights.py",
-        "min(1 + columns.step // weight.every, weight.most)",
+        "min(1 + seen.inputs.step // weight.every, weight.most)",
         "weight.most",
         ("tests/test_formulas.py::test_a_recipe_has_the_value_of_its_formula[tcod-1]",),
     ),
     Plant(
         "as drawn for as written",
         f"{OBJECTIVES}/weights.py",
-        'target.sampled - columns.facts["behaviour_logprobs"]',
-        'target.sampled - columns.facts["sampling_logprobs"]',
+        'self.target.sampled - self.facts["behaviour_logprobs"]',
+        'self.target.sampled - self.facts["sampling_logprobs"]',
         (of("iw_opd"),),
     ),
     Plant(
@@ -351,8 +351,8 @@ PLANTS = [
     Plant(
         "mean over all tokens",
         f"{OBJECTIVES}/diagnostics.py",
-        "(weights * ~values.isnan()).sum()",
-        "weights.sum()",
+        "(shares * ~values.isnan()).sum()",
+        "shares.sum()",
         ("tests/test_diagnostics.py",),
     ),
     Plant(

@@ -177,7 +177,7 @@ def test_examples_are_worked_sums_that_training_can_read(tmp_path: Path):
     assert tokenizer.decode(table["prompt_ids"][0].as_py()) == f"<|user|>{question}<|assistant|>"
     assert tokenizer.decode(table["response_ids"][0].as_py()) == f"{task.write_solution(question)}<|end|>"
     packs = rows.batch(rows.sequential()[:4], 1000)
-    total = sum(columns.weights["token_mean"].sum() for _, columns in packs)
+    total = sum(inputs.shares["token_mean"].sum() for _, inputs in packs)
     np.testing.assert_allclose(total, 1.0, rtol=1e-6)
 
 

@@ -21,11 +21,10 @@ from tests.formulas import log_ratio
 def seen(name: str | dict, seed: int = 0) -> tuple[Case, dict[str, list[float]]]:
     """A case of a recipe, and what it says of each token."""
     case = Case(load_recipe(name), seed)
-    objective, columns = Objective(case.recipe), case.columns()
-    assert columns.sampled_ids is not None
+    objective, inputs = Objective(case.recipe), case.inputs()
     output = OutputLayer(torch.eye(VOCABULARY, dtype=torch.float64))
-    ((_, weighed),) = objective.weigh([(None, columns)], step=0)  # pyright: ignore[reportArgumentType]
-    answer = answer_tokens(case.logits, output, objective.ask(columns.sampled_ids, columns))
+    ((_, weighed),) = objective.weigh([(None, inputs)], step=0)  # pyright: ignore[reportArgumentType]
+    answer = answer_tokens(case.logits, output, objective.ask(inputs))
     return case, {name: values.tolist() for name, values in objective.loss(answer, weighed)[1].items()}
 
 
@@ -105,19 +104,24 @@ def test_a_recipe_without_bounds_has_no_clip_rate():
 def test_means_are_over_the_tokens_that_have_a_number_however_a_step_is_cut():
     weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
     values = {"kl": torch.tensor([1.0, math.nan, 3.0, math.nan]), "nll": torch.tensor([1.0, 2.0, 3.0, 4.0])}
-    whole = diagnostics.totals(values, weights)
+    whole = diagnostics.sum_over_tokens(values, weights)
     cuts = [slice(0, 1), slice(1, 4)]
-    parts = [diagnostics.totals({name: row[cut] for name, row in values.items()}, weights[cut]) for cut in cuts]
+    parts = [
+        diagnostics.sum_over_tokens({name: row[cut] for name, row in values.items()}, weights[cut]) for cut in cuts
+    ]
     for totals in (whole, {name: parts[0][name] + parts[1][name] for name in values}):
-        found = diagnostics.of_step(totals)
+        found = diagnostics.average_over_step(totals)
         assert found == pytest.approx({"kl": (0.1 * 1 + 0.3 * 3) / 0.4, "nll": 3.0})
-    assert diagnostics.of_step(diagnostics.totals({"kl": torch.tensor([math.nan])}, torch.ones(1))) == {}
+    assert (
+        diagnostics.average_over_step(diagnostics.sum_over_tokens({"kl": torch.tensor([math.nan])}, torch.ones(1)))
+        == {}
+    )
 
 
 def test_a_step_knows_its_effective_sample_size_and_what_is_far_out():
     ratio, square = torch.tensor([0.5, 2.0, 1.0, 0.1]), torch.tensor([1.0, 36.0, 0.0, 49.0])
     values = {"ratio": ratio, "ratio_squared": ratio**2, "square": square, "far_square": square * (square > 25)}
-    found = diagnostics.of_step(diagnostics.totals(values, torch.full((4,), 0.25)))
+    found = diagnostics.average_over_step(diagnostics.sum_over_tokens(values, torch.full((4,), 0.25)))
     assert found["effective_share"] == pytest.approx(float(ratio.sum() ** 2 / (4 * (ratio**2).sum())))
     assert found["far_share"] == pytest.approx(85 / 86)
 
@@ -145,34 +149,34 @@ def history(*changes: dict[str, float]) -> list[dict[str, float]]:
 def test_a_sign_of_a_collapse_raises_its_alarm_alone(name, change, step, alarm):
     """`suffix` and `rising` compare ten steps with the first ten."""
     recipe = load_recipe(name)
-    assert diagnostics.first_alarms(recipe, history({})) == []
-    assert [(at, found.name) for at, found in diagnostics.first_alarms(recipe, history(change))] == [(step, alarm)]
+    assert diagnostics.find_first_alarms(recipe, history({})) == []
+    assert [(at, found.name) for at, found in diagnostics.find_first_alarms(recipe, history(change))] == [(step, alarm)]
 
 
 def test_a_response_that_ends_worse_than_it_begins_is_no_alarm():
     """That is the task's; only what grows in training is, and is more than elsewhere."""
     recipe = load_recipe("topk_reverse_kl")
-    assert diagnostics.first_alarms(recipe, history({"kl": 0.05, "kl_quarter_4": 0.4})) == []
+    assert diagnostics.find_first_alarms(recipe, history({"kl": 0.05, "kl_quarter_4": 0.4})) == []
     small = [row | {"kl_quarter_4": 0.03 if row["step"] <= diagnostics.SPAN else 0.09} for row in history({})]
-    assert diagnostics.first_alarms(recipe, small) == []
+    assert diagnostics.find_first_alarms(recipe, small) == []
 
 
 def test_a_sign_is_told_once_of_the_first_step_that_shows_it():
     bad = {"effective_share": 0.4}
-    found = diagnostics.first_alarms(load_recipe("vopd"), history(bad, {**bad, "support_mass": 0.5}))
+    found = diagnostics.find_first_alarms(load_recipe("vopd"), history(bad, {**bad, "support_mass": 0.5}))
     assert [(step, alarm.name) for step, alarm in found] == [(11, "stale"), (21, "mass")]
     assert "leave 40% of the tokens" in found[0][1].text
 
 
 def test_far_tokens_are_no_alarm_where_a_ratio_holds_them():
-    assert diagnostics.first_alarms(load_recipe("lightning_ratio"), [{"step": 1, "far_share": 0.99}]) == []
+    assert diagnostics.find_first_alarms(load_recipe("lightning_ratio"), [{"step": 1, "far_share": 0.99}]) == []
 
 
 @given(surplus=st.floats(1e-6, 0.3), reference_=st.floats(0.05, 0.6))
 def test_at_the_extrapolation_bound_the_tail_is_what_the_clip_can_hold(surplus, reference_):
     p, b, clip = 1 - surplus, reference_, 5.0
     target, base = (torch.tensor([each], dtype=torch.float64).log() for each in (p, b))
-    found = extrapolation_bound(target, base, clip)
+    found = extrapolation_bound(target, base)
     logit = float(found) * math.log(p / (1 - p)) + (1 - float(found)) * math.log(b / (1 - b))
     assert 1 / (1 + math.exp(logit)) == pytest.approx(surplus / clip, rel=1e-6)
 

@@ -14,7 +14,7 @@ from pipeline.engines.fake import BigramEngine
 from pipeline.errors import SettingsError, ShardError
 from pipeline.models.record import record_model
 from pipeline.objectives.objective import Objective
-from pipeline.objectives.targets import compose
+from pipeline.objectives.targets import find_target
 from pipeline.settings.models import EngineSettings, Sampling, Training
 from pipeline.settings.recipe import load_recipe
 from pipeline.storage.bucket import Bucket
@@ -146,16 +146,14 @@ def test_each_token_has_the_facts_of_its_own_row_and_position(made, tokens):
     by_ids = {(tuple(row["prompt_ids"]), tuple(row["response_ids"])): row for row in stored}
     assert len(by_ids) == len(stored)
     seen = 0
-    for pack, columns in rows.batch(rows.order(0, 0), tokens):
-        assert columns.sampled_ids is not None
-        assert torch.equal(columns.sampled_ids, pack.sampled_ids)
+    for pack, inputs in rows.batch(rows.order(0, 0), tokens):
+        assert torch.equal(inputs.sampled_ids, pack.sampled_ids)
         start = 0
         for number, response in enumerate(responses(pack)):
             length = len(response)
-            assert columns.lengths is not None
-            assert columns.lengths[number] == length
-            row = next(r for (_, ids), r in by_ids.items() if ids == response and matches(r, columns, start))
-            mine = {name: values[start : start + length].tolist() for name, values in columns.facts.items()}
+            assert inputs.lengths[number] == length
+            row = next(r for (_, ids), r in by_ids.items() if ids == response and matches(r, inputs, start))
+            mine = {name: values[start : start + length].tolist() for name, values in inputs.facts.items()}
             assert mine["sampling_logprobs"] == pytest.approx(row["drawn"])
             assert mine["behaviour_logprobs"] == pytest.approx(row["behaviour_logprobs"])
             assert mine["segments"] == row["steps"]
@@ -163,16 +161,16 @@ def test_each_token_has_the_facts_of_its_own_row_and_position(made, tokens):
             for name, value in row["row"].items():
                 assert mine[name] == pytest.approx([value] * length, nan_ok=True, rel=1e-5), name
             if row["row"]["has=hinted"] == 0:
-                target = columns.targets["hinted"]
+                target = inputs.targets["hinted"]
                 assert (target.ids[start : start + length] == -1).all()
                 assert not target.outcomes.tail[start : start + length].any()
             start, seen = start + length, seen + 1
     assert seen == len(stored)
 
 
-def matches(row, columns, start: int) -> bool:
+def matches(row, inputs, start: int) -> bool:
     """Short responses may be alike: the log-probability of the first token tells them apart."""
-    return columns.facts["sampling_logprobs"][start].item() == pytest.approx(row["drawn"][0])
+    return inputs.facts["sampling_logprobs"][start].item() == pytest.approx(row["drawn"][0])
 
 
 def test_a_term_divides_by_the_tokens_of_its_own_source(made):
@@ -182,8 +180,8 @@ def test_a_term_divides_by_the_tokens_of_its_own_source(made):
     packs = tiny_shards.loader(rows, 1, len(stored), 60).step(0)
     assert len(packs) > 1
     for place, term in enumerate(recipe.terms):
-        factors = torch.cat([columns.factors[place] for _, columns in packs])
-        source = torch.cat([columns.facts[f"source={term.source}"] for _, columns in packs])
+        factors = torch.cat([inputs.factors[place] for _, inputs in packs])
+        source = torch.cat([inputs.facts[f"source={term.source}"] for _, inputs in packs])
         assert not factors[source == 0].any()
         if not term.weights:
             assert factors.sum().item() == pytest.approx(1, abs=1e-6)
@@ -274,7 +272,7 @@ def test_log_probabilities_that_are_not_finite_are_refused_with_what_removes_the
     table = read_shard(rollouts, ROLLOUTS)
     facts = Facts(load_recipe("iw_opd"), np.empty(0, np.int64))
     with pytest.raises(ShardError, match=r"not finite.*`find \. -samefile .*/rollouts\.parquet -delete`"):
-        facts.of_group(table, from_lists(table.column("response_ids")), rollouts)
+        facts.read_group(table, from_lists(table.column("response_ids")), rollouts)
 
 
 def test_domains_without_a_view_are_refused(made):
@@ -286,7 +284,7 @@ def test_domains_without_a_view_are_refused(made):
 
 
 def of_one_domain(shard, domain, tmp_path):
-    """The same shard, whose view `teacher_b` has scored the rows of this domain alone."""
+    """A copy of the shard, whose view `teacher_b` has scored the rows of this domain alone."""
     known = read_shard(shard.prompts, PROMPTS, ["prompt_id", "domain"]).to_pylist()
     by_prompt = {row["prompt_id"]: row["domain"] for row in known}
     rows = read_shard(shard.rollouts, ROLLOUTS, ["rollout_id", "prompt_id"]).to_pylist()
@@ -305,12 +303,14 @@ def test_a_view_need_score_only_the_domain_that_is_routed_to_it(made, tmp_path):
     limited, is_of = of_one_domain(whole, "words", tmp_path)
     assert 0 < sum(is_of) < len(is_of)
     check_requirements(recipe, [limited], HOW)
-    losses = []
+    sampled = []
     for shard in (whole, limited):
         rows, objective = Rows([shard], recipe), Objective(recipe)
-        ((_, columns),) = objective.weigh(rows.batch(rows.sequential(), 10_000), 0)
-        losses.append(compose(recipe.terms[0], columns).target.sampled)
-    assert torch.equal(*losses)
+        ((_, inputs),) = objective.weigh(rows.batch(rows.sequential(), 10_000), 0)
+        target = find_target(recipe.terms[0], inputs)
+        assert target is not None
+        sampled.append(target.sampled)
+    assert torch.equal(*sampled)
 
 
 def test_a_gate_is_known_where_the_view_may_lack_no_row(made):
@@ -319,8 +319,8 @@ def test_a_gate_is_known_where_the_view_may_lack_no_row(made):
     gated = plain | {"weights": [{"kind": "has_view", "view": "teacher"}]}
     shard = replace(made[0][0], scores={"teacher": made[0][0].scores["teacher"]})
     rows = Rows([shard], load_recipe({"terms": [plain, gated]}))
-    ((_, columns),) = rows.batch(rows.sequential(), 10_000)
-    assert bool((columns.facts["has=teacher"] == 1).all())
+    ((_, inputs),) = rows.batch(rows.sequential(), 10_000)
+    assert bool((inputs.facts["has=teacher"] == 1).all())
 
 
 def test_a_row_without_a_score_by_the_view_of_its_own_domain_is_refused(made, tmp_path):

@@ -37,8 +37,8 @@ def same(first, second) -> bool:
     """Whether two steps have the same packs, to the last bit."""
     return len(first) == len(second) and all(
         all(torch.equal(a, b) for a, b in zip(one.tensors, other.tensors, strict=True))
-        and torch.equal(columns.targets["teacher"].outcomes.logprobs, others.targets["teacher"].outcomes.logprobs)
-        for (one, columns), (other, others) in zip(first, second, strict=True)
+        and torch.equal(inputs.targets["teacher"].outcomes.logprobs, others.targets["teacher"].outcomes.logprobs)
+        for (one, inputs), (other, others) in zip(first, second, strict=True)
     )
 
 
@@ -91,17 +91,17 @@ def test_a_restored_loader_goes_on_where_the_other_was(sources):
 
 @pytest.mark.parametrize("tokens", [TOKENS, 10_000])
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
-def test_the_weights_of_a_step_sum_to_one(sources, reduction, tokens):
+def test_the_shares_of_a_step_sum_to_one(sources, reduction, tokens):
     packs = tiny_shards.loader(Rows(sources), 5, 16, tokens).step(1)
     assert (len(packs) > 1) == (tokens == TOKENS)
-    weights = torch.cat([columns.weights[reduction] for _, columns in packs])
-    assert weights.sum().item() == pytest.approx(1, abs=1e-6)
-    assert len(weights) == sum(len(pack.sampled_ids) for pack, _ in packs)
+    shares = torch.cat([inputs.shares[reduction] for _, inputs in packs])
+    assert shares.sum().item() == pytest.approx(1, abs=1e-6)
+    assert len(shares) == sum(len(pack.sampled_ids) for pack, _ in packs)
     if reduction == "token_mean":
-        assert len(set(weights.tolist())) == 1
+        assert len(set(shares.tolist())) == 1
         return
     ends = np.cumsum([len(response) for pack, _ in packs for response in _responses(pack)])
-    for response in np.split(weights.numpy(), ends[:-1]):
+    for response in np.split(shares.numpy(), ends[:-1]):
         assert response.sum() == pytest.approx(1 / 16)
         assert len(set(response.tolist())) == 1
 
@@ -110,8 +110,8 @@ def test_each_token_has_the_entries_of_its_own_row_and_position(sources):
     rows, kept = Rows(sources), tiny_shards.stored(sources)
     places = rows.order(0, 0)[:20]
     by_response = {tuple(kept[place]["response_ids"]): kept[place] for place in places}
-    for pack, columns in rows.batch(places, TOKENS):
-        target, token = columns.targets["teacher"], 0
+    for pack, inputs in rows.batch(places, TOKENS):
+        target, token = inputs.targets["teacher"], 0
         for response in _responses(pack):
             row = by_response[response]
             for position in range(len(response)):
@@ -127,8 +127,8 @@ def test_each_token_has_the_entries_of_its_own_row_and_position(sources):
 
 
 def test_a_target_is_a_distribution(sources):
-    for _, columns in Rows(sources).batch(Rows(sources).sequential(), 10_000):
-        outcomes = columns.targets["teacher"].outcomes
+    for _, inputs in Rows(sources).batch(Rows(sources).sequential(), 10_000):
+        outcomes = inputs.targets["teacher"].outcomes
         torch.testing.assert_close(outcomes.all.logsumexp(-1), torch.zeros(len(outcomes.tail)), rtol=0, atol=1e-6)
 
 

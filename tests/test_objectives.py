@@ -64,17 +64,17 @@ class Case:
             torch.tensor(logprobs, dtype=self.dtype), torch.tensor([row[-1] for row in rows], dtype=self.dtype)
         )
 
-    def columns(self, distributions: list[list[float]]) -> Inputs:
+    def inputs(self, distributions: list[list[float]]) -> Inputs:
         """What a recipe reads of this case, with that target."""
         ids = torch.tensor([row + [-1] * self.padding for row in self.ids])
         chosen = [row[y] for row, y in zip(distributions, self.sampled.tolist(), strict=True)]
         target = Target(ids, self.of(distributions), torch.tensor(chosen, dtype=self.dtype))
         even = torch.full((TOKENS,), 1 / TOKENS, dtype=self.dtype)
-        weights = {"token_mean": even, "sequence_mean": even}
-        return Inputs({"teacher": target}, weights, lengths=torch.tensor([TOKENS]))
+        shares = {"token_mean": even, "sequence_mean": even}
+        return Inputs({"teacher": target}, torch.tensor([TOKENS]), self.sampled, shares)
 
     def gradient(self, loss) -> torch.Tensor:
-        """Of a function of the logits, summed over the tokens."""
+        """Gradient of a function of the logits, summed over the tokens."""
         logits = self.logits.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(logits).sum(), logits)
         return gradient
@@ -187,7 +187,7 @@ def test_fp32_costs_no_more_than_rounding(seed, k):
 @given(seed=seeds)
 def test_policy_gradient_equals_the_definition(seed):
     case = Case(seed, 1)
-    target = case.columns(case.target).targets["teacher"].sampled
+    target = case.inputs(case.target).targets["teacher"].sampled
 
     def loss(logits):
         student = case.answer(logits).sampled
@@ -216,7 +216,7 @@ def test_expected_policy_gradient_is_that_of_the_full_reverse_kl():
     total = torch.zeros_like(case.logits)
     for y in range(VOCABULARY):
         case.sampled = torch.full((TOKENS,), y)
-        target = case.columns(case.target).targets["teacher"].sampled
+        target = case.inputs(case.target).targets["teacher"].sampled
 
         def loss(logits, target=target):
             student = case.answer(logits).sampled

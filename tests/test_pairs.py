@@ -79,13 +79,11 @@ def test_a_pair_is_never_torn_apart(sources, tokens, devices):
     loader, seen = tiny_shards.loader(rows, 3, 8, tokens, 0, devices), 0
     for packs in loader:
         assert len(packs) % devices == 0
-        for pack, columns in packs:
-            assert columns.lengths is not None
-            assert columns.sampled_ids is not None
-            assert columns.sampled_ids is pack.sampled_ids
-            told = [tuple(part.tolist()) for part in columns.sampled_ids.split(columns.lengths.tolist())]
-            starts = columns.lengths.cumsum(0) - columns.lengths
-            assert columns.facts["source=teacher"][starts].tolist() == [1.0, 0.0] * (len(told) // 2)
+        for pack, inputs in packs:
+            assert inputs.sampled_ids is pack.sampled_ids
+            told = [tuple(part.tolist()) for part in inputs.sampled_ids.split(inputs.lengths.tolist())]
+            starts = inputs.lengths.cumsum(0) - inputs.lengths
+            assert inputs.facts["source=teacher"][starts].tolist() == [1.0, 0.0] * (len(told) // 2)
             for chosen, rejected in zip(told[0::2], told[1::2], strict=True):
                 assert prompts["teacher", chosen] & prompts["student", rejected]
                 seen += 1

@@ -144,7 +144,7 @@ OBJECTIVE = "objective: topk_reverse_kl"
         ("{terms: [{estimator: nll, suport: own}]}", "train.objective: recipe `own` has 2 mistakes:\n    terms.0."),
         ("sft", "train.objective: `sft` has no term on the student's own responses"),
         ("{terms: [{estimator: nll, view: null, support: sampled}, {estimator: nll, view: null, support: sampled, "
-         "source: gold}]}", "train.objective: `own` has a term with `source: gold`"),
+         "source: gold}]}", "terms.1.source: `gold` is refused: the pipeline has no gold responses. Take"),
         ("sdpo", "train.objective `sdpo` needs the view `hinted` (the student itself shown what went right"),
     ],
 )  # fmt: skip
@@ -188,7 +188,7 @@ def context(written: str, *more: str) -> str:
         (POLICY, "fraction: 0.5", "`fraction` goes with `policy: fraction`"),
         (POLICY, "quantization: fp8", "refresh: quantization needs `engine: vllm`, found `engine: hf`"),
         (SUMS, "{split: sft, sums: 1}", "prompts.sources.0: `sums` needs `limit`"),
-        (f"\n    - {SUMS}", " []", "prompts.sources: should have at least 1 item, found []"),
+        (f"\n    - {SUMS}", " []", "prompts.sources: should have 1 or more items, found []"),
         ("  r1:", "  r 1:", "rounds.r 1: should match pattern '^[A-Za-z0-9_.-]+$', found 'r 1'"),
         (SUMS, "{split: sft}", "exactly one of `path`, `dataset` and `sums` is expected, found none"),
         (SUMS, "{split: sft, path: a, sums: 1, limit: 1}", "is expected, found ['path', 'sums']"),

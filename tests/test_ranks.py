@@ -113,7 +113,7 @@ def test_the_weights_of_a_step_sum_to_one_over_all_devices(sources):
     packs = tiny_shards.loader(Rows(sources), 1, 8, tokens=64, seed=0, devices=4).step(0)
     assert len(packs) % 4 == 0
     for name in ("token_mean", "sequence_mean"):
-        assert np.sum([columns.weights[name].sum() for _, columns in packs]) == pytest.approx(1)
+        assert np.sum([inputs.shares[name].sum() for _, inputs in packs]) == pytest.approx(1)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(sources, tmp_path, model):

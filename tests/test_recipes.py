@@ -165,7 +165,7 @@ def test_terms_that_do_not_fit_together_are_refused_with_a_reason(term, reason):
     ("objective", "reason"),
     [
         ({}, "terms: is missing"),
-        ({"terms": []}, "terms: should have at least 1 item, found []"),
+        ({"terms": []}, "terms: should have 1 or more items, found []"),
         ({"terms": 5}, "terms: expected array, found 5"),
         ({"terms": [{"estimator": "analytc"}]}, "terms.0.estimator: expected 'analytic'"),
         (
@@ -196,40 +196,37 @@ def test_an_objective_that_is_no_recipe_is_refused(objective, reason):
 
 @pytest.fixture
 def step():
-    """A student's answer and the columns of five tokens, over 6 ids of which the view kept 2."""
+    """A student's answer and the inputs of five tokens, over 6 ids of which the view kept 2."""
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 6, generator=random, dtype=torch.float64)
     target = torch.randn(5, 6, generator=random, dtype=torch.float64).log_softmax(-1)
     ids, sampled_ids = torch.tensor([[0, 3]] * 5), torch.arange(5)
     tail = target[:, [1, 2, 4, 5]].logsumexp(-1)
     view = Target(ids, Outcomes(target[:, [0, 3]], tail), target[torch.arange(5), sampled_ids])
-    weights = {"token_mean": np.full(5, 0.2), "sequence_mean": np.array([0.25, 0.25, 0.5 / 3, 0.5 / 3, 0.5 / 3])}
-    columns = Inputs(
-        {"teacher": view},
-        {name: torch.from_numpy(values) for name, values in weights.items()},
-        lengths=torch.tensor([2, 3]),
-    )
+    shares = {"token_mean": np.full(5, 0.2), "sequence_mean": np.array([0.25, 0.25, 0.5 / 3, 0.5 / 3, 0.5 / 3])}
+    as_tensors = {name: torch.from_numpy(values) for name, values in shares.items()}
+    inputs = Inputs({"teacher": view}, torch.tensor([2, 3]), sampled_ids, as_tensors)
     output = OutputLayer(torch.eye(6, dtype=torch.float64))
-    return lambda objective: answer_tokens(logits, output, objective.ask(sampled_ids, columns)), columns
+    return lambda objective: answer_tokens(logits, output, objective.ask(inputs)), inputs
 
 
 def test_a_loss_is_the_weighted_sum_of_its_terms(step):
-    answered, columns = step
+    answered, inputs = step
     terms = [{**ANALYTIC, "coefficient": 0.5}, {**NLL, "coefficient": 2.0, "reduction": "sequence_mean"}]
     objective = Objective(load_recipe({"terms": terms}))
     answer = answered(objective)
-    kl = divergences.reverse_kl(Outcomes(answer.logprobs, answer.tail), columns.targets["teacher"].outcomes)
+    kl = divergences.reverse_kl(Outcomes(answer.logprobs, answer.tail), inputs.targets["teacher"].outcomes)
     expected = 0.5 * sum(0.2 * float(value) for value in kl)
-    expected += 2 * sum(w * -float(v) for w, v in zip(columns.weights["sequence_mean"], answer.sampled, strict=True))
-    assert objective.loss(answer, columns)[0].item() == pytest.approx(expected)
+    expected += 2 * sum(w * -float(v) for w, v in zip(inputs.shares["sequence_mean"], answer.sampled, strict=True))
+    assert objective.loss(answer, inputs)[0].item() == pytest.approx(expected)
 
 
 def test_diagnostics_say_how_far_apart_student_and_teacher_are(step):
-    answered, columns = step
+    answered, inputs = step
     objective = Objective(load_recipe("topk_forward_kl"))
     answer = answered(objective)
-    seen = objective.loss(answer, columns)[1]
-    target = columns.targets["teacher"]
+    seen = objective.loss(answer, inputs)[1]
+    target = inputs.targets["teacher"]
     torch.testing.assert_close(seen["nll"], -answer.sampled)
     torch.testing.assert_close(seen["log_ratio"], answer.sampled - target.sampled)
     torch.testing.assert_close(seen["support_mass"], answer.logprobs.exp().sum(-1))

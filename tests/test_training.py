@@ -131,9 +131,7 @@ def test_a_steps_gradient_is_that_of_full_logits_one_sequence_at_a_time(folders,
     assert len(packs) > 1
     assert any((pack.position_ids == 0).sum() > len(pack.position_ids) for pack, _ in packs)
     objective = Objective(recipe)
-    losses = [
-        objective.loss(student(pack, objective.ask(pack.sampled_ids, columns)), columns)[0] for pack, columns in packs
-    ]
+    losses = [objective.loss(student(pack, objective.ask(inputs)), inputs)[0] for pack, inputs in packs]
     found = gradient(student, torch.stack(losses).sum())
     rows = tiny_shards.stored(sources)
     slow = from_full_logits(student, [rows[place] for place in Rows(sources).order(0, 0)[16:32]], recipe)
@@ -150,7 +148,7 @@ def test_three_steps_are_those_of_a_plain_adamw_loop(folders, sources, tmp_path)
     optimizer = torch.optim.AdamW(student.parameters(), betas=how.betas, weight_decay=how.weight_decay)
     for step, packs in enumerate(Loader(Rows(sources), how, MACHINE)):
         optimizer.param_groups[0]["lr"] = learning_rates(how)[step]
-        losses = [objective.loss(student(p, objective.ask(p.sampled_ids, c)), c)[0] for p, c in packs]
+        losses = [objective.loss(student(p, objective.ask(c)), c)[0] for p, c in packs]
         assert gradient(student, torch.stack(losses).sum()).norm() > how.clip
         torch.nn.utils.clip_grad_norm_(student.parameters(), how.clip)
         optimizer.step()
@@ -344,7 +342,7 @@ def test_history_tells_the_loss_and_the_norm_of_each_step(folders, sources, tmp_
     student, objective = opened(folders), Objective(load_recipe("topk_reverse_kl"))
     losses = []
     for pack, columns in Loader(Rows(sources), how, MACHINE).step(0):
-        losses.append(objective.loss(student(pack, objective.ask(pack.sampled_ids, columns)), columns)[0])
+        losses.append(objective.loss(student(pack, objective.ask(columns)), columns)[0])
     loss = torch.stack(losses).sum()
     first = fitted.history[0]
     assert first["loss"] == first["kl"] == pytest.approx(loss.item(), rel=1e-5)

@@ -73,8 +73,8 @@ def test_a_steps_gradient_is_that_of_full_logits_over_all_rows(folder, sources):
             parameter += 0.05 * torch.randn_like(parameter)
     objective = Objective(load_recipe("topk_reverse_kl"))
     losses, slow = [], []
-    for pack, columns in tiny_shards.loader(Rows(sources), 1, 24, tokens=64).step(0):
-        losses.append(objective.loss(student(pack, objective.ask(pack.sampled_ids, columns)), columns)[0])
+    for pack, inputs in tiny_shards.loader(Rows(sources), 1, 24, tokens=64).step(0):
+        losses.append(objective.loss(student(pack, objective.ask(inputs)), inputs)[0])
     for row in tiny_shards.stored(sources).values():
         logprobs = full_logprobs(student, row)
         for position, now in enumerate(logprobs):

@@ -16,8 +16,7 @@ from pipeline.objectives import divergences, ratios
 from pipeline.objectives.inputs import Inputs, Target
 from pipeline.objectives.outcomes import Outcomes, contains, gathered, places
 from pipeline.objectives.target_formulas import extrapolation_bound
-from pipeline.objectives.targets import compose
-from pipeline.objectives.weights import share_of_response
+from pipeline.objectives.targets import find_target
 from pipeline.settings.recipe import Recipe
 from pipeline.settings.targets import Extrapolation
 from pipeline.settings.term import Term
@@ -32,10 +31,10 @@ SPAN = 10
 
 
 @torch.no_grad()
-def of_tokens(
-    recipe: Recipe, student: Answer, ids: Int[Tensor, "token k"] | None, columns: Inputs
+def measure_tokens(
+    recipe: Recipe, student: Answer, ids: Int[Tensor, "token k"] | None, inputs: Inputs
 ) -> dict[str, Float[Tensor, " token"]]:
-    """Per-token numbers whose means over a step say how far student and views are apart, and where.
+    """Measure per token numbers whose means over a step say how far student and views are apart, and where.
 
     Those of the recipe's main view have names of their own, those of others begin with the view's. NaN is where there
     is nothing to say: rows that a view has not scored, ratios to a model that is not the student.
@@ -44,23 +43,23 @@ def of_tokens(
         recipe: the objective.
         student: its answer for a pack.
         ids: those that it was asked at.
-        columns: of the pack.
+        inputs: of the pack.
     """
     found = {"nll": -student.sampled}
-    for view, target in columns.targets.items():
+    for view, target in inputs.targets.items():
         name = "" if view == recipe.main_view else f"{view}_"
-        seen = _of_view(student, target, ids if view in recipe.exact_views else None, columns)
+        seen = _of_view(student, target, ids if view in recipe.exact_views else None, inputs)
         if view in recipe.entropy_views and student.entropy is not None and target.entropy is not None:
             seen["entropy_gap"] = (target.entropy - student.entropy).abs()
         found |= {f"{name}{key}": _where(target.is_scored, value) for key, value in seen.items()}
     for term in recipe.terms:
         if isinstance(term.target, Extrapolation):
-            found["past_cliff"] = _past_cliff(term.target, columns)
-    if "sampling_logprobs" in columns.facts:
-        ratio = ratios.importance(student.sampled, columns.facts["sampling_logprobs"], None)
-        ratio = _where(_is_of("student", columns), ratio)
+            found["past_cliff"] = _past_cliff(term.target, inputs)
+    if "sampling_logprobs" in inputs.facts:
+        ratio = ratios.importance(student.sampled, inputs.facts["sampling_logprobs"], None)
+        ratio = _where(_is_of("student", inputs), ratio)
         found |= {"ratio": ratio, "ratio_squared": ratio**2}
-    by_term = [_clipped(term, student.sampled, columns) for term in recipe.terms]
+    by_term = [_clipped(term, student.sampled, inputs) for term in recipe.terms]
     clipped = [each for each in by_term if each is not None]
     return found | ({"clip_rate": torch.stack(clipped).amax(dim=0)} if clipped else {})
 
@@ -69,14 +68,14 @@ def _where(is_known: Bool[Tensor, " token"], values: Float[Tensor, " token"]) ->
     return values.masked_fill(~is_known, torch.nan)
 
 
-def _is_of(source: str, columns: Inputs) -> Bool[Tensor, " token"]:
+def _is_of(source: str, inputs: Inputs) -> Bool[Tensor, " token"]:
     """Whose responses they are; where there are no others, the student's."""
-    if f"source={source}" in columns.facts:
-        return columns.facts[f"source={source}"] > 0
-    return torch.full_like(columns.weights["token_mean"], source == "student", dtype=torch.bool)
+    if f"source={source}" in inputs.facts:
+        return inputs.facts[f"source={source}"] > 0
+    return torch.full_like(inputs.shares["token_mean"], source == "student", dtype=torch.bool)
 
 
-def _of_view(student: Answer, target: Target, ids: Tensor | None, columns: Inputs) -> dict[str, Tensor]:
+def _of_view(student: Answer, target: Target, ids: Tensor | None, inputs: Inputs) -> dict[str, Tensor]:
     log_ratio = student.sampled - target.sampled
     found = {"log_ratio": log_ratio, "square": log_ratio**2, "far_square": log_ratio**2 * (log_ratio.abs() > FAR)}
     if ids is None:
@@ -85,7 +84,7 @@ def _of_view(student: Answer, target: Target, ids: Tensor | None, columns: Input
     own = own if target.ids is ids else gathered(own, places(target.ids, ids))
     kl = divergences.reverse_kl(own, target.outcomes)
     found |= {"kl": kl, "support_mass": own.mass, "target_mass": target.outcomes.mass}
-    quarter = (QUARTERS * share_of_response(columns)).long()
+    quarter = (QUARTERS * inputs.share_of_response).long()
     found |= {f"kl_quarter_{number + 1}": _where(quarter == number, kl) for number in range(QUARTERS)}
     if k := student.top_ids.shape[-1]:
         is_shared = contains(student.top_ids, target.ids[:, :k])
@@ -94,44 +93,50 @@ def _of_view(student: Answer, target: Target, ids: Tensor | None, columns: Input
     return found
 
 
-def _clipped(term: Term, sampled: Float[Tensor, " token"], columns: Inputs) -> Float[Tensor, " token"] | None:
+def _clipped(term: Term, sampled: Float[Tensor, " token"], inputs: Inputs) -> Float[Tensor, " token"] | None:
     """1 where a bound of the term's ratio or advantage holds a token back, else 0; None where it has no bound."""
     is_out: list[Tensor] = []
     if term.ratio is not None:
-        ratio = ratios.importance(sampled, columns.facts["sampling_logprobs"], None)
+        ratio = ratios.importance(sampled, inputs.facts["sampling_logprobs"], None)
         low, high = term.ratio.bounds
         is_out.append((ratio < low) | (ratio > high))
-    if term.has_target and (term.advantage_clip is not None or term.advantage_floor is not None):
-        advantage = compose(term, columns).target.sampled - sampled
+    is_advantage_bounded = term.advantage_clip is not None or term.advantage_floor is not None
+    if is_advantage_bounded and (target := find_target(term, inputs)) is not None:
+        advantage = target.sampled - sampled
         highest = torch.inf if term.advantage_clip is None else term.advantage_clip
         lowest = max(-highest, -torch.inf if term.advantage_floor is None else term.advantage_floor)
         is_out.append((advantage < lowest) | (advantage > highest))
     if not is_out:
         return None
-    return (torch.stack(is_out).any(dim=0) & _is_of(term.source, columns)).to(sampled.dtype)
+    return (torch.stack(is_out).any(dim=0) & _is_of(term.source, inputs)).to(sampled.dtype)
 
 
-def _past_cliff(extrapolation: Extrapolation, columns: Inputs) -> Float[Tensor, " token"]:
+def _past_cliff(extrapolation: Extrapolation, inputs: Inputs) -> Float[Tensor, " token"]:
     """1 where the factor is over the bound of the view's likeliest id, where the reference keeps that id, else 0."""
-    view, reference = columns.targets[extrapolation.view], columns.targets[extrapolation.reference]
+    view, reference = inputs.targets[extrapolation.view], inputs.targets[extrapolation.reference]
     at_reference = (reference.ids == view.ids[:, :1]) & (reference.ids >= 0)
     surest = reference.outcomes.logprobs.masked_fill(~at_reference, -torch.inf).amax(dim=-1)
     bound = extrapolation_bound(view.outcomes.logprobs[:, 0], surest)
     return (at_reference.any(dim=-1) & (extrapolation.factor > bound)).to(view.sampled.dtype)
 
 
-def totals(
-    seen: Mapping[str, Float[Tensor, " token"]], weights: Float[Tensor, " token"]
+def sum_over_tokens(
+    seen: Mapping[str, Float[Tensor, " token"]], shares: Float[Tensor, " token"]
 ) -> dict[str, Float[Tensor, "2"]]:
-    """Of each number its sum over the tokens that have one, and what those weigh: packs and devices add up."""
+    """(weighted sum, total weight) of each diagnostic over the tokens that have a number; packs and devices add up.
+
+    Args:
+        seen: [T] by name, NaN at tokens that have none.
+        shares: what each token counts for in the mean.
+    """
     return {
-        name: torch.stack([(values.nan_to_num() * weights).sum(), (weights * ~values.isnan()).sum()])
+        name: torch.stack([(values.nan_to_num() * shares).sum(), (shares * ~values.isnan()).sum()])
         for name, values in seen.items()
     }
 
 
-def of_step(totals: Mapping[str, Float[Tensor, "2"]]) -> dict[str, float]:
-    """The means of a step, and what is no mean over tokens.
+def average_over_step(totals: Mapping[str, Float[Tensor, "2"]]) -> dict[str, float]:
+    """Take the means of a step, and what is no mean over tokens.
 
     That is the effective sample size as a share of the tokens, and the share of the squared log-ratios that is far out.
     """
@@ -151,21 +156,23 @@ class Alarm:
     text: str
 
 
-def first_alarms(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> list[tuple[int, Alarm]]:
-    """Each sign that a run showed, with the first step that did."""
+def find_first_alarms(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> list[tuple[int, Alarm]]:
+    """Find each sign that a run showed, with the first step that did."""
     found: dict[str, tuple[int, Alarm]] = {}
     for number, row in enumerate(history, start=1):
-        for alarm in alarms(recipe, history[:SPAN], history[max(0, number - SPAN) : number]):
+        for alarm in find_alarms(recipe, history[:SPAN], history[max(0, number - SPAN) : number]):
             found.setdefault(alarm.name, (int(row["step"]), alarm))
     return list(found.values())
 
 
-def alarms(recipe: Recipe, start: Sequence[Mapping[str, float]], now: Sequence[Mapping[str, float]]) -> list[Alarm]:
-    """The signs that the latest step shows, or the last `SPAN` steps against the first.
+def find_alarms(
+    recipe: Recipe, start: Sequence[Mapping[str, float]], now: Sequence[Mapping[str, float]]
+) -> list[Alarm]:
+    """Find the signs that the latest step shows, or the last `SPAN` steps against the first.
 
     Args:
         recipe: the objective.
-        start: the first steps of the run, as `of_step` has them.
+        start: the first steps of the run, as `average_over_step` has them.
         now: its latest steps.
     """
     row, found = now[-1], []
@@ -179,7 +186,7 @@ def alarms(recipe: Recipe, start: Sequence[Mapping[str, float]], now: Sequence[M
         text = f"the factor is past the extrapolation cliff at {row['past_cliff']:.1%} of the tokens"
         found.append(Alarm("cliff", f"{text}: formats may break (arXiv:2605.08737; alarm above 1 %)."))
     if is_led_by_far_tokens(recipe) and row.get("far_share", 0.0) > 0.9:
-        found.append(Alarm("far", f"{far_text(row['far_share'])} (alarm above 90 %)."))
+        found.append(Alarm("far", f"{describe_far(row['far_share'])} (alarm above 90 %)."))
     return found + _rising(start, now)
 
 
@@ -207,8 +214,8 @@ def is_led_by_far_tokens(recipe: Recipe) -> bool:
     return any(term.has_target for term in plain)
 
 
-def far_text(share: float) -> str:
-    """What a share of the squared log-ratios says of a term without a ratio."""
+def describe_far(share: float) -> str:
+    """Say what a share of the squared log-ratios means for a term without a ratio."""
     return (
         f"{share:.0%} of the squared log-ratios are of tokens over {FAR:g} nats apart: without a ratio they lead the "
         "gradient; see `lightning_ratio`"

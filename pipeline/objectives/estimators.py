@@ -1,4 +1,7 @@
-"""What is known of a divergence from the sampled token: advantages, and the losses whose gradient they scale."""
+"""Losses of the sampled token, in nats per token: advantages, and what scales its log-probability by them.
+
+`student` is the log-probability [token] of the response tokens, with gradient; all else is constant.
+"""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,6 +37,12 @@ def policy_gradient(student: Float[Tensor, " token"], advantage: Float[Tensor, "
     """−advantage · log student of the sampled token.
 
     With `log_ratio_advantage` its gradient is that of the Huber loss of the log-ratio, so it is zero where both agree.
+
+    Args:
+        student: of the sampled token.
+        advantage: nats, or a reward's; no gradient flows into it.
+
+    Source: the score-function estimator (Williams, 1992); of a log-ratio as in Lightning OPD (arXiv:2604.13010).
     """
     return -advantage.detach() * student
 
@@ -46,6 +55,13 @@ def proximal(
     above: float,
 ) -> Float[Tensor, " token"]:
     """−min(r A, clip(r, 1 − below, 1 + above) A) with the ratio r = student / sampling distribution.
+
+    Args:
+        student: of the sampled token.
+        sampling: what it was drawn with, log-probability.
+        advantage: A, a constant.
+        below: how far under 1 the ratio counts.
+        above: how far over 1 it counts.
 
     Source: PPO's clipped surrogate (arXiv:1707.06347), as sampled-token methods use it.
     """
@@ -74,11 +90,13 @@ def residual_reverse_kl(
         sampled_target: the target's.
         is_outside: whether y is none of the ids.
         ratio: student over sampling distribution, a constant; 1 where the student wrote the tokens as it is now.
+
+    Source: no paper's; the part over the ids is the stop-gradient loss of arXiv:2605.11182.
     """
     log_p, log_q = student.logprobs, target.logprobs
-    counts = torch.isfinite(log_p) & torch.isfinite(log_q)
-    log_ratio = (log_p - log_q).detach().masked_fill(~counts, 0.0)
-    inside = (log_p.exp().masked_fill(~counts, 0.0) * log_ratio).sum(dim=-1)
+    exists = torch.isfinite(log_p) & torch.isfinite(log_q)
+    log_ratio = (log_p - log_q).detach().masked_fill(~exists, 0.0)
+    inside = (log_p.exp().masked_fill(~exists, 0.0) * log_ratio).sum(dim=-1)
     outside = policy_gradient(sampled, log_ratio_advantage(sampled, sampled_target)) * ratio
     return inside + torch.where(is_outside, outside, torch.zeros_like(outside))
 
@@ -109,5 +127,5 @@ def preference(
 
 
 def nll(student: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """−log student of the sampled token: supervised fine-tuning."""
+    """−log student of the sampled token, nats, at least 0: supervised fine-tuning."""
     return -student

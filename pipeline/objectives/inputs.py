@@ -1,4 +1,4 @@
-"""What an objective may read of the tokens of a pack, besides the student: targets, facts, factors."""
+"""What an objective may read of the tokens of a pack, besides the student: targets, facts, shares of the mean."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,14 +12,15 @@ from pipeline.objectives.outcomes import Outcomes
 
 @dataclass(frozen=True)
 class Target:
-    """What one view says of the T response tokens of a pack.
+    """What the T response tokens of a pack are to be learned from: one view, or several put together.
 
     Attributes:
         ids: int64 [T, k], padded with −1 behind the last.
-        outcomes: the view's log-probabilities at them and outside them, a distribution again after rounding.
-        sampled: [T], of the response tokens.
+        outcomes: log-probabilities at them and outside them, a distribution again after rounding.
+        sampled: [T], log-probability of the response tokens.
         own: int64 [T], how many of the ids are the model's own likeliest; they come first. None where not read.
         entropy: [T] of the view over the whole vocabulary, nats. None where not read.
+        divisor: [T], what a loss towards it is divided by; 1 but for a `contrast`.
     """
 
     ids: Int[Tensor, "token k"]
@@ -27,14 +28,21 @@ class Target:
     sampled: Float[Tensor, " token"]
     own: Int[Tensor, " token"] | None = None
     entropy: Float[Tensor, " token"] | None = None
+    divisor: Float[Tensor, " token"] | float = 1.0
 
     @property
     def is_scored(self) -> Bool[Tensor, " token"]:
         """Whether the view has a score of the row that a token is of."""
         return (self.ids >= 0).any(dim=-1) | (self.outcomes.tail < 0) | (self.sampled < 0)
 
+    @property
+    def without_ids(self) -> "Target":
+        """A view of which the sampled token alone is known."""
+        nothing = Outcomes(self.outcomes.logprobs[:, :0], torch.zeros_like(self.outcomes.tail))
+        return replace(self, ids=self.ids[:, :0], outcomes=nothing)
+
     def to(self, device: torch.device) -> "Target":
-        """The same on another device."""
+        """A copy of a view on another device."""
         outcomes = Outcomes(self.outcomes.logprobs.to(device), self.outcomes.tail.to(device))
         own = None if self.own is None else self.own.to(device)
         entropy = None if self.entropy is None else self.entropy.to(device)
@@ -43,36 +51,48 @@ class Target:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a term may read of the tokens of a pack, besides the student.
+    """What a term may read of the T response tokens of a pack, besides the student.
 
     Attributes:
         targets: the views by name. A row that a view has not scored has no ids and a tail of probability 1 there.
-        weights: of each reduction over all rows of the step, what a token counts for; they sum to 1 over the step.
-        factors: of each term that counts otherwise (by its place in the recipe), the same.
-        facts: [T] by name, of the token or of the row that it belongs to: `position`, `correct`, `domain=math`,
-            `sampling_logprobs`, a derived column, …; the recipe says which.
         lengths: int64 [rollout], tokens of each rollout of the pack, in the order of the tokens. For a recipe with
             pairs, every second rollout is the student's response to the prompt of the teacher's before it.
         sampled_ids: int64 [T], the response tokens.
+        shares: [T] of each reduction over all rows of the step: what a token counts for; they sum to 1 over the step.
+        facts: [T] by name, of the token or of the row that it belongs to: `position`, `correct`, `domain=math`,
+            `sampling_logprobs`, a derived column, …; the recipe says which.
+        factors: of each term that counts otherwise than a reduction's shares (by its place in the recipe), what a
+            token counts for there.
         step: the optimiser step, from 0.
     """
 
     targets: Mapping[str, Target]
-    weights: Mapping[str, Float[Tensor, " token"]]
-    factors: Mapping[int, Float[Tensor, " token"]] = field(default_factory=dict)
+    lengths: Int[Tensor, " rollout"]
+    sampled_ids: Int[Tensor, " token"]
+    shares: Mapping[str, Float[Tensor, " token"]]
     facts: Mapping[str, Float[Tensor, " token"]] = field(default_factory=dict)
-    lengths: Int[Tensor, " rollout"] | None = None
-    sampled_ids: Int[Tensor, " token"] | None = None
+    factors: Mapping[int, Float[Tensor, " token"]] = field(default_factory=dict)
     step: int = 0
 
+    @property
+    def position(self) -> Float[Tensor, " token"]:
+        """Place of each token in its response, from 0."""
+        starts = (self.lengths.cumsum(0) - self.lengths).repeat_interleave(self.lengths)
+        return (torch.arange(len(starts), device=self.lengths.device) - starts).float()
+
+    @property
+    def share_of_response(self) -> Float[Tensor, " token"]:
+        """Where the middle of each token is in its response, from 0 to 1."""
+        return (self.position + 0.5) / self.lengths.repeat_interleave(self.lengths)
+
     def to(self, device: torch.device) -> "Inputs":
-        """The same on another device."""
+        """A copy on another device."""
         return replace(
             self,
             targets={name: target.to(device) for name, target in self.targets.items()},
-            weights={name: weight.to(device) for name, weight in self.weights.items()},
-            factors={place: factor.to(device) for place, factor in self.factors.items()},
+            lengths=self.lengths.to(device),
+            sampled_ids=self.sampled_ids.to(device),
+            shares={name: share.to(device) for name, share in self.shares.items()},
             facts={name: fact.to(device) for name, fact in self.facts.items()},
-            lengths=None if self.lengths is None else self.lengths.to(device),
-            sampled_ids=None if self.sampled_ids is None else self.sampled_ids.to(device),
+            factors={place: factor.to(device) for place, factor in self.factors.items()},
         )

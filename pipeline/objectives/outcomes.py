@@ -34,19 +34,19 @@ class Outcomes:
 
     @property
     def detached(self) -> "Outcomes":
-        """The same numbers, as constants."""
+        """A copy into which no gradient flows."""
         return Outcomes(self.logprobs.detach(), self.tail.detach())
 
 
 def restricted(outcomes: Outcomes, is_kept: Bool[Tensor, "token k"]) -> Outcomes:
-    """The same distribution over fewer ids: what is not kept joins the tail."""
+    """A distribution reduced to fewer ids: what is not kept joins the tail."""
     left_out = outcomes.logprobs.masked_fill(is_kept, -torch.inf)
     tail = logsumexp(torch.cat([left_out, outcomes.tail.unsqueeze(-1)], dim=-1))
     return Outcomes(outcomes.logprobs.masked_fill(~is_kept, -torch.inf), tail)
 
 
 def gathered(outcomes: Outcomes, places: Int[Tensor, "token k"]) -> Outcomes:
-    """The same distribution over some of its ids, in another order.
+    """A distribution reduced to some of its ids, in another order: the others join the tail.
 
     Args:
         outcomes: over more ids.

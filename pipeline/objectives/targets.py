@@ -1,100 +1,111 @@
-"""The target of a term: one view, or several put together as the term says."""
+"""The target of a term: one view, or several put together as the term says.
 
-from dataclasses import dataclass, replace
+Here each class of `pipeline/settings/targets.py` meets its formula; the formulas are in `target_formulas`.
+"""
+
+from dataclasses import replace
+from functools import singledispatch
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from torch.nn import functional
 
 from pipeline.errors import ShardError
 from pipeline.objectives import target_formulas
 from pipeline.objectives.inputs import Inputs, Target
 from pipeline.objectives.outcomes import Outcomes
-from pipeline.settings.targets import Contrast, Corrected, Extrapolation, Mixture, Route
+from pipeline.settings.targets import ComposedTarget, Contrast, Corrected, Extrapolation, Mixture, Route
 from pipeline.settings.term import Term
 
 
-@dataclass(frozen=True)
-class Composed:
-    """A term's target, and what its loss is divided by (1 but for `contrast`)."""
-
-    target: Target
-    scale: Float[Tensor, " token"] | float = 1.0
-
-
-def compose(term: Term, columns: Inputs) -> Composed:
-    """Put the views of a term together; ids and outcomes are those of the first, or of each token's own view."""
-    first, *others = [columns.targets[view] for view in term.views]
-    match term.target:
-        case None:
-            return Composed(first)
-        case Route():
-            return Composed(_routed(term.target, columns))
-        case Corrected():
-            return Composed(replace(first, sampled=first.sampled - columns.facts[term.target.column]))
-        case Extrapolation():
-            factors = [term.target.factor, 1 - term.target.factor]
-            sampled = factors[0] * first.sampled + factors[1] * others[0].sampled
-            if not term.reads_ids:
-                return Composed(replace(first, sampled=sampled))
-            outcomes, _ = target_formulas.geometric(_same_order(first, others), factors)
-            return Composed(replace(first, outcomes=outcomes, sampled=sampled))
-        case Contrast():
-            outcomes, alpha = target_formulas.contrast(first.outcomes, _same_order(first, others)[1], term.target.scale)
-            sampled = (1 + alpha) * first.sampled - alpha * others[0].sampled
-            return Composed(replace(first, outcomes=outcomes, sampled=sampled), alpha)
-        case Mixture():
-            weights = list(term.target.views.values())
-            outcomes = _same_order(first, others)
-            sampled = torch.stack([view.sampled for view in (first, *others)], dim=-1)
-            at_views = torch.tensor(weights, dtype=sampled.dtype, device=sampled.device)
-            if term.target.kind == "arithmetic":
-                mixed, chosen = target_formulas.arithmetic(outcomes, weights), (sampled + at_views.log()).logsumexp(-1)
-            else:
-                mixed, log_z = target_formulas.geometric(outcomes, weights)
-                chosen = (sampled * at_views).sum(-1) - log_z
-            return Composed(replace(first, outcomes=mixed, sampled=chosen))
+def find_target(term: Term, inputs: Inputs) -> Target | None:
+    """What a term is to learn from; None for a term that learns from no view."""
+    if term.target is None:
+        return None if term.view is None else inputs.targets[term.view]
+    if not term.reads_ids:  # its views may then keep different ones
+        inputs = replace(inputs, targets={view: inputs.targets[view].without_ids for view in term.views})
+    return compose_views(term.target, inputs)
 
 
-def check_same_ids(term: Term, columns: Inputs) -> None:
-    """Views that are put together over ids have the same ones.
+@singledispatch
+def compose_views(target: ComposedTarget, inputs: Inputs) -> Target:  # noqa: ARG001 (its formulas read it)
+    """Put the views of a target together; what is not composed (`own`, `entropy`, the ids) is the first view's."""
+    raise AssertionError(f"no formula is registered for a `{target.__class__.__name__}` target")
+
+
+@compose_views.register
+def _route(target: Route, inputs: Inputs) -> Target:
+    """At each token the view of its domain; elsewhere no ids, and a tail of probability 1."""
+    views = {domain: inputs.targets[view] for domain, view in target.views.items()}
+    some = next(iter(views.values()))
+    longest = max(view.ids.shape[-1] for view in views.values())
+    ids = torch.full((len(some.sampled), longest), -1, dtype=some.ids.dtype, device=some.ids.device)
+    logprobs = some.sampled.new_full(ids.shape, -torch.inf)
+    tail, sampled = torch.zeros_like(some.sampled), torch.zeros_like(some.sampled)
+    for domain, view in views.items():
+        is_of = inputs.facts[f"domain={domain}"] > 0
+        behind = (0, longest - view.ids.shape[-1])
+        ids = torch.where(is_of.unsqueeze(-1), functional.pad(view.ids, behind, value=-1), ids)
+        padded = functional.pad(view.outcomes.logprobs, behind, value=-torch.inf)
+        logprobs = torch.where(is_of.unsqueeze(-1), padded, logprobs)
+        tail = torch.where(is_of, view.outcomes.tail, tail)
+        sampled = torch.where(is_of, view.sampled, sampled)
+    return Target(ids, Outcomes(logprobs, tail), sampled)
+
+
+@compose_views.register
+def _mix(target: Mixture, inputs: Inputs) -> Target:
+    views, powers = [inputs.targets[view] for view in target.views], list(target.views.values())
+    mixed, log_z = target_formulas.geometric(_in_order_of_the_first(views), powers)
+    sampled = torch.stack([view.sampled for view in views], dim=-1)
+    sampled = (sampled * torch.tensor(powers, dtype=sampled.dtype, device=sampled.device)).sum(-1) - log_z
+    return replace(views[0], outcomes=mixed, sampled=sampled)
+
+
+@compose_views.register
+def _extrapolate(target: Extrapolation, inputs: Inputs) -> Target:
+    """Normalised over the outcomes, but not at the sampled token: a term that reads it alone does not know log Z."""
+    view, reference = inputs.targets[target.view], inputs.targets[target.reference]
+    powers = [target.factor, 1 - target.factor]
+    sampled = powers[0] * view.sampled + powers[1] * reference.sampled
+    outcomes, _ = target_formulas.geometric(_in_order_of_the_first([view, reference]), powers)
+    return replace(view, outcomes=outcomes, sampled=sampled)
+
+
+@compose_views.register
+def _contrast(target: Contrast, inputs: Inputs) -> Target:
+    view, reference = inputs.targets[target.view], inputs.targets[target.reference]
+    positive, negative = _in_order_of_the_first([view, reference])
+    outcomes, alpha = target_formulas.contrast(positive, negative, target.scale)
+    sampled = (1 + alpha) * view.sampled - alpha * reference.sampled
+    return replace(view, outcomes=outcomes, sampled=sampled, divisor=alpha)
+
+
+@compose_views.register
+def _correct(target: Corrected, inputs: Inputs) -> Target:
+    view = inputs.targets[target.view]
+    return replace(view, sampled=view.sampled - inputs.facts[target.column])
+
+
+def _in_order_of_the_first(views: list[Target]) -> list[Outcomes]:
+    first, *others = views
+    return [first.outcomes, *(target_formulas.aligned(other.outcomes, other.ids, first.ids) for other in others)]
+
+
+def check_same_ids(term: Term, inputs: Inputs) -> None:
+    """Refuse views that a term puts together over ids and that keep different ones.
 
     Raises:
-        ShardError: they do not.
+        ShardError: they do.
     """
-    if not term.reads_ids or isinstance(term.target, Route | None):
+    if term.target is None or not term.target.shares_ids or not term.reads_ids:
         return
     first, *others = term.views
-    like = columns.targets[first].ids
+    like = inputs.targets[first].ids
     for view in others:
-        ids = columns.targets[view].ids
+        ids = inputs.targets[view].ids
         if ids.shape != like.shape or not bool((ids.sort(dim=-1).values == like.sort(dim=-1).values).all()):
             raise ShardError(
                 f"the views `{first}` and `{view}` keep different ids, so they cannot be put together. Set "
                 f"`score.views.{first}.support.same_as: [{view}]` and `score.views.{view}.support.same_as: [{first}]`, "
                 "without `mass`, and run `dvc repro score`."
             )
-
-
-def _same_order(first: Target, others: list[Target]) -> list[Outcomes]:
-    return [first.outcomes, *(target_formulas.aligned(other.outcomes, other.ids, first.ids) for other in others)]
-
-
-def _routed(route: Route, columns: Inputs) -> Target:
-    """At each token the view of its domain; elsewhere no ids, and a tail of probability 1."""
-    views = {domain: columns.targets[view] for domain, view in route.views.items()}
-    some = next(iter(views.values()))
-    longest = max(target.ids.shape[-1] for target in views.values())
-    ids = torch.full((len(some.sampled), longest), -1, dtype=some.ids.dtype, device=some.ids.device)
-    logprobs = some.sampled.new_full(ids.shape, -torch.inf)
-    tail, sampled = torch.zeros_like(some.sampled), torch.zeros_like(some.sampled)
-    for domain, target in views.items():
-        is_of = columns.facts[f"domain={domain}"] > 0
-        behind = (0, longest - target.ids.shape[-1])
-        ids = torch.where(is_of.unsqueeze(-1), functional.pad(target.ids, behind, value=-1), ids)
-        padded = functional.pad(target.outcomes.logprobs, behind, value=-torch.inf)
-        logprobs = torch.where(is_of.unsqueeze(-1), padded, logprobs)
-        tail = torch.where(is_of, target.outcomes.tail, tail)
-        sampled = torch.where(is_of, target.sampled, sampled)
-    return Target(ids, Outcomes(logprobs, tail), sampled)

@@ -8,13 +8,25 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+QUANTILE = 0.98
+"""Where values are cut before they are scaled, so that a single one does not squeeze the others."""
+
+SMALLEST = 1e-6
+"""Nats, against division by zero."""
+
 
 def sigmoid_position(
     share: Float[Tensor, " token"], lowest: float, turn: float, width: float
 ) -> Float[Tensor, " token"]:
     """From `lowest` early in the response to 1 late in it: lowest + (1 − lowest) · σ((f − turn) / width).
 
-    Here f, the `share`, is where the middle of the token is in its response. Source: PW-OPSD (arXiv:2605.21606).
+    Args:
+        share: f, where the middle of the token is in its response, from 0 to 1.
+        lowest: between 0 and 1.
+        turn: the share at which the weight is halfway.
+        width: share of the response over which it rises.
+
+    Source: PW-OPSD (arXiv:2605.21606).
     """
     return lowest + (1 - lowest) * torch.sigmoid((share - turn) / width)
 
@@ -42,7 +54,6 @@ def step_ratio(
     segments: Float[Tensor, " token"],
     lengths: Int[Tensor, " rollout"],
     cap: float,
-    epsilon: float = 1e-6,
 ) -> Float[Tensor, " token"]:
     """How much closer teacher and behaviour are in a token's step than in the rollout's first, at most 1 + cap.
 
@@ -51,7 +62,6 @@ def step_ratio(
         segments: the step of each token, rising within a rollout.
         lengths: tokens of each rollout.
         cap: how far above 1 a step may count.
-        epsilon: nats, against division by zero.
 
     Source: SOD (arXiv:2605.07725): the product of the ratios of neighbouring steps telescopes to this.
     """
@@ -60,7 +70,7 @@ def step_ratio(
     count = torch.bincount(step).to(discrepancy.dtype)
     mean = torch.zeros_like(count).scatter_add(0, step, discrepancy) / count
     first = step[lengths.cumsum(0) - lengths].repeat_interleave(lengths)
-    ratio = (mean[first] + epsilon) / (mean[step] + epsilon)
+    ratio = (mean[first] + SMALLEST) / (mean[step] + SMALLEST)
     return torch.where(step == first, torch.ones_like(ratio), ratio.clamp_max(1 + cap))
 
 
@@ -69,13 +79,13 @@ def first_segments(segments: Float[Tensor, " token"], count: int) -> Float[Tenso
     return (segments < count).to(segments.dtype)
 
 
-def prefix(position: Float[Tensor, " token"], tokens: float) -> Float[Tensor, " token"]:
+def first_tokens(position: Float[Tensor, " token"], tokens: float) -> Float[Tensor, " token"]:
     """1 in the first `tokens` of a response, then 0. Source: arXiv:2602.15260."""
     return (position < tokens).to(position.dtype)
 
 
 def confidence(entropy: Float[Tensor, " token"], rate: float) -> Float[Tensor, " token"]:
-    """exp(−rate · H) of the target's entropy, nats. Source: SRPO (arXiv:2604.02288)."""
+    """exp(−rate · H) of the target's entropy H, nats: 1 where the target is sure. Source: SRPO (arXiv:2604.02288)."""
     return torch.exp(-rate * entropy)
 
 
@@ -96,7 +106,15 @@ def kept(lengths: Int[Tensor, " rollout"], share: float) -> Int[Tensor, " rollou
 def soft_or(
     entropy: Float[Tensor, " token"], divergence: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"]
 ) -> Float[Tensor, " token"]:
-    """Soft or, h + d − h·d of both, scaled within the rollout: high where the student is uncertain, or disagrees.
+    """Soft or, h + d − h·d, of both scaled within the rollout: high where the student is uncertain, or disagrees.
+
+    Args:
+        entropy: of the student, nats.
+        divergence: of the student from the target, nats.
+        lengths: tokens of each rollout.
+
+    Returns:
+        From 0 to 1 per token.
 
     Source: TIP (arXiv:2604.14084), which scales within the batch.
     """
@@ -104,22 +122,10 @@ def soft_or(
     return h + d - h * d
 
 
-def confident_disagreement(
-    entropy: Float[Tensor, " token"], divergence: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"]
-) -> Float[Tensor, " token"]:
-    """The product d · (1 − h), scaled likewise: high where the student is certain and wrong.
-
-    Source: TIP (arXiv:2604.14084), its third quadrant.
-    """
-    return scaled(divergence, lengths) * (1 - scaled(entropy, lengths))
-
-
-def scaled(
-    values: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"], quantile: float = 0.98
-) -> Float[Tensor, " token"]:
-    """Values cut at their quantile and mapped to [0, 1], within each rollout; 0 where all are equal."""
+def scaled(values: Float[Tensor, " token"], lengths: Int[Tensor, " rollout"]) -> Float[Tensor, " token"]:
+    """Values cut at their `QUANTILE` and mapped to [0, 1], within each rollout; 0 where all are equal."""
     rows = by_rollout(values.detach(), lengths)
-    rows = rows.minimum(rows.nanquantile(quantile, dim=-1, keepdim=True))
+    rows = rows.minimum(rows.nanquantile(QUANTILE, dim=-1, keepdim=True))
     lowest = rows.nan_to_num(torch.inf).amin(dim=-1, keepdim=True)
     width = rows.nan_to_num(-torch.inf).amax(dim=-1, keepdim=True) - lowest
     return flat((rows - lowest) / width.clamp_min(1e-8), lengths)
@@ -132,7 +138,14 @@ def zone(
     target_share: float,
     student_share: float,
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """Where the target is uncertain, and where of the rest the student alone is; both as shares of each rollout.
+    """Where the target is uncertain, and where of the rest the student alone is: 1 there, else 0.
+
+    Args:
+        target_entropy: nats.
+        student_entropy: nats.
+        lengths: tokens of each rollout.
+        target_share: share of each rollout's tokens that is taken as the target's, at least one token.
+        student_share: likewise of the student's, of what is left.
 
     Source: the entropy zones of SEAD (arXiv:2606.28562), there by percentiles over a shard.
     """
@@ -148,9 +161,17 @@ def freshness(
     rate: float,
     threshold: float,
 ) -> Float[Tensor, " token"]:
-    """max(0, exp(−rate · √D) − threshold) of each rollout, D its mean drift from the student now, nats per token.
+    """max(0, exp(−rate · √D) − threshold) of each rollout, at its tokens, where D is its drift, nats per token.
 
     D is the mean of e^d − 1 − d over d = log student − log behaviour, never negative.
+
+    Args:
+        student: log-probability of the response tokens, as it is now.
+        behaviour: under the student that wrote them.
+        lengths: tokens of each rollout.
+        rate: of the decay.
+        threshold: under which a rollout counts for nothing.
+
     Source: f-OPD (arXiv:2605.17862), without its term for the supervisor's drift, which is 0 for a frozen teacher.
     """
     d = (student.detach() - behaviour).clamp(-20.0, 20.0)

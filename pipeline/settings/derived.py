@@ -1,6 +1,9 @@
-"""What a recipe may say of derived columns; `pipeline/derived.py` computes them."""
+"""What a recipe may say of derived columns: statistics of stored columns, made before the first step.
 
-from typing import Annotated, Literal
+A class says what it reads; `pipeline/training/derived.py` says which formula it stands for.
+"""
+
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -8,7 +11,17 @@ from pipeline.settings.reading import Name, NonNegative, NonNegativeFloat, Posit
 
 
 class DerivedColumn(Settings):
-    """A column made from stored ones before the first step."""
+    """A column made from stored ones before the first step, and what has to be known to compute it."""
+
+    is_of_tokens: ClassVar[bool] = False
+    """Whether it has a value for each token, and not for each row."""
+    needs_groups: ClassVar[bool] = False
+    """Whether it says nothing where a prompt has one response."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The facts of rows and tokens that it reads: names of `Inputs.facts`, and `reward`."""
+        return frozenset()
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -22,6 +35,12 @@ class GroupAdvantage(DerivedColumn):
     kind: Literal["group_advantage"]
     of: Literal["reward", "correct"] = "reward"
     scaled: bool = True
+    needs_groups: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The grade that it names."""
+        return frozenset({self.of})
 
 
 class GroupTotal(DerivedColumn):
@@ -29,6 +48,11 @@ class GroupTotal(DerivedColumn):
 
     kind: Literal["group_total", "group_mean"]
     of: Literal["reward", "correct"]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The grade that it names."""
+        return frozenset({self.of})
 
 
 class Perplexity(DerivedColumn):
@@ -41,6 +65,12 @@ class Perplexity(DerivedColumn):
     favour: Literal["high", "low"]
     """Which perplexity weighs more."""
     temperature: PositiveFloat = 1.0
+    needs_groups: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Which rows are alike, and what their student gave their tokens."""
+        return frozenset({"correct", "behaviour_logprobs"})
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -54,6 +84,12 @@ class Margin(DerivedColumn):
     kind: Literal["margin"]
     view: Name
     margin: NonNegativeFloat
+    needs_groups: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Which rows are to rank above which, and what their student gave their tokens."""
+        return frozenset({"correct", "behaviour_logprobs"})
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -66,6 +102,12 @@ class Balance(DerivedColumn):
 
     kind: Literal["balance"]
     seed: NonNegative = 0
+    needs_groups: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Which rows are correct."""
+        return frozenset({"correct"})
 
 
 class AgreementCut(DerivedColumn):
@@ -77,6 +119,12 @@ class AgreementCut(DerivedColumn):
     runs: Positive
     quantile: Share
     exempt: NonNegative = 0
+    is_of_tokens: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the student that wrote a token gave it, at temperature 1."""
+        return frozenset({"behaviour_logprobs"})
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -92,6 +140,12 @@ class CrossFittedBias(DerivedColumn):
     folds: Annotated[int, Field(ge=2)] = 5
     shrink: NonNegativeFloat = 10.0
     seed: NonNegative = 0
+    is_of_tokens: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the student that wrote a token gave it, at temperature 1."""
+        return frozenset({"behaviour_logprobs"})
 
     @property
     def views(self) -> tuple[str, ...]:

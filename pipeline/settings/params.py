@@ -140,11 +140,6 @@ def _trainable(objective: Any) -> Any:
         raise ValueError(str(error).replace("\n", "\n  ")) from None
     if "student" not in recipe.sources:
         raise ValueError(f"`{recipe.name}` has no term on the student's own responses. Use it in `sft`.")
-    if "gold" in recipe.sources:
-        raise ValueError(
-            f"`{recipe.name}` has a term with `source: gold`; the pipeline has no gold responses. Take "
-            "`source: teacher`, its correct ones with `{kind: where, fact: correct}`."
-        )
     return objective
 
 
@@ -233,13 +228,13 @@ class Params(Settings):
         recipe, views = self.train.recipe, self.score.views
         if missing := [view for view in recipe.views if view not in views]:
             raise ValueError(
-                f"train.objective `{recipe.name}` needs {recipe.told(missing[0])}: name it in score.views, where "
-                f"{', '.join(sorted(views))} are"
+                f"train.objective `{recipe.name}` needs {recipe.describe_view(missing[0])}: name it in score.views, "
+                f"where {', '.join(sorted(views))} are"
             )
         if unscored := [view for view in recipe.teacher_views if not views[view].teacher_rollouts]:
             raise ValueError(
-                f"train.objective `{recipe.name}` needs {recipe.told(unscored[0])} over the teacher's own responses, "
-                f"too: set `score.views.{unscored[0]}.teacher_rollouts: true`"
+                f"train.objective `{recipe.name}` needs {recipe.describe_view(unscored[0])} over the teacher's own "
+                f"responses, too: set `score.views.{unscored[0]}.teacher_rollouts: true`"
             )
         return self
 

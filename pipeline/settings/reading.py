@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -31,6 +32,26 @@ _KEY = "[key]"
 
 _UNIONS = (Union, UnionType)
 
+_WISHES = {
+    "bool_type": "expected boolean",
+    "dict_type": "expected an object",
+    "finite_number": "expected a finite number",
+    "float_type": "expected number",
+    "greater_than": "expected greater than {gt:g}",
+    "greater_than_equal": "expected greater than or equal to {ge:g}",
+    "int_type": "expected integer",
+    "less_than": "expected less than {lt:g}",
+    "less_than_equal": "expected less than or equal to {le:g}",
+    "literal_error": "expected {expected}",
+    "model_type": "expected an object",
+    "string_pattern_mismatch": "should match pattern '{pattern}'",
+    "string_type": "expected string",
+    "too_long": "should have {max_length} or fewer items",
+    "too_short": "should have {min_length} or more items",
+    "tuple_type": "expected array",
+}
+"""What was expected, by pydantic's type of mistake; of a type that is not here, pydantic's own sentence is told."""
+
 
 class Settings(BaseModel):
     """Unknown keys are errors, types are not converted, and nothing changes after loading."""
@@ -39,7 +60,7 @@ class Settings(BaseModel):
 
 
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds.
+    """Read a YAML file.
 
     Raises:
         SettingsError: the file is missing or no YAML.
@@ -56,7 +77,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse(kind: type[S], named: object, data: Any) -> S:
-    """What was read, as settings of this class.
+    """Make settings of a class from what was read.
 
     Args:
         kind: the class.
@@ -97,7 +118,7 @@ def _place(mistake: Any, written: Any) -> tuple[Any, ...]:
 
 
 def _describe(kind: type[Settings], keys: tuple[Any, ...], mistake: Any) -> str:
-    """One mistake as `section.key: expected …, found …`."""
+    """Say one mistake as `section.key: expected …, found …`."""
     place = ".".join(str(key) for key in keys if key != _KEY) or "the file as a whole"
     match mistake["type"]:
         case "extra_forbidden":
@@ -113,13 +134,12 @@ def _describe(kind: type[Settings], keys: tuple[Any, ...], mistake: Any) -> str:
             return f"{place}.kind: is missing"
         case "union_tag_invalid":
             return f"{place}: expected one of {mistake['ctx']['expected_tags']}, found '{mistake['ctx']['tag']}'"
-    wish = mistake["msg"].partition(" should ")[2].partition(" after validation")[0]
-    expected = f"expected {wish[3:].removeprefix('a valid ')}" if wish.startswith("be ") else f"should {wish}"
-    return f"{place}: {expected}, found {mistake['input']!r}"
+    wish = _WISHES[mistake["type"]].format(**mistake.get("ctx", {})) if mistake["type"] in _WISHES else mistake["msg"]
+    return f"{place}: {wish}, found {mistake['input']!r}"
 
 
 def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
-    """The settings that exist where an unknown one was found."""
+    """List the settings that exist where an unknown one was found."""
     for part in place[:-1]:
         if get_origin(kind) is Annotated:
             kind = get_args(kind)[0]
@@ -138,9 +158,21 @@ def _keys_beside(kind: Any, place: tuple[Any, ...]) -> list[str]:
 
 
 class Schedule(Settings):
-    """A number that changes with the optimiser step."""
+    """A number that changes with the optimiser step: from `start` at step 0 to `end` from step `steps` on."""
 
     start: NonNegativeFloat
     end: NonNegativeFloat
     steps: Positive
     shape: Literal["linear", "cosine", "step"] = "linear"
+    """`linear`, half a `cosine`, or a `step`: all at once at the end."""
+
+    def at(self, step: int) -> float:
+        """The number at an optimiser step, which counts from 0."""
+        done = min(1.0, step / self.steps)
+        shares = {"linear": done, "cosine": 0.5 * (1 - math.cos(math.pi * done)), "step": float(done == 1.0)}
+        return self.start + (self.end - self.start) * shares[self.shape]
+
+
+def value_at(value: float | Schedule, step: int) -> float:
+    """A setting that may change with the optimiser step, as it is at this one."""
+    return value.at(step) if isinstance(value, Schedule) else value

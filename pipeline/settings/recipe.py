@@ -1,7 +1,7 @@
 """Recipes: a published method as a page of YAML over the same shards.
 
-A recipe is a sum of terms (`pipeline/terms.py`). It says what it needs; what is missing is refused before a model
-loads. `pipeline/objectives/compiled.py` makes one function of it.
+A recipe is a sum of terms (`term.py`). It says what it needs; what is missing is refused before a model loads.
+`pipeline/objectives/objective.py` makes one function of it.
 """
 
 from collections.abc import Mapping
@@ -11,29 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.errors import SettingsError
-from pipeline.settings.derived import (
-    AgreementCut,
-    AnyDerived,
-    Balance,
-    CrossFittedBias,
-    GroupAdvantage,
-    GroupTotal,
-    Margin,
-    Perplexity,
-)
+from pipeline.settings.derived import AnyDerived
 from pipeline.settings.reading import Name, Settings, parse, read_yaml
-from pipeline.settings.targets import Corrected, Route
 from pipeline.settings.term import Term
-from pipeline.settings.weights import (
-    AnyWeight,
-    ColumnWeight,
-    FirstSegments,
-    HasView,
-    InDomain,
-    NotSpecial,
-    StepRatio,
-    Where,
-)
 
 
 class Fidelity(Settings):
@@ -59,12 +39,10 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _columns_exist(self) -> Self:
-        asked = {weight.name for term in self.terms for weight in term.weights if isinstance(weight, ColumnWeight)}
-        asked |= {term.bonus for term in self.terms if term.bonus is not None}
-        asked |= {term.target.column for term in self.terms if isinstance(term.target, Corrected)}
+        asked = {column for term in self.terms for column in term.columns}
         if asked != set(self.derived):
             raise ValueError(f"derived columns: its terms read {sorted(asked)}, it defines {sorted(self.derived)}")
-        is_of_student = any("behaviour_logprobs" in _facts_behind(spec) for spec in self.derived.values())
+        is_of_student = any("behaviour_logprobs" in spec.reads for spec in self.derived.values())
         if is_of_student and len(self.sources) > 1:
             raise ValueError("derived columns that read a view are of the student's responses: use one source")
         return self
@@ -73,7 +51,7 @@ class Recipe(Settings):
     def views(self) -> tuple[str, ...]:
         """The views that its terms and derived columns read."""
         named = {view for spec in self.derived.values() for view in spec.views}
-        gated = {weight.view for term in self.terms for weight in term.weights if isinstance(weight, HasView)}
+        gated = {view for term in self.terms for weight in term.weights for view in weight.views}
         return tuple(sorted({view for term in self.terms for view in term.views} | named | gated))
 
     @property
@@ -99,7 +77,7 @@ class Recipe(Settings):
 
     @property
     def own_views(self) -> tuple[str, ...]:
-        """The views of which it tells the model's own likeliest ids from those that were asked for."""
+        """The views whose own likeliest ids it tells from those that other views asked them for."""
         return tuple(sorted({view for term in self.terms if term.support == "own" for view in term.views}))
 
     @property
@@ -109,14 +87,14 @@ class Recipe(Settings):
 
     @property
     def optional_views(self) -> tuple[str, ...]:
-        """The views that may have skipped rows: every term on them leaves those out, or asks them of a domain alone.
+        """The views that may leave rows unscored: every term on one gates it (`has_view`) or routes rows to it.
 
         Not those that a derived column reads: a missing number would be in all of it.
         """
-        left_out = [(term, _left_out(term)) for term in self.terms]
-        whole = {view for spec in self.derived.values() for view in spec.views}
-        known = {view for _, views in left_out for view in views} - whole
-        return tuple(sorted(v for v in known if all(v in views for term, views in left_out if v in term.views)))
+        required = {view for term in self.terms for view in term.required_views}
+        whole = {view for term in self.terms for view in set(term.views) - term.required_views}
+        whole |= {view for spec in self.derived.values() for view in spec.views}
+        return tuple(sorted(required - whole))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -133,75 +111,32 @@ class Recipe(Settings):
         """Whether each of the student's responses needs one of the teacher's to the same prompt beside it."""
         return any(term.estimator == "preference" for term in self.terms)
 
-    def told(self, view: str) -> str:
-        """A view and what it has to be, for errors."""
+    def describe_view(self, view: str) -> str:
+        """Say which view and what it has to be, for errors."""
         return f"the view `{view}`" + (f" ({self.needs[view]})" if view in self.needs else "")
 
     @property
     def reads(self) -> frozenset[str]:
-        """The facts of rows and tokens that it reads besides views: names of `Columns.facts`, and their sources."""
-        found = set[str]()
-        for term in self.terms:
-            found |= {"sampling_logprobs"} if term.reads_sampling else set()
-            found |= {"behaviour_logprobs"} if term.reads_behaviour else set()
-            for weight in term.weights:
-                found |= _facts_of(weight)
-            if isinstance(term.target, Route):
-                found |= {f"domain={domain}" for domain in term.target.views}
-        for spec in self.derived.values():
-            found |= _facts_behind(spec)
-        return frozenset(found)
+        """The facts of rows and tokens that it reads: names of `Inputs.facts`, and what derived columns are of."""
+        of_terms = frozenset[str]().union(*(term.reads for term in self.terms))
+        return of_terms.union(*(spec.reads for spec in self.derived.values()))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of it decides numbers: not its prose. Axes that a term does not use do not enter."""
+        """The part of it that decides numbers, without its prose; axes that a term does not use do not enter."""
         terms = [term.model_dump(mode="json", exclude_defaults=True, exclude={"fixed_point"}) for term in self.terms]
         derived = {name: spec.model_dump(mode="json") for name, spec in sorted(self.derived.items())}
         return {"terms": terms} | ({"derived": derived} if derived else {})
 
 
-def _left_out(term: Term) -> set[str]:
-    """The views whose skipped rows a term does not look at."""
-    routed = set(term.views) if isinstance(term.target, Route) else set[str]()
-    gates = [weight for weight in term.weights if isinstance(weight, HasView)]
-    return routed | {gate.view for gate in gates if gate.kind == "has_view"}
-
-
-def _facts_of(weight: AnyWeight) -> set[str]:
-    match weight:
-        case Where():
-            return {"finished"} if weight.fact == "finished" else {"correct"}
-        case InDomain():
-            return {f"domain={name}" for name in weight.names}
-        case HasView():
-            return {f"has={weight.view}"}
-        case NotSpecial():
-            return {"special"}
-        case FirstSegments() | StepRatio():
-            return {"segments"}
-    return set()
-
-
-def _facts_behind(spec: AnyDerived) -> set[str]:
-    match spec:
-        case GroupAdvantage() | GroupTotal():
-            return {spec.of}
-        case Perplexity() | Margin():
-            return {"correct", "behaviour_logprobs"}
-        case Balance():
-            return {"correct"}
-        case AgreementCut() | CrossFittedBias():
-            return {"behaviour_logprobs"}
-
-
 def recipe_names() -> list[str]:
-    """Every recipe that comes with Potstill."""
+    """List the recipes that come with Potstill."""
     folder = resources.files("pipeline") / "recipes"
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def load_recipe(objective: str | Mapping[str, Any]) -> Recipe:
-    """A recipe by name, or one that the settings write out.
+    """Load a recipe by name, or make one that the settings write out.
 
     Raises:
         SettingsError: there is none of this name, or its terms do not fit together.

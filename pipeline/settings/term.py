@@ -9,17 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.settings.reading import Name, NonNegativeFloat, Positive, PositiveFloat, Schedule, Settings
-from pipeline.settings.targets import AnyTarget, Contrast, Corrected, Extrapolation, Mixture, Route
-from pipeline.settings.weights import (
-    AnyWeight,
-    Confidence,
-    Earliness,
-    EntropyGate,
-    Freshness,
-    StepRatio,
-    TopFraction,
-    Zone,
-)
+from pipeline.settings.targets import AnyTarget
+from pipeline.settings.weights import AnyWeight
 
 
 class Ratio(Settings):
@@ -50,8 +41,10 @@ _REFUSED = {
     "them (student mass 0.36 where the teacher has 0.96). Take `bucket`, or `stop_gradient`",
     "log_ratio": "the mean log-ratio as a plain loss pushes every sampled token down: its gradient is that of log "
     "student alone. Take `policy_gradient`",
+    "gold": "the pipeline has no gold responses. Take `source: teacher`, its correct ones with "
+    "`{kind: where, fact: correct}`",
 }
-"""What is refused by name, and why: measured with other software, and published (arXiv:2605.11182)."""
+"""What is refused by name, and why: the first two were measured, and published (arXiv:2605.11182)."""
 
 
 def _known_to_fail(value: Any) -> Any:
@@ -74,7 +67,7 @@ class Term(Settings):
     beta: Annotated[float, Field(gt=0, lt=1)] | Schedule | None = None
     """`jsd`: weight of the target in the middle distribution. `mixture`: share of the reverse KL. `preference`: what a
     nat of the log-ratios counts for."""
-    source: Literal["student", "teacher", "gold"] = "student"
+    source: Annotated[Literal["student", "teacher"], _Refusing] = "student"
     """Whose responses it is taken on."""
     view: Name | None = "teacher"
     """Whose log-probabilities are the target; null where there is none, or `target` composes one."""
@@ -155,14 +148,14 @@ class Term(Settings):
         has_beta = self.divergence in ("jsd", "mixture") or self.estimator == "preference"
         if (self.beta is None) == has_beta:
             raise ValueError(f"`beta` goes with `jsd` and `mixture`, and is needed there; found `{self.divergence}`")
-        if (self.top_k is not None) > (self.support in ("own", "intersection")):
+        if self.top_k is not None and self.support not in ("own", "intersection"):
             raise ValueError(f"`top_k` goes with `own` and `intersection`, found `support: {self.support}`")
         if self.support == "intersection" and self.top_k is None:
             raise ValueError("`intersection` needs `top_k`: how many ids of the student's own")
         if self.entry_clip is not None and (self.estimator != "analytic" or self.divergence == "mixture"):
             raise ValueError("`entry_clip` goes with `analytic` and one divergence")
-        if isinstance(self.target, Corrected) and self.support != "sampled":
-            raise ValueError("a `corrected` target is known at the sampled token alone: `support: sampled`")
+        if self.target is not None and self.target.is_of_sampled and self.support != "sampled":
+            raise ValueError(f"a `{self.target.kind}` target is known at the sampled token alone: `support: sampled`")
         if self.ratio is not None and self.ratio.kind == "proximal" and self.estimator != "policy_gradient":
             raise ValueError(f"a `proximal` ratio goes with `policy_gradient`, found `{self.estimator}`")
         if self.reduction == "selected_mean" and not self.weights:
@@ -182,8 +175,8 @@ class Term(Settings):
         if self.tail == "renormalise_target" and not self.fixed_point.startswith("none"):
             raise ValueError("`tail: renormalise_target` has no fixed point at the view: say `fixed_point: 'none: …'`")
         live = [weight for weight in self.weights if weight.is_live]
-        countable = all(isinstance(weight, TopFraction | Zone) for weight in live) and len(live) < 2
-        if self.reduction == "selected_mean" and not countable:
+        is_sum_known = all(weight.has_known_sum for weight in live) and len(live) < 2
+        if self.reduction == "selected_mean" and not is_sum_known:
             raise ValueError("`selected_mean` divides by a sum that must be known before the forward pass: of the live "
                              "weights one `top_fraction` or `zone` alone has such a sum")  # fmt: skip
 
@@ -200,50 +193,54 @@ class Term(Settings):
     @property
     def views(self) -> tuple[str, ...]:
         """The views that its target is made of."""
-        match self.target:
-            case Route():
-                return tuple(dict.fromkeys(self.target.views.values()))
-            case Mixture():
-                return tuple(self.target.views)
-            case Extrapolation() | Contrast():
-                return self.target.view, self.target.reference
-            case Corrected():
-                return (self.target.view,)
+        if self.target is not None:
+            return self.target.view_names
         return () if self.view is None else (self.view,)
 
     @property
     def learned_views(self) -> tuple[str, ...]:
-        """Of these, the views that it learns towards: not what it only compares with."""
+        """The views that it learns towards: of `views` not those that it only compares with."""
         if self.estimator == "preference":
             return ()
-        return (self.target.view,) if isinstance(self.target, Extrapolation | Contrast) else self.views
+        return self.views if self.target is None else self.target.learned_views
+
+    @property
+    def required_views(self) -> frozenset[str]:
+        """The views whose unscored rows it leaves out: it gates them, or routes rows of other domains past them."""
+        routed = () if self.target is None else self.target.by_domain.values()
+        return frozenset(routed).union(*(weight.required_views for weight in self.weights))
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The facts of rows and tokens that it reads (names of `Inputs.facts`), derived columns left out."""
+        of_sampling = self.ratio is not None or self.advantage == "stored"
+        own = frozenset({"sampling_logprobs"} if of_sampling else set[str]())
+        of_target = frozenset() if self.target is None else self.target.reads
+        return own.union(of_target, *(weight.reads for weight in self.weights))
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The derived columns that it reads."""
+        own = frozenset(() if self.bonus is None else (self.bonus,))
+        of_target = frozenset() if self.target is None else self.target.columns
+        return own.union(of_target, *(weight.columns for weight in self.weights))
 
     @property
     def reads_ids(self) -> bool:
         """Whether it reads the views' ids and tails, not the sampled token alone."""
-        mixes = isinstance(self.target, Mixture)  # whose normaliser is a sum over the outcomes
-        by_divergence = any(isinstance(weight, TopFraction) and weight.by != "entropy" for weight in self.weights)
-        return self.has_target and (self.support != "sampled" or self.baseline == "kl" or mixes or by_divergence)
+        of_target = self.target is not None and self.target.needs_ids
+        of_weights = any(weight.needs_ids for weight in self.weights)
+        return self.has_target and (self.support != "sampled" or self.baseline == "kl" or of_target or of_weights)
 
     @property
     def reads_entropy(self) -> bool:
         """Whether it reads the student's entropy."""
-        return any(isinstance(weight, TopFraction | Zone) for weight in self.weights)
+        return any(weight.needs_entropy for weight in self.weights)
 
     @property
     def reads_target_entropy(self) -> bool:
         """Whether it reads the entropy of its view."""
-        return any(isinstance(weight, Zone | Confidence | EntropyGate) for weight in self.weights)
-
-    @property
-    def reads_sampling(self) -> bool:
-        """Whether it reads the probability that a token was drawn with."""
-        return self.ratio is not None or self.advantage == "stored"
-
-    @property
-    def reads_behaviour(self) -> bool:
-        """Whether it reads what the student that wrote a token gave it, at temperature 1."""
-        return any(isinstance(weight, Earliness | StepRatio | Freshness) for weight in self.weights)
+        return any(weight.needs_target_entropy for weight in self.weights)
 
     @property
     def is_stored_advantage_unclipped(self) -> bool:

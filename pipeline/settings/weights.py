@@ -1,4 +1,7 @@
-"""What a recipe may say of token weights: each a factor of what a token counts for."""
+"""What a recipe may say of token weights: each a factor of what a token counts for.
+
+A class says what it reads; `pipeline/objectives/weights.py` says which formula it stands for.
+"""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -8,10 +11,41 @@ from pipeline.settings.reading import Name, NonNegativeFloat, Positive, Positive
 
 
 class TokenWeight(Settings):
-    """A factor of what a token counts for."""
+    """A factor of what a token counts for, and what has to be known to compute it: by default nothing."""
 
     is_live: ClassVar[bool] = False
-    """Whether it depends on the student as it is, so that only its expected sum is known before the forward pass."""
+    """Whether it depends on the student as it is, so that it is known after the forward pass alone."""
+    has_known_sum: ClassVar[bool] = False
+    """Whether a live one's sum over each rollout is known before the forward pass."""
+    needs_entropy: ClassVar[bool] = False
+    """Whether it reads the student's entropy."""
+    needs_target_entropy: ClassVar[bool] = False
+    """Whether it reads the entropy of the term's view."""
+
+    @property
+    def needs_ids(self) -> bool:
+        """Whether it reads the divergence from the term's target, so that the student is asked at the target's ids."""
+        return False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The facts of rows and tokens that it reads (names of `Inputs.facts`), derived columns left out."""
+        return frozenset()
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The derived columns of the recipe that it reads."""
+        return frozenset()
+
+    @property
+    def views(self) -> frozenset[str]:
+        """The views of which it asks whether they have scored a row."""
+        return frozenset()
+
+    @property
+    def required_views(self) -> frozenset[str]:
+        """The views without whose score a row counts for nothing."""
+        return frozenset()
 
 
 class Where(TokenWeight):
@@ -20,6 +54,11 @@ class Where(TokenWeight):
     kind: Literal["where"]
     fact: Literal["correct", "wrong", "finished"]
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """`correct`, also where wrong rows are asked for; or `finished`."""
+        return frozenset({"finished" if self.fact == "finished" else "correct"})
+
 
 class InDomain(TokenWeight):
     """1 for rows of these domains, else 0."""
@@ -27,12 +66,32 @@ class InDomain(TokenWeight):
     kind: Literal["domain"]
     names: Annotated[tuple[str, ...], Field(min_length=1)]
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """A fact for each domain."""
+        return frozenset(f"domain={name}" for name in self.names)
+
 
 class HasView(TokenWeight):
     """1 for rows that a view has a score of (`lacks_view`: has none of), else 0: there may then be others."""
 
     kind: Literal["has_view", "lacks_view"]
     view: Name
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Whether the view has scored a row."""
+        return frozenset({f"has={self.view}"})
+
+    @property
+    def views(self) -> frozenset[str]:
+        """The one that it names."""
+        return frozenset({self.view})
+
+    @property
+    def required_views(self) -> frozenset[str]:
+        """The one that it names, unless it asks for the rows without."""
+        return self.views if self.kind == "has_view" else frozenset()
 
 
 class ColumnWeight(TokenWeight):
@@ -43,11 +102,21 @@ class ColumnWeight(TokenWeight):
     at_least: float | Schedule | None = None
     at_most: float | Schedule | None = None
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """The one that it names."""
+        return frozenset({self.name})
+
 
 class NotSpecial(TokenWeight):
     """0 for special tokens of the tokenizer, else 1."""
 
     kind: Literal["not_special"]
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Whether a token is special."""
+        return frozenset({"special"})
 
 
 class SigmoidPosition(TokenWeight):
@@ -65,12 +134,22 @@ class Earliness(TokenWeight):
     kind: Literal["earliness"]
     highest: Annotated[float, Field(ge=1)]
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the student that wrote a token gave it, at temperature 1."""
+        return frozenset({"behaviour_logprobs"})
+
 
 class StepRatio(TokenWeight):
     """By how much the teacher disagrees in a token's step, against the first."""
 
     kind: Literal["step_ratio"]
     cap: NonNegativeFloat
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The step of each token, and what the student that wrote it gave it."""
+        return frozenset({"segments", "behaviour_logprobs"})
 
 
 class FirstSegments(TokenWeight):
@@ -79,6 +158,11 @@ class FirstSegments(TokenWeight):
     kind: Literal["first_segments"]
     every: Positive
     most: Positive
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """The turn of each token."""
+        return frozenset({"segments"})
 
 
 class FirstTokens(TokenWeight):
@@ -93,6 +177,7 @@ class Confidence(TokenWeight):
 
     kind: Literal["confidence"]
     rate: PositiveFloat
+    needs_target_entropy: ClassVar[bool] = True
 
 
 class EntropyGate(TokenWeight):
@@ -100,15 +185,24 @@ class EntropyGate(TokenWeight):
 
     kind: Literal["entropy_gate"]
     above: NonNegativeFloat
+    needs_target_entropy: ClassVar[bool] = True
 
 
 class TopFraction(TokenWeight):
     """1 for this share of each rollout's tokens, those that score highest, else 0."""
 
     kind: Literal["top_fraction"]
-    by: Literal["entropy", "soft_or", "confident_disagreement"]
+    by: Literal["entropy", "soft_or"]
+    """The student's entropy, or its soft or with the reverse KL to the target."""
     share: Share
     is_live: ClassVar[bool] = True
+    has_known_sum: ClassVar[bool] = True
+    needs_entropy: ClassVar[bool] = True
+
+    @property
+    def needs_ids(self) -> bool:
+        """For the soft or."""
+        return self.by == "soft_or"
 
 
 class Zone(TokenWeight):
@@ -119,6 +213,9 @@ class Zone(TokenWeight):
     target_share: Share
     student_share: Share
     is_live: ClassVar[bool] = True
+    has_known_sum: ClassVar[bool] = True
+    needs_entropy: ClassVar[bool] = True
+    needs_target_entropy: ClassVar[bool] = True
 
 
 class LogRatioWithin(TokenWeight):
@@ -137,6 +234,11 @@ class Freshness(TokenWeight):
     rate: PositiveFloat
     threshold: NonNegativeFloat
     is_live: ClassVar[bool] = True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the student that wrote a token gave it, at temperature 1."""
+        return frozenset({"behaviour_logprobs"})
 
 
 AnyWeight = Annotated[

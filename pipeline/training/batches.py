@@ -14,7 +14,7 @@ from pipeline.training.targets import build_target, unscored_view
 def build_batch(
     groups: RowGroups, places: Sequence[Place], unit: int, tokens: int, devices: int
 ) -> list[tuple[Pack, Inputs]]:
-    """Build the packs of one optimiser step, as many for each device; the weights of a step sum to 1 over all of them.
+    """Build the packs of one optimiser step, as many for each device; the shares of a step sum to 1 over all of them.
 
     Args:
         groups: which the rows are read from.
@@ -34,16 +34,16 @@ def build_batch(
         in_units = [[number * unit + n for number in row for n in range(unit)] for row in plan]
         pack = build_pack(in_units, prompts, responses)
         taken = lengths[pack.sequences]
-        weights = {
+        shares = {
             "token_mean": np.full(taken.sum(), 1 / int(lengths.sum())),
             "sequence_mean": np.repeat(1 / (taken * len(places)), taken),
         }
         inputs = Inputs(
             {name: _build_target(name, [of_rows[index] for index in pack.sequences]) for name in groups.views},
-            {name: torch.from_numpy(values.astype(np.float32)) for name, values in weights.items()},
-            facts=_join_facts(groups, [places[index] for index in pack.sequences]),
-            lengths=torch.from_numpy(taken),
-            sampled_ids=pack.sampled_ids,
+            torch.from_numpy(taken),
+            pack.sampled_ids,
+            {name: torch.from_numpy(values.astype(np.float32)) for name, values in shares.items()},
+            _join_facts(groups, [places[index] for index in pack.sequences]),
         )
         packs.append((pack, inputs))
     return packs

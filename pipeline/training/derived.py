@@ -1,19 +1,21 @@
 """Derived columns: statistics over groups and shards, as pure functions of stored columns, before any training.
 
 They need whole groups, or all rows of a round, so no batch can compute them. A recipe names those that it reads, with
-their seeds.
+their seeds. Each class of `pipeline/settings/derived.py` meets its formula in `compute_column`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import singledispatch
+from typing import Literal
 
 import numpy as np
 
 from pipeline.settings.derived import (
     AgreementCut,
-    AnyDerived,
     Balance,
     CrossFittedBias,
+    DerivedColumn,
     GroupAdvantage,
     GroupTotal,
     Margin,
@@ -56,37 +58,53 @@ class Stored:
         ends = np.cumsum(self.lengths)
         return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - self.lengths, self.lengths)
 
+    def grade(self, name: Literal["correct", "reward"]) -> np.ndarray:
+        """[R], one of the grades."""
+        return _known(self.correct if name == "correct" else self.reward)
+
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """[R], over the tokens of each row."""
+        """[R], mean of a token column over each row."""
         return np.bincount(self.row, values, len(self.lengths)) / self.lengths
 
 
-def compute_column(spec: AnyDerived, stored: Stored) -> np.ndarray:
-    """One derived column, float64: of each row, or of each token where the kind says so."""
-    match spec:
-        case GroupAdvantage():
-            return group_advantage(_of(spec.of, stored), stored.group, spec.scaled)
-        case GroupTotal():
-            total, count = _group_sums(_of(spec.of, stored), stored.group)
-            return total if spec.kind == "group_total" else total / np.maximum(count, 1)
-        case Perplexity():
-            of = _read(stored.behaviour) if spec.of == "behaviour" else stored.views[spec.of]
-            is_among = _read(stored.correct) == (spec.among == "correct")
-            sign = -1 if spec.favour == "high" else 1
-            return group_softmax(sign * stored.mean(of) / spec.temperature, is_among, stored.group)
-        case Margin():
-            gain = stored.mean(stored.views[spec.view] - _read(stored.behaviour))
-            return margin_shift(gain, _read(stored.correct), stored.group, spec.margin)
-        case Balance():
-            return balance(_read(stored.correct), stored.group, np.random.default_rng(spec.seed))
-        case AgreementCut():
-            return agreement_cut(spec, stored)
-        case CrossFittedBias():
-            return cross_fitted_bias(spec, stored)
+@singledispatch
+def compute_column(spec: DerivedColumn, stored: Stored) -> np.ndarray:  # noqa: ARG001 (its formulas read it)
+    """One derived column, float64 [R], or [T] of a class that is of tokens."""
+    raise AssertionError(f"no formula is registered for the derived column {type(spec).__name__}")
+
+
+@compute_column.register
+def _group_advantage(spec: GroupAdvantage, stored: Stored) -> np.ndarray:
+    return group_advantage(stored.grade(spec.of), stored.group, spec.scaled)
+
+
+@compute_column.register
+def _group_total(spec: GroupTotal, stored: Stored) -> np.ndarray:
+    total, count = _group_sums(stored.grade(spec.of), stored.group)
+    return total if spec.kind == "group_total" else total / np.maximum(count, 1)
+
+
+@compute_column.register
+def _perplexity(spec: Perplexity, stored: Stored) -> np.ndarray:
+    of = _known(stored.behaviour) if spec.of == "behaviour" else stored.views[spec.of]
+    is_among = stored.grade("correct") == (spec.among == "correct")
+    sign = -1 if spec.favour == "high" else 1
+    return group_softmax(sign * stored.mean(of) / spec.temperature, is_among, stored.group)
+
+
+@compute_column.register
+def _margin(spec: Margin, stored: Stored) -> np.ndarray:
+    gain = stored.mean(stored.views[spec.view] - _known(stored.behaviour))
+    return margin_shift(gain, stored.grade("correct"), stored.group, spec.margin)
+
+
+@compute_column.register
+def _balance(spec: Balance, stored: Stored) -> np.ndarray:
+    return balance(stored.grade("correct"), stored.group, np.random.default_rng(spec.seed))
 
 
 def group_advantage(reward: np.ndarray, group: np.ndarray, scaled: bool) -> np.ndarray:
-    """(R − mean of its group) / (standard deviation of its group + 1e-4); 0 for rows without a reward.
+    """(R − mean of its group) / (standard deviation of its group + 1e-4), [R]; 0 for rows without a reward.
 
     Source: GRPO (arXiv:2402.03300); the constant as in the code of KEPO (arXiv:2602.00400).
     """
@@ -99,7 +117,7 @@ def group_advantage(reward: np.ndarray, group: np.ndarray, scaled: bool) -> np.n
 
 
 def group_softmax(logits: np.ndarray, is_among: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Softmax over the chosen rows of each group, so that they sum to 1; 0 for the others.
+    """Softmax over the chosen rows of each group, [R], so that they sum to 1; 0 for the others.
 
     Source: SCOPE (arXiv:2604.10688), with logits ± mean log-probability / temperature. Its code multiplies by the
     number of rows and has the opposite sign on correct ones.
@@ -112,7 +130,7 @@ def group_softmax(logits: np.ndarray, is_among: np.ndarray, group: np.ndarray) -
 
 
 def margin_shift(gain: np.ndarray, correct: np.ndarray, group: np.ndarray, margin: float) -> np.ndarray:
-    """+½ shift for correct rows and −½ for wrong ones, where shift = max(0, margin − gap of their mean gains).
+    """+½ shift for correct rows and −½ for wrong ones (nats), where shift = max(0, margin − gap of their mean gains).
 
     Rows that are neither, and groups without both kinds, are not shifted.
 
@@ -128,7 +146,10 @@ def margin_shift(gain: np.ndarray, correct: np.ndarray, group: np.ndarray, margi
 
 
 def balance(correct: np.ndarray, group: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """1 for as many correct as wrong rows of each mixed group, else 0. Source: Uni-OPD's online balance."""
+    """1 for as many correct as wrong rows of each mixed group, else 0, [R].
+
+    Source: the online balance of Uni-OPD (arXiv:2605.03677).
+    """
     keep = np.ones(len(group))
     order = np.argsort(group, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
@@ -139,8 +160,9 @@ def balance(correct: np.ndarray, group: np.ndarray, random: np.random.Generator)
     return keep
 
 
+@compute_column.register
 def agreement_cut(spec: AgreementCut, stored: Stored) -> np.ndarray:
-    """0 from the start of the first of `runs` windows in a row whose mean divergence is low, else 1.
+    """0 from the start of the first of `runs` windows in a row whose mean divergence is low, else 1, [T].
 
     The divergence of a token is e^d − 1 − d with d = log view − log behaviour, an estimate of KL(behaviour ‖ view) that
     is never negative. Low is below the `quantile`, over all rows, of a row's lowest window.
@@ -148,7 +170,7 @@ def agreement_cut(spec: AgreementCut, stored: Stored) -> np.ndarray:
     Source: KAT (arXiv:2606.09471), whose threshold comes from a queue of the latest rollouts and whose divergence is
     summed over the top 64.
     """
-    d = np.clip(stored.views[spec.view] - _read(stored.behaviour), -20, 20)
+    d = np.clip(stored.views[spec.view] - _known(stored.behaviour), -20, 20)
     windows = []
     for divergence in np.split(np.expm1(d) - d, np.cumsum(stored.lengths)[:-1]):
         upto = np.concatenate([[0.0], np.cumsum(divergence)])
@@ -164,15 +186,16 @@ def agreement_cut(spec: AgreementCut, stored: Stored) -> np.ndarray:
     return np.concatenate(kept).astype(np.float64)
 
 
+@compute_column.register
 def cross_fitted_bias(spec: CrossFittedBias, stored: Stored) -> np.ndarray:
-    """½ mean(d | token) + ½ mean(d | position, surprisal), d = log view − log behaviour, estimated on other prompts.
+    """½ mean(d | token) + ½ mean(d | position, surprisal), nats [T], d = log view − log behaviour of other prompts.
 
     Every row has total weight 1. Few observations are drawn to the mean over all: each mean counts `shrink` rows of
     it. Positions are binned by powers of two, surprisals by whole nats up to ten.
 
     Source: Lightning OPD 2.0 (arXiv:2607.28449); its bins and its shrinkage are not published.
     """
-    behaviour, tokens = _read(stored.behaviour), _read(stored.tokens).astype(np.int64)
+    behaviour, tokens = _known(stored.behaviour), _known(stored.tokens).astype(np.int64)
     d = stored.views[spec.view] - behaviour
     weight = np.repeat(1 / stored.lengths, stored.lengths)
     surprisal = np.clip(-behaviour, 0, 10).astype(np.int64)
@@ -199,10 +222,6 @@ def _group_sums(values: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.n
     return sums[group], np.bincount(group[known], minlength=len(sums))[group]
 
 
-def _of(name: str, stored: Stored) -> np.ndarray:
-    return _read(stored.correct if name == "correct" else stored.reward)
-
-
-def _read(values: np.ndarray | None) -> np.ndarray:
+def _known(values: np.ndarray | None) -> np.ndarray:
     assert values is not None, "a recipe's `reads` names what its derived columns need"
     return values

@@ -20,8 +20,7 @@ from pipeline.storage.ragged import Ragged, from_lists
 from pipeline.storage.rollouts import ROLLOUTS, TOKEN_COLUMNS
 from pipeline.storage.scores import SCORES
 from pipeline.storage.shards import read_groups, read_shard, rows_per_group
-from pipeline.training import derived
-from pipeline.training.derived import Stored
+from pipeline.training.derived import Stored, compute_column
 
 _BEHIND = {
     "sampling_logprobs": ("sampling_logprobs", "behaviour_logprobs"),
@@ -33,7 +32,7 @@ _BEHIND = {
 
 
 def rollout_columns(recipe: Recipe | None) -> tuple[str, ...]:
-    """Of a shard of rollouts, what training reads for a recipe."""
+    """Names of the columns that training reads of a shard of rollouts; without a recipe those of every recipe."""
     if recipe is None:
         return TOKEN_COLUMNS
     more = {column for fact in recipe.reads for column in _BEHIND.get(fact, ())}
@@ -42,18 +41,18 @@ def rollout_columns(recipe: Recipe | None) -> tuple[str, ...]:
 
 
 def grade_columns(recipe: Recipe) -> tuple[str, ...]:
-    """Of a shard of grades, what training reads for a recipe."""
+    """Names of the columns that training reads of a shard of grades."""
     return tuple(sorted(recipe.reads & {"correct", "reward"}))
 
 
 def prompt_columns(recipe: Recipe) -> tuple[str, ...]:
-    """Of a shard of prompts, what training reads for a recipe."""
+    """Names of the columns that training reads of a shard of prompts."""
     return ("prompt_id", "domain") if _named(recipe, "domain=") else ()
 
 
 @dataclass
 class Facts:
-    """What a recipe reads of the rows of some shards.
+    """The facts that a recipe reads of the rows of some shards.
 
     Attributes:
         recipe: None reads nothing.
@@ -70,8 +69,8 @@ class Facts:
     starts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
 
     @classmethod
-    def read(cls, sources: Sequence[Bucket], recipe: Recipe | None, special_ids: Sequence[int] = ()) -> "Facts":
-        """Read what is known of rows, and make the derived columns."""
+    def read_rows(cls, sources: Sequence[Bucket], recipe: Recipe | None, special_ids: Sequence[int] = ()) -> "Facts":
+        """Read the facts of rows, and make the derived columns."""
         found = cls(recipe, np.array(sorted(special_ids), np.int64))
         if recipe is None:
             return found
@@ -81,19 +80,18 @@ class Facts:
             stored = _stored(sources, recipe, found.rows)
             found.starts = np.concatenate([[0], np.cumsum(stored.lengths)])
             for name, spec in recipe.derived.items():
-                values = derived.compute_column(spec, stored)
-                (found.rows if len(values) == len(stored.lengths) else found.tokens)[name] = values
+                (found.tokens if spec.is_of_tokens else found.rows)[name] = compute_column(spec, stored)
         return found
 
-    def of(
+    def cut_row(
         self, row: int, response: np.ndarray, group: Mapping[str, np.ndarray], tokens: slice
     ) -> dict[str, np.ndarray]:
-        """Of the tokens of one row, float32 [its tokens] by name.
+        """Facts of one row's tokens: name → float32 [its tokens].
 
         Args:
             row: its number among all rows.
             response: its token ids.
-            group: facts of the tokens of its row group, from `of_group`.
+            group: facts of the tokens of its row group, from `read_group`.
             tokens: where its own are among them.
         """
         if self.recipe is None:
@@ -105,8 +103,17 @@ class Facts:
             own["special"] = np.isin(response, self.special_ids)
         return {name: values.astype(np.float32) for name, values in own.items()}
 
-    def of_group(self, rollouts: Any, responses: Ragged, path: Path) -> dict[str, np.ndarray]:
-        """Facts of the tokens of a row group, [T] by name."""
+    def read_group(self, rollouts: Any, responses: Ragged, path: Path) -> dict[str, np.ndarray]:
+        """Facts of the tokens of a row group: name → float64 [T].
+
+        Args:
+            rollouts: the row group, with the columns that `rollout_columns` names.
+            responses: of the row group.
+            path: its shard, for the error.
+
+        Raises:
+            ShardError: a log-probability is not finite.
+        """
         wanted = set() if self.recipe is None else self.recipe.reads
         found = {}
         if "sampling_logprobs" in wanted:
@@ -119,7 +126,7 @@ class Facts:
 
 
 def read_domains(source: Bucket) -> np.ndarray:
-    """[rows], the domain of each row's prompt."""
+    """Read the domain of each row's prompt, [rows]."""
     assert source.prompts is not None, "the stage gives the prompts to a recipe that reads them"
     known = read_shard(source.prompts, PROMPTS, ["prompt_id", "domain"])
     by_prompt = dict(zip(*(known.column(name).to_pylist() for name in ("prompt_id", "domain")), strict=True))
@@ -128,7 +135,7 @@ def read_domains(source: Bucket) -> np.ndarray:
 
 
 def _named(recipe: Recipe, kind: str) -> list[str]:
-    """What the facts of a kind that the recipe reads are of: domains, or views."""
+    """The domains (`domain=`) or views (`has=`) that the facts of a kind are of, which the recipe reads."""
     return sorted(fact.removeprefix(kind) for fact in recipe.reads if fact.startswith(kind))
 
 
@@ -160,7 +167,7 @@ def _rows(source: Bucket, recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def _stored(sources: Sequence[Bucket], recipe: Recipe, rows: Mapping[str, np.ndarray]) -> Stored:
-    """What derived columns are made from, of all rows."""
+    """The stored columns of all rows that derived columns are made from."""
     views = sorted({view for spec in recipe.derived.values() for view in spec.views})
     parts: list[tuple[Any, ...]] = []
     numbers: dict[str, int] = {}

@@ -57,7 +57,7 @@ def fit_student(student: Student, run: Run) -> Fitted:
             )
         weights, history, validation = run_on_devices(fit_share, devices, student, run)
         student.load_state_dict(weights)
-    return Fitted(student.cpu().eval(), history, validation, diagnostics.first_alarms(run.recipe, history))
+    return Fitted(student.cpu().eval(), history, validation, diagnostics.find_first_alarms(run.recipe, history))
 
 
 def fit_share(student: Student, run: Run) -> tuple[dict[str, Any], list[dict[str, float]], list[dict[str, float]]]:

@@ -53,12 +53,12 @@ class Distillation(lightning.LightningModule):
         optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
         step_loss, totals = torch.zeros((), device=self.device), dict[str, Tensor]()
         devices = self.trainer.world_size
-        for pack, columns in packs:
-            answer = self.student(pack, self.objective.ask(pack.sampled_ids, columns))
-            loss, seen = self.objective.loss(answer, columns)
+        for pack, inputs in packs:
+            answer = self.student(pack, self.objective.ask(inputs))
+            loss, seen = self.objective.loss(answer, inputs)
             self.manual_backward(loss * devices)  # DDP and FSDP2 take the mean over devices
             step_loss = step_loss + loss.detach()
-            for name, total in diagnostics.totals(seen, columns.weights["token_mean"]).items():
+            for name, total in diagnostics.sum_over_tokens(seen, inputs.shares["token_mean"]).items():
                 totals[name] = totals.get(name, 0) + total
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.run.settings.clip)
         if devices > 1:
@@ -69,13 +69,13 @@ class Distillation(lightning.LightningModule):
         rate = scheduler.get_last_lr()[0]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         scheduler.step()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue, reportOptionalMemberAccess]
         row = {"step": len(self.history) + 1, "learning_rate": rate, "gradient_norm": float(norm)}
-        self.history.append(row | {"loss": float(step_loss)} | diagnostics.of_step(totals))
+        self.history.append(row | {"loss": float(step_loss)} | diagnostics.average_over_step(totals))
         self._warn()
 
     def _warn(self) -> None:
         """Log each sign of a collapse when the history shows it for the first time."""
         start, now = self.history[: diagnostics.SPAN], self.history[-diagnostics.SPAN :]
-        for alarm in diagnostics.alarms(self.run.recipe, start, now):
+        for alarm in diagnostics.find_alarms(self.run.recipe, start, now):
             if alarm.name not in self.alarmed:
                 self.alarmed.add(alarm.name)
                 log.warning("step %d: %s", len(self.history), alarm.text)
@@ -83,7 +83,7 @@ class Distillation(lightning.LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:  # noqa: ARG002
         """Take this device's share; Lightning would take apart what it does not know."""
         share = batch[self.global_rank :: self.trainer.world_size]
-        return [(pack.to(device), columns.to(device)) for pack, columns in share]
+        return [(pack.to(device), inputs.to(device)) for pack, inputs in share]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Measure the validation KL at the steps between that the settings name."""

@@ -1,4 +1,4 @@
-"""Pairs: to each of the student's responses one of the teacher's to the same prompt, which a preference is for."""
+"""Pairs for a preference: each of the student's responses with one of the teacher's to the same prompt."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pipeline.storage.shards import read_shard
 
 
 def find_partners(sources: Sequence[Bucket], objective: str) -> np.ndarray:
-    """For each row the number of the teacher's response that it is paired with; −1 where it has none.
+    """Find for each row the number of the teacher's response that it is paired with; −1 where it has none.
 
     Rows are numbered through the shards in their order. The n-th of the student's responses to a prompt gets the n-th
     of the teacher's, which start again where they are fewer.

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import SettingsError, ShardError
-from pipeline.objectives.diagnostics import FAR, far_text, is_led_by_far_tokens
-from pipeline.settings.derived import Balance, GroupAdvantage, Margin, Perplexity
+from pipeline.objectives.diagnostics import FAR, describe_far, is_led_by_far_tokens
 from pipeline.settings.models import Sampling, Training
 from pipeline.settings.recipe import Recipe
-from pipeline.settings.targets import Route
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.grades import read_grades
 from pipeline.storage.ragged import from_lists
@@ -85,25 +83,24 @@ def _check_rollouts(recipe: Recipe, source: Bucket) -> None:
         if column.null_count:
             told = "was not sampled from the whole distribution and has rows without sampling_logprobs, for the ratio"
             raise _lacks(recipe, source.rollouts, told, "refresh.sampling: {temperature: 1.0, top_p: 1.0}", "refresh")
-    of_groups = GroupAdvantage | Perplexity | Margin | Balance
-    needs_groups = any(isinstance(spec, of_groups) for spec in recipe.derived.values())
+    needs_groups = any(spec.needs_groups for spec in recipe.derived.values())
     if needs_groups and identity["samples"] < 2:
         raise _lacks(recipe, source.rollouts, "has one response to each prompt", "refresh.samples: 4", "refresh")
 
 
 def _check_domains(recipe: Recipe, source: Bucket) -> None:
     """Every prompt's domain has a view, which has a score of all its rows."""
-    routes = [term.target for term in recipe.terms if isinstance(term.target, Route)]
+    routes = [term.target.by_domain for term in recipe.terms if term.target is not None and term.target.by_domain]
     if not routes or source.prompts is None:
         return
     of_row = read_domains(source).tolist()
-    for route in routes:
-        if unknown := sorted(set(of_row) - set(route.views)):
+    for view_of in routes:
+        if unknown := sorted(set(of_row) - set(view_of)):
             raise ShardError(
                 f"{source.prompts} has prompts of {', '.join(unknown)}, for which train.objective `{recipe.name}` "
-                f"routes to no view: it knows {', '.join(route.views)}. Write the recipe out with a view for each."
+                f"routes to no view: it knows {', '.join(view_of)}. Write the recipe out with a view for each."
             )
-        for domain, view in route.views.items():
+        for domain, view in view_of.items():
             skipped = read_shard(source.scores[view], SCORES, ["skipped"]).column("skipped").to_pylist()
             lost = {reason for reason, of in zip(skipped, of_row, strict=True) if of == domain and reason is not None}
             if lost:
@@ -168,7 +165,7 @@ def _warn_of_far_tokens(recipe: Recipe, sources: Sequence[Bucket]) -> None:
         d = np.concatenate([_log_ratios(source, view) for source in sources if view in source.scores])
         share = float((d[np.abs(d) > FAR] ** 2).sum() / max((d**2).sum(), 1e-30))
         if share > 0.9:
-            log.warning("%s, between view `%s` and the student that wrote the rollouts.", far_text(share), view)
+            log.warning("%s, between view `%s` and the student that wrote the rollouts.", describe_far(share), view)
 
 
 def _log_ratios(source: Bucket, view: str) -> np.ndarray:

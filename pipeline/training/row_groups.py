@@ -58,7 +58,7 @@ class RowGroups:
 
     def __init__(self, sources: Sequence[Bucket], recipe: Recipe | None, special_ids: Sequence[int], in_memory: int):
         self._sources, self._recipe, self._in_memory = sources, recipe, in_memory
-        self._facts = Facts.read(sources, recipe, special_ids)
+        self._facts = Facts.read_rows(sources, recipe, special_ids)
         self.views = sorted({view for source in sources for view in source.scores})
         counts = [rows_per_group(source.rollouts) for source in sources]
         self._files = [(file, group) for file, of_file in enumerate(counts) for group in range(len(of_file))]
@@ -97,7 +97,9 @@ class RowGroups:
         """Read what the recipe needs of a row's tokens besides views, float32 [its tokens] by name."""
         number, row = place
         group = self[number]
-        return self._facts.of(int(self.first_row[number]) + row, group.responses[row], group.facts, group.tokens(row))
+        return self._facts.cut_row(
+            int(self.first_row[number]) + row, group.responses[row], group.facts, group.tokens(row)
+        )
 
     def _decode(self, number: int) -> RowGroup:
         file, group = self._files[number]
@@ -113,7 +115,7 @@ class RowGroups:
                 )
             may_lack = self._recipe is not None and name in self._recipe.optional_views
             views[name] = decode_view(scores, responses, path, may_lack)
-        of_tokens = self._facts.of_group(rollouts, responses, source.rollouts)
+        of_tokens = self._facts.read_group(rollouts, responses, source.rollouts)
         return RowGroup(from_lists(rollouts.column("prompt_ids")), responses, views, of_tokens)
 
 

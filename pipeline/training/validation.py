@@ -34,11 +34,11 @@ def measure_kl(student: Student, rows: Rows, machine: Machine) -> tuple[float, f
     total = torch.zeros(3, dtype=torch.float64)
     places = rows.sequential()
     for start in range(0, len(places), 256):
-        for pack, columns in rows.batch(places[start : start + 256], machine.train_tokens):
-            here, target = pack.to(device), columns.to(device)
-            answer = student(here, ask(here.sampled_ids, target))
+        for pack, on_host in rows.batch(places[start : start + 256], machine.train_tokens):
+            inputs = on_host.to(device)
+            answer = student(pack.to(device), ask(inputs))
             outcomes = Outcomes(answer.logprobs, answer.tail)
-            distance = reverse_kl(outcomes, target.targets["teacher"].outcomes)
+            distance = reverse_kl(outcomes, inputs.targets["teacher"].outcomes)
             sums = [float(distance.sum()), float(outcomes.mass.sum()), len(distance)]
             total += torch.tensor(sums, dtype=torch.float64)
     student.train(was_training)

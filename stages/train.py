@@ -178,7 +178,7 @@ def _teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> 
 def _check_teacher(path: Path, start: Model, sft_teacher: dict[str, str], settings: params.Train) -> None:
     """Refuse another teacher; the student itself, in another context, is none."""
     scorer = scorer_of_scores(path)
-    if scorer["weights"] != start.weights:
+    if scorer["weights"] != start.weights_hash:
         check_teacher(sft_teacher, scorer, str(path), settings.allow_sft_teacher, "train")
 
 

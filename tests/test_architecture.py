@@ -141,7 +141,7 @@ def identities(tmp_path):
     with Writer(rollout_shard, ROLLOUTS, {}, {}) as writer:
         writer.write(pa.Table.from_pylist([], ROLLOUTS))
     model = Model(
-        name="n", location="l", commit="c", weights="w", tokenizer="t", chat_template="c", vocabulary=2, tokens=2,
+        name="n", location="l", commit="c", weights_hash="w", tokenizer="t", chat_template="c", vocabulary=2, tokens=2,
         eos_ids=(0,), context=9, parameters=None,
     )  # fmt: skip
     view = View(support=SupportSettings(top_k=1))

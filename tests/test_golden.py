@@ -25,7 +25,7 @@ from stages import models as models_stage
 from stages import prompts as prompts_stage
 
 MODEL = Model(
-    name="owner/name@main", location="owner/name", commit="c0ffee", weights="w", tokenizer="t", chat_template="c",
+    name="owner/name@main", location="owner/name", commit="c0ffee", weights_hash="w", tokenizer="t", chat_template="c",
     vocabulary=10, tokens=10, eos_ids=(0,), context=64, parameters=None,
 )  # fmt: skip
 PROMPT = Prompt("p0", "all", ({"role": "user", "content": "1+1"},), "2", "one and one", 0, "opd")

@@ -78,7 +78,7 @@ def write(folder, model, rows=ROWS, asked=PROMPTS) -> Bucket:
         for rollout_id, (_, _, correct, reward, feedback) in zip(IDS, rows, strict=True)
     ]
     write_prompts(at(bucket.prompts), {}, {}, asked)
-    about = {"model": {"weights": "the student's"}, "sft_teacher": model.weights}
+    about = {"model": {"weights": "the student's"}, "sft_teacher": model.weights_hash}
     for path, schema, table in (
         (bucket.rollouts, ROLLOUTS, written),
         (at(bucket.grades), GRADES, graded),
@@ -319,7 +319,7 @@ def check(bucket, by_view, **views) -> None:
 
 
 def test_a_target_that_is_the_student_on_the_plain_prompt_is_refused(bucket, model):
-    student = model.model_copy(update={"weights": "the student's", "name": "data/models/r0"})
+    student = model.model_copy(update={"weights_hash": "the student's", "name": "data/models/r0"})
     models_of = {"teacher": model, "own": student}
     for name in ("student", "data/models/r0"):
         with pytest.raises(SettingsError, match=r"score\.views\.own: data/models/r0 is the student itself"):
@@ -335,7 +335,7 @@ def test_a_model_as_its_own_reference_is_refused(bucket, model):
         check(bucket, {"teacher": model, "base": model}, base=view(model="copy", target=False))
     check(bucket, {"teacher": model, "wide": model}, wide=view(support={"top_k": 8}))
     check(bucket, {"teacher": model, "base": model}, base=view("hint", target=False))
-    other = model.model_copy(update={"weights": "another's"})
+    other = model.model_copy(update={"weights_hash": "another's"})
     check(bucket, {"teacher": model, "base": other}, base=view(model="other", target=False))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ModelError
 from pipeline.storage import hashing
@@ -25,7 +25,7 @@ class Model(BaseModel):
         name: as the user wrote it, or the checkpoint's folder; for people, never hashed.
         location: a folder, or `owner/name` on the Hub.
         commit: the Hub's commit; None for a folder.
-        weights: hash over the configuration and the weight files.
+        weights_hash: over the configuration and the weight files; records and identities call it `weights`.
         tokenizer: hash over the mapping of token strings to ids.
         chat_template: hash of the template.
         vocabulary: rows of the output embedding; log-probabilities are normalised over all of them.
@@ -35,12 +35,12 @@ class Model(BaseModel):
         parameters: how many, or None where the files do not say.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
 
     name: str
     location: str
     commit: str | None
-    weights: str
+    weights_hash: str = Field(validation_alias="weights", serialization_alias="weights")
     tokenizer: str
     chat_template: str
     vocabulary: int
@@ -53,7 +53,7 @@ class Model(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What of a model can change a number."""
         return {
-            "weights": self.weights,
+            "weights": self.weights_hash,
             "tokenizer": self.tokenizer,
             "chat_template": self.chat_template,
             "eos_ids": list(self.eos_ids),
@@ -69,10 +69,10 @@ class Model(BaseModel):
         Raises:
             ModelError: they changed since.
         """
-        if self.commit is None and (found := _folder_weights(Path(self.location))) != self.weights:
+        if self.commit is None and (found := _folder_weights(Path(self.location))) != self.weights_hash:
             raise ModelError(
                 f"{self.location} is not the model that was recorded: its files hash to {found}, recorded is "
-                f"{self.weights}. Run `dvc repro models` if the change is meant, else restore the folder."
+                f"{self.weights_hash}. Run `dvc repro models` if the change is meant, else restore the folder."
             )
 
 
@@ -196,7 +196,7 @@ def _of_hub(name: str, location: str, revision: str) -> Model:
     return _described(name, location, info.sha, hashing.fingerprint(weights), read_config(location, info.sha))
 
 
-def _described(name: str, location: str, commit: str | None, weights: str, config: Any) -> Model:
+def _described(name: str, location: str, commit: str | None, weights_hash: str, config: Any) -> Model:
     tokenizer = _tokenizer(location, commit)
     if not tokenizer.chat_template:
         raise ModelError(
@@ -209,7 +209,7 @@ def _described(name: str, location: str, commit: str | None, weights: str, confi
         name=name,
         location=location,
         commit=commit,
-        weights=weights,
+        weights_hash=weights_hash,
         tokenizer=hashing.fingerprint(tokenizer.get_vocab()),
         chat_template=hashing.digest(tokenizer.chat_template),
         vocabulary=text.vocab_size,

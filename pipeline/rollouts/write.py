@@ -144,7 +144,7 @@ def _written(
 ) -> pa.Table:
     """Some rows of a shard: the responses to prompts by sample number."""
     sampling = Sampling.model_validate(identity["sampling"])
-    round_, weights, rows = str(identity.get("round", "")), author.model.model.weights, len(asked)
+    round_, weights, rows = str(identity.get("round", "")), author.model.model.weights_hash, len(asked)
     rendered = {prompt.prompt_id: render_prompt(tokenizer, prompt.messages) for prompt, _ in asked}
     requests = [
         Request(rendered[prompt.prompt_id], request_seed(identity["seed"], round_, prompt.prompt_id, sample))

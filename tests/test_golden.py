@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.grading.write import Grading
 from pipeline.models.record import Model
-from pipeline.rollouts.write import identify_rollouts
+from pipeline.rollouts.write import Writing, identify_rollouts
 from pipeline.scoring.write import Job, identify_scores
 from pipeline.settings import params
 from pipeline.settings.models import Demo, EngineSettings, Sampling, TinyModel, Training
@@ -53,7 +53,7 @@ def rollout_shard(tmp_path):
 
 
 def test_the_fingerprint_of_prompts():
-    assert hashing.fingerprint(prompts_stage.identity([PROMPT])) == "55a3115af2797df9b43d1a8a8e783e95"
+    assert hashing.fingerprint(prompts_stage.identify_prompts([PROMPT])) == "55a3115af2797df9b43d1a8a8e783e95"
 
 
 def test_the_fingerprint_of_demo_models():
@@ -64,9 +64,10 @@ def test_the_fingerprint_of_demo_models():
 
 
 def test_the_fingerprint_of_rollouts(shard):
-    of_teacher = identify_rollouts("teacher_rollouts", 1, shard, MODEL, EngineSettings(), SAMPLING, 1, 0)
+    writing = Writing(MODEL, EngineSettings(), SAMPLING, samples=1, seed=0)
+    of_teacher = identify_rollouts("teacher_rollouts", 1, shard, writing)
     assert hashing.fingerprint(of_teacher) == "ee7f36d1f770b1f9c2676859241c030f"
-    of_student = identify_rollouts("refresh", 1, shard, MODEL, EngineSettings(), SAMPLING, 1, 0, round="r1")
+    of_student = identify_rollouts("refresh", 1, shard, writing, round="r1")
     assert hashing.fingerprint(of_student) == "a2928fe26d84e62b23a1e024410ab10d"
 
 

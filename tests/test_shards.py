@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,13 +17,14 @@ from pipeline.storage import hashing
 from pipeline.storage.grades import GRADES
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.ragged import Ragged, from_lists, from_nested_lists, list_lengths
-from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.rollouts import ROLLOUTS, Rollout, rollout_table
 from pipeline.storage.rounding import normalise, round_to_half
 from pipeline.storage.scores import SCORES, Scores, score_table, skipped_table
 from pipeline.storage.shards import (
     Writer,
     count_rows_and_tokens,
     list_shards,
+    make_table,
     read_about,
     read_groups,
     read_shard,
@@ -284,6 +286,42 @@ def test_missing_columns_are_named(tmp_path):
     path = write(tmp_path / "a.parquet", table("grades"))
     with pytest.raises(ShardError, match=r"a\.parquet lacks sampled_logprobs, .*it has rollout_id, correct"):
         read_shard(path, SCORES)
+
+
+@every_schema
+def test_a_column_that_older_files_lack_leaves_their_others_readable(tmp_path, kind):
+    path = write(tmp_path / "a.parquet", table(kind), identity={"stage": "refresh"})
+    wide = SCHEMAS[kind].append(pa.field("noted", pa.string()))
+    assert read_shard(path, wide, SCHEMAS[kind].names).to_pylist() == table(kind).to_pylist()
+    asked_for_it = r"a\.parquet lacks noted: .* by the stage `refresh` of another version .*; `dvc repro` runs it again"
+    with pytest.raises(ShardError, match=asked_for_it):
+        read_shard(path, wide)
+
+
+@every_schema
+def test_a_nullable_column_that_nobody_fills_is_null(tmp_path, kind):
+    wide = SCHEMAS[kind].append(pa.field("noted", pa.list_(pa.float32())))
+    given = {name: table(kind).column(name).combine_chunks() for name in SCHEMAS[kind].names}
+    path = write(tmp_path / "a.parquet", make_table(given, wide))
+    assert read_shard(path, wide, ["noted"]).column("noted").null_count == 3
+    assert read_shard(path, SCHEMAS[kind]).to_pylist() == table(kind).to_pylist()
+
+
+def test_a_column_that_must_be_filled_or_that_no_schema_has_is_a_mistake_of_ours():
+    with pytest.raises(KeyError, match="rollout_id"):
+        make_table({"correct": [True]}, GRADES)
+    with pytest.raises(AssertionError, match="noted"):
+        make_table({"rollout_id": ["r"], "noted": [1]}, GRADES)
+
+
+def test_a_rollout_becomes_the_row_that_it_says():
+    rows: list[dict[str, Any]] = [_row("rollouts", number) | {"segments": None} for number in range(3)]
+    said = [{name: value for name, value in row.items() if name != "segments"} for row in rows]
+    assert rollout_table([Rollout(**row) for row in said]).to_pylist() == rows
+    none: dict[str, Any] = {"sampling_logprobs": None, "behaviour_topk_ids": None}
+    bare = rollout_table([Rollout(**(row | none)) for row in said])
+    assert bare.to_pylist() == [row | none for row in rows]
+    assert rollout_table([]).schema.equals(ROLLOUTS)
 
 
 def test_a_folder_without_shards_names_the_stage(tmp_path):

@@ -11,7 +11,7 @@ from pipeline.models.record import Model
 from pipeline.scoring.contexts import Contexts, describe_rows
 from pipeline.settings import params
 from pipeline.settings.views import Plain, View
-from pipeline.storage.bucket import Bucket, at
+from pipeline.storage.bucket import Bucket, require_path
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
@@ -60,7 +60,7 @@ def check_rows(name: str, view: View, buckets: Sequence[Bucket]) -> None:
         ShardError: no row would be scored.
     """
     if view.domains:
-        known = {domain for bucket in buckets for domain in _domains(at(bucket.prompts))}
+        known = {domain for bucket in buckets for domain in _domains(require_path(bucket.prompts))}
         if unknown := sorted(set(view.domains) - known):
             raise SettingsError(
                 f"score.views.{name}.domains names {', '.join(unknown)}; the prompts' domains are "

@@ -63,8 +63,29 @@ def to_list_array(lengths: np.ndarray, values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
+def to_lists(rows: Sequence[np.ndarray | Sequence[Any] | None], kind: pa.DataType) -> pa.Array:
+    """A list or list<list> column of numbers, from the value of each row.
+
+    Args:
+        rows: one array for each row, [T], or [T, k] for list<list>; or None for each.
+        kind: of the column.
+    """
+    present = [row for row in rows if row is not None]
+    if not present:
+        return pa.nulls(len(rows), kind)
+    assert len(present) == len(rows), "a column is null in all rows of a shard or in none"
+    is_nested = pa.types.is_list(kind.value_type)
+    number = kind.value_type.value_type if is_nested else kind.value_type
+    laid = Ragged.of(present, number.to_pandas_dtype())
+    values = pa.array(laid.values.ravel(), number)
+    if is_nested:
+        count, k = laid.values.shape
+        values = to_list_array(np.full(count, k), values)
+    return to_list_array(laid.lengths, values)
+
+
 def from_lists(column: pa.ChunkedArray | pa.Array) -> Ragged:
-    """A list column without nulls as numpy, without copying where Arrow allows."""
+    """Turn a list column without nulls into numpy, without copying where Arrow allows."""
     array = _whole(column)
     assert array.null_count == 0
     offsets = array.offsets.to_numpy().astype(np.int64)
@@ -72,7 +93,7 @@ def from_lists(column: pa.ChunkedArray | pa.Array) -> Ragged:
 
 
 def from_nested_lists(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, Ragged]:
-    """A list<list> column without nulls: tokens of each row, and the entries cut by token."""
+    """Turn a list<list> column without nulls into the tokens of each row, and the entries cut by token."""
     array = _whole(column)
     return list_lengths(array), from_lists(array.flatten())
 
@@ -89,7 +110,7 @@ def _whole(column: pa.ChunkedArray | pa.Array) -> Any:
 
 
 def list_lengths(array: pa.Array) -> np.ndarray:
-    """Values in each row of a list column; a null row has none."""
+    """Count the values in each row of a list column; a null row has none."""
     if array.null_count == 0:
         return np.diff(array.offsets.to_numpy()).astype(np.int64)
     return array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -18,7 +18,7 @@ from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder,
 from pipeline.engines.engine import OnDemand
 from pipeline.grading.metrics import Answered, compute_metrics, repetition
 from pipeline.grading.write import Grading
-from pipeline.models.record import CHECKPOINT, read_model
+from pipeline.models.record import CHECKPOINT, Model, read_model
 from pipeline.progress import Bar
 from pipeline.rollouts.write import Author, Writing, identify_rollouts, write_rollouts
 from pipeline.settings import params
@@ -60,15 +60,7 @@ def run(
     """Write and grade the responses that are missing, and measure; `name` is the checkpoint's in the report."""
     model = read_model(folders.model)
     prompts = list_shards(folders.prompts, "prompts")
-    greedy = settings.sampling.model_copy(update={"temperature": 0.0})
-    wanted = [
-        (source, identify_rollouts("evaluate", VERSION, source, writing))
-        for writing in (
-            Writing(model, settings, greedy, 1, settings.seed),
-            Writing(model, settings, settings.sampling, settings.samples, settings.seed),
-        )
-        for source in prompts
-    ]
+    wanted = _list_wanted(settings, model, prompts)
     missing = [
         count_rows_and_tokens(source)[0] * identity["samples"] for source, identity in wanted if not store.has(identity)
     ]
@@ -94,6 +86,18 @@ def run(
     return StageSummary.of_each(*written)
 
 
+def _list_wanted(settings: params.Evaluate, model: Model, prompts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """List each shard of prompts with the identity of its responses: first all greedy ones, then all sampled ones."""
+    greedy = settings.sampling.model_copy(update={"temperature": 0.0})
+    greedily = Writing(model, settings, greedy, 1, settings.seed)
+    sampled = Writing(model, settings, settings.sampling, settings.samples, settings.seed)
+    return [
+        (source, identify_rollouts("evaluate", VERSION, source, writing))
+        for writing in (greedily, sampled)
+        for source in prompts
+    ]
+
+
 def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, path: Path) -> None:
     write_rollouts(path, identity, read_prompts(source), Author(engine, "student"), bar)
 
@@ -102,7 +106,7 @@ def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[
     """Grade some shards of the store; their grades are kept there too."""
     correct: list[bool | None] = []
     for source, path in zip(prompts, written, strict=True):
-        entry = store.obtain(*graded.of(source, path)).entry
+        entry = store.obtain(*graded.prepare(source, path)).entry
         correct += [each.correct for each in read_grades(store.path(entry.fingerprint, ".parquet"), path)]
     lengths: list[int] = []
     repetitions: list[float] = []

@@ -20,7 +20,7 @@ from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder,
 from pipeline.engines.engine import OnDemand
 from pipeline.engines.identity import identify_engine
 from pipeline.grading.write import grade_shards
-from pipeline.models.lineage import teacher_of_checkpoint
+from pipeline.models.lineage import read_checkpoint_teacher
 from pipeline.models.record import Model, read_model
 from pipeline.progress import Bar
 from pipeline.rollouts import drift
@@ -78,19 +78,17 @@ def run(
     kept = {name: path for name, path in found.items() if path is not None}
     for path in folders.previous.glob("*.parquet"):
         store.adopt(path)
-    engine = OnDemand(model, settings, machine)
-    with engine:
+    with OnDemand(model, settings, machine) as engine:
         measured = {name: _find_drift(store, engine, path, settings) for name, path in kept.items()}
         floor = _find_floor(store, engine, sources[0], settings, round_) if settings.policy == "drift" else None
         if settings.bound is not None and floor is not None:
             check_bound(settings.bound, floor.nats)
         stale = _choose_stale(settings, measured)
-        for name in stale:
-            del kept[name]
+        kept = {name: path for name, path in kept.items() if name not in stale}
         wanted |= {name: read_about(path)["identity"] for name, path in kept.items()}
         folder = Folder(store, folders.rollouts)
         pairs = [(source, wanted[source.name]) for source in sources]
-        taught_by = {"sft_teacher": teacher_of_checkpoint(folders.student)["name"]}
+        taught_by = {"sft_teacher": read_checkpoint_teacher(folders.student)["name"]}
         author = Author(engine, "student", settings.behaviour_top_k, taught_by)
         obtain_rollouts(folder, pairs, author, "refresh")
     graded = Folder(store, folders.grades)
@@ -113,13 +111,13 @@ def _identify(settings: params.Refresh, source: Path, model: Model, student: Pat
         source,
         Writing(model, settings, settings.sampling, settings.samples, settings.seed),
         round=round_,
-        sft_teacher=teacher_of_checkpoint(student)["weights"],
+        sft_teacher=read_checkpoint_teacher(student)["weights"],
         behaviour_top_k=settings.behaviour_top_k or None,
     )
 
 
 def _keep_if_same(path: Path, wanted: Mapping[str, Any]) -> Path | None:
-    """Give a shard of the round before back if it is what would be asked for now but for who wrote it and when."""
+    """Keep a shard of the round before if it is what would be asked for now, but for who wrote it and when."""
     if not path.exists():
         return None
     found = read_about(path)["identity"]

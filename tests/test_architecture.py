@@ -152,7 +152,7 @@ def identities(tmp_path):
         how = EngineSettings(engine=engine)
         return [
             identify_rollouts("stage", 1, shard, Writing(model, how, Sampling(max_tokens=1), 1, 0)),
-            Grading(params.GradeSettings(grader="exact")).of(shard, rollout_shard)[0],
+            Grading(params.GradeSettings(grader="exact")).prepare(shard, rollout_shard)[0],
         ]
 
     def scored(engine: EngineName):

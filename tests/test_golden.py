@@ -72,7 +72,7 @@ def test_the_fingerprint_of_rollouts(shard):
 
 
 def test_the_fingerprint_of_grades(shard, rollout_shard):
-    identity, _ = Grading(params.GradeSettings(grader="exact")).of(shard, rollout_shard)
+    identity, _ = Grading(params.GradeSettings(grader="exact")).prepare(shard, rollout_shard)
     assert hashing.fingerprint(identity) == "455f51f6f699f568abb6b6a9fd9dd182"
 
 

@@ -90,7 +90,7 @@ def grade(folder: Path, times: int) -> None:
     """Grade long responses."""
     grade_writing.AT_ONCE = PROMPTS
     with Grading(params.GradeSettings(grader="exact")) as grading:
-        _, make = grading.of(folder / "prompts", folder / f"long-{times}")
+        _, make = grading.prepare(folder / "prompts", folder / f"long-{times}")
         make(folder / f"grades-{times}")
 
 

@@ -160,8 +160,8 @@ def test_rounding_takes_arrays_that_are_not_contiguous():
 def test_a_score_table_has_one_list_for_each_row():
     scores = Scores(
         sampled_logprobs=np.array([-1, -2, -3], np.float32),
-        ids=Ragged.of([[4, 5], [], [6]], np.int32),
-        logprobs=Ragged.of([[-0.5, -1.5], [], [-0.25]], np.float32),
+        ids=Ragged.from_rows([[4, 5], [], [6]], np.int32),
+        logprobs=Ragged.from_rows([[-0.5, -1.5], [], [-0.25]], np.float32),
         own=np.array([2, 0, 1], np.uint16),
         tail_logprobs=np.array([-3, 0, -np.inf], np.float32),
         entropies=None,
@@ -337,7 +337,7 @@ def _stored(probabilities: list[float], kept: int) -> tuple[Ragged, np.ndarray]:
     logprobs = np.log(np.array(probabilities) / math.fsum(probabilities))
     rest = math.fsum(np.exp(logprobs[kept:]))
     tails = np.array([math.log(rest) if rest else -math.inf], np.float32)
-    return Ragged.of([round_to_half(logprobs[:kept].astype(np.float32))], np.float32), tails
+    return Ragged.from_rows([round_to_half(logprobs[:kept].astype(np.float32))], np.float32), tails
 
 
 @given(
@@ -357,24 +357,24 @@ def test_what_was_stored_is_a_distribution_again(probabilities, share):
 
 @pytest.mark.parametrize("excess", [2e-3, -2e-3, math.nan])
 def test_what_no_rounding_explains_is_refused(excess):
-    logprobs = Ragged.of([[math.log(0.5)], [math.log(0.5) + excess]], np.float32)
+    logprobs = Ragged.from_rows([[math.log(0.5)], [math.log(0.5) + excess]], np.float32)
     with pytest.raises(ShardError, match=r"here is damaged: the .* sum to .*`find \. -samefile here -delete`"):
         normalise(logprobs, np.full(2, math.log(0.5) + excess * np.array([0, 1]), np.float32), Path("here"))
 
 
 def test_an_id_of_probability_zero_stays_one():
-    logprobs = Ragged.of([[math.log(0.5), -math.inf]], np.float32)
+    logprobs = Ragged.from_rows([[math.log(0.5), -math.inf]], np.float32)
     values, tails = normalise(logprobs, np.array([math.log(0.5)], np.float32), Path("here"))
     np.testing.assert_allclose(np.exp([*values, *tails]), [0.5, 0, 0.5], atol=1e-6)
 
 
 def test_rows_of_ragged_values_are_what_went_in():
-    rows = Ragged.of([[1, 2], [], [3]], np.int32)
+    rows = Ragged.from_rows([[1, 2], [], [3]], np.int32)
     assert [row.tolist() for row in rows] == [[1, 2], [], [3]]
     assert rows.lengths.tolist() == [2, 0, 1]
     assert [row.tolist() for row in rows.take([2, 0])] == [[3], [1, 2]]
     assert len(rows.take([])) == 0
-    assert len(Ragged.of([], np.int32)) == 0
+    assert len(Ragged.from_rows([], np.int32)) == 0
 
 
 def test_list_columns_become_ragged_values_in_any_chunks():

@@ -19,7 +19,7 @@ CHECKPOINT = "potstill.json"
 
 
 class Model(BaseModel):
-    """What is known of a model without opening it.
+    """What is known of a model without opening it, as its record on disk says it.
 
     Attributes:
         name: as the user wrote it, or the checkpoint's folder; for people, never hashed.
@@ -51,7 +51,7 @@ class Model(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of a model can change a number."""
+        """List what of a model can change a number."""
         return {
             "weights": self.weights_hash,
             "tokenizer": self.tokenizer,
@@ -60,10 +60,10 @@ class Model(BaseModel):
         }
 
     def load_tokenizer(self) -> Any:
-        """The tokenizer of transformers, without remote code."""
+        """Load the tokenizer of transformers, without remote code."""
         return _tokenizer(self.location, self.commit)
 
-    def check(self) -> None:
+    def check_unchanged(self) -> None:
         """Compare a folder's files with the record; a Hub model's commit says it all.
 
         Raises:
@@ -96,7 +96,7 @@ def record_model(name: str) -> Model:
 
 
 def read_model(path: Path) -> Model:
-    """The model that a record (JSON) or a checkpoint folder describes.
+    """Read the model that a record (JSON) or a checkpoint folder describes.
 
     Raises:
         ModelError: the path is missing or describes none.
@@ -110,7 +110,7 @@ def read_model(path: Path) -> Model:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """What a checkpoint folder says of its own making: identity, teacher of the SFT data, parents.
+    """Read what a checkpoint folder says of its own making: identity, teacher of the SFT data, parents.
 
     Raises:
         ModelError: it does not say.
@@ -144,12 +144,12 @@ def check_pair(teacher: Model, student: Model) -> None:
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """The prompt's ids: the chat template around the messages, up to where the response begins."""
+    """Render messages as the prompt's ids: the chat template around them, up to where the response begins."""
     return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
 
 
 def read_config(location: str, commit: str | None) -> Any:
-    """The configuration of transformers, without remote code.
+    """Read the configuration of transformers, without remote code.
 
     Raises:
         ModelError: it cannot be read, or the architecture is none of transformers' own.
@@ -221,7 +221,7 @@ def _described(name: str, location: str, commit: str | None, weights_hash: str, 
 
 
 def _eos_ids(location: str, commit: str | None, tokenizer: Any, config: Any) -> tuple[int, ...]:
-    """Generation's settings may name several; the tokenizer names the one of chat turns."""
+    """Collect the ids that end a response: generation's settings may name several, the tokenizer that of chat turns."""
     from transformers import GenerationConfig
 
     try:

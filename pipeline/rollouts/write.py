@@ -76,7 +76,7 @@ def request_seed(seed: int, round_: str, prompt_id: str, sample: int) -> int:
 
 @dataclass(frozen=True)
 class Author:
-    """Who writes, and what is kept of it.
+    """A model that writes, and what is kept of its writing.
 
     Attributes:
         model: opened when something is to be written.

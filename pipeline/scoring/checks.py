@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import EngineError, SettingsError, ShardError
-from pipeline.models.lineage import check_teacher, name_teacher, teacher_of_rollouts
+from pipeline.models.lineage import check_teacher, name_teacher, read_rollouts_teacher
 from pipeline.models.record import Model
 from pipeline.scoring.contexts import Contexts, describe_rows
 from pipeline.settings import params
@@ -48,7 +48,7 @@ def check_models(settings: params.Score, by_view: Mapping[str, Model], rollouts:
         if view.model != "student":
             scorer = name_teacher(model.name, model.weights_hash)
             for path in rollouts:
-                check_teacher(teacher_of_rollouts(path), scorer, str(path), settings.allow_sft_teacher, "score")
+                check_teacher(read_rollouts_teacher(path), scorer, str(path), settings.allow_sft_teacher, "score")
     _check_references(settings.views, by_view)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Ragged:
-    """Row i is `values[offsets[i]:offsets[i + 1]]`.
+    """Rows of unequal length, end to end in one array: row i is `values[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
         values: all rows end to end; its first axis is the one that is cut into rows.
@@ -21,7 +21,7 @@ class Ragged:
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[float] | np.ndarray], dtype: type[np.generic] | np.dtype) -> "Ragged":
+    def from_rows(cls, rows: Iterable[Sequence[float] | np.ndarray], dtype: type[np.generic] | np.dtype) -> "Ragged":
         """Lay the rows end to end."""
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
@@ -45,11 +45,11 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Values in each row, int64."""
+        """Count the values in each row, int64."""
         return np.diff(self.offsets)
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Ragged":
-        """These rows, in this order."""
+        """Copy these rows, in this order."""
         chosen = [self[int(row)] for row in rows]
         values = np.concatenate(chosen) if chosen else self.values[:0]
         return Ragged.cut(values, np.array([len(row) for row in chosen], dtype=np.int64))
@@ -64,7 +64,7 @@ def to_list_array(lengths: np.ndarray, values: pa.Array) -> pa.Array:
 
 
 def to_lists(rows: Sequence[np.ndarray | Sequence[Any] | None], kind: pa.DataType) -> pa.Array:
-    """A list or list<list> column of numbers, from the value of each row.
+    """Make a list or list<list> column of numbers from the value of each row.
 
     Args:
         rows: one array for each row, [T], or [T, k] for list<list>; or None for each.
@@ -76,7 +76,7 @@ def to_lists(rows: Sequence[np.ndarray | Sequence[Any] | None], kind: pa.DataTyp
     assert len(present) == len(rows), "a column is null in all rows of a shard or in none"
     is_nested = pa.types.is_list(kind.value_type)
     number = kind.value_type.value_type if is_nested else kind.value_type
-    laid = Ragged.of(present, number.to_pandas_dtype())
+    laid = Ragged.from_rows(present, number.to_pandas_dtype())
     values = pa.array(laid.values.ravel(), number)
     if is_nested:
         count, k = laid.values.shape
@@ -99,7 +99,7 @@ def from_nested_lists(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, R
 
 
 def _whole(column: pa.ChunkedArray | pa.Array) -> Any:
-    """A column as one array."""
+    """Join a column's chunks into one array."""
     if isinstance(column, pa.ChunkedArray):
         return (
             column.chunk(0)

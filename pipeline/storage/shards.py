@@ -88,7 +88,7 @@ def make_table(columns: Mapping[str, pa.Array | Sequence[Any]], schema: pa.Schem
 
 
 def _name_leaves(schema: pa.Schema) -> dict[str, pa.DataType]:
-    """Parquet's names of the leaf columns, and their types; an encoding given to another name is silently ignored."""
+    """Name the leaf columns as Parquet does, with their types; an encoding given to another name is ignored."""
     found: dict[str, pa.DataType] = {}
     for field in schema:
         name, kind = field.name, field.type
@@ -108,7 +108,7 @@ def _is_in_byte_planes(name: str, kind: pa.DataType) -> bool:
 
 
 def list_shards(folder: Path, stage: str) -> list[Path]:
-    """The shards of a folder by name.
+    """List the shards of a folder by name.
 
     Raises:
         ShardError: there are none; `stage` is named as the one that makes them.

@@ -23,7 +23,7 @@ from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.views import View
 from pipeline.storage import hashing
-from pipeline.storage.bucket import Bucket, at
+from pipeline.storage.bucket import Bucket, require_path
 from pipeline.storage.grades import GRADES
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.rollouts import ROLLOUTS
@@ -77,11 +77,11 @@ def write(folder, model, rows=ROWS, asked=PROMPTS) -> Bucket:
         {"rollout_id": rollout_id, "correct": correct, "reward": reward, "feedback": feedback}
         for rollout_id, (_, _, correct, reward, feedback) in zip(IDS, rows, strict=True)
     ]
-    write_prompts(at(bucket.prompts), {}, {}, asked)
+    write_prompts(require_path(bucket.prompts), {}, {}, asked)
     about = {"model": {"weights": "the student's"}, "sft_teacher": model.weights_hash}
     for path, schema, table in (
         (bucket.rollouts, ROLLOUTS, written),
-        (at(bucket.grades), GRADES, graded),
+        (require_path(bucket.grades), GRADES, graded),
     ):
         with Writer(path, schema, about, {"sft_teacher": model.name}) as writer:
             writer.write(pa.Table.from_pylist(table, schema))

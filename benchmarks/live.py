@@ -34,7 +34,7 @@ from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
 from pipeline.engines.engine import OnDemand
 from pipeline.models.record import Model, record_model
 from pipeline.models.student import open_student
-from pipeline.rollouts.write import Author, identify_rollouts, write_rollouts
+from pipeline.rollouts.write import Author, Writing, identify_rollouts, write_rollouts
 from pipeline.scoring.write import Job, identify_scores, write_scores
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
@@ -157,9 +157,8 @@ def offline(folder: Path, asked: list[str]) -> Seconds:
                 folder / f"{name}-{number}.parquet" for name in ("prompts", "rollouts", "scores")
             )
             _write_prompts(wanted, part)
-            identity = identify_rollouts(
-                "refresh", 1, wanted, student, EngineSettings(), Sampling(max_tokens=LONGEST), samples=1, seed=0
-            )
+            drawn = Writing(student, EngineSettings(), Sampling(max_tokens=LONGEST), samples=1, seed=0)
+            identity = identify_rollouts("refresh", 1, wanted, drawn)
             with clocked(writing):
                 write_rollouts(written, identity, read_prompts(wanted), Author(writer, "student"))
             job = Job(Bucket(written, wanted, wanted), view, teacher)

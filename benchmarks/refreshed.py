@@ -68,7 +68,7 @@ def _write(settings: params.Params, folders: train.TrainFolders, prompts: list[P
     for path in prompts:
         link(path, folders.prompts)
     writing = settings.refresh.model_copy(update={"seed": seed})
-    written = refresh.Folders(
+    written = refresh.RefreshFolders(
         prompts=folders.prompts,
         student=folders.student,
         previous=Path("data/rollouts/r0"),

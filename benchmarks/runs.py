@@ -98,8 +98,8 @@ class Run:
         store, model, metrics = Store(command.STORE), self.out / "model", self.out / "metrics.json"
         trained = _train(self, settings, machine, store, model)
         sampled = settings.evaluate.model_copy(update={"seed": self.seed})
-        prompts = Path("data/prompts/evaluation")
-        evaluate.run(sampled, settings.grade, machine, store, self.name, model, prompts, metrics)
+        folders = evaluate.EvaluateFolders(model, Path("data/prompts/evaluation"), metrics)
+        evaluate.run(sampled, settings.grade, machine, store, self.name, folders)
         return json.loads(metrics.read_text()) | {"train_seconds": trained.seconds, "start_kl": _start_kl(model)}
 
 

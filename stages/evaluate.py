@@ -5,6 +5,7 @@ Its responses are kept in the store, so a corrected grader grades them again and
 
 import json
 import logging
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +18,9 @@ from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder,
 from pipeline.engines.engine import OnDemand
 from pipeline.grading.metrics import Answered, compute_metrics, repetition
 from pipeline.grading.write import Grading
-from pipeline.models.record import CHECKPOINT, read_model
+from pipeline.models.record import CHECKPOINT, Model, read_model
 from pipeline.progress import Bar
-from pipeline.rollouts.write import Author, identify_rollouts, write_rollouts
+from pipeline.rollouts.write import Author, Writing, identify_rollouts, write_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.storage.grades import read_grades
@@ -33,25 +34,33 @@ VERSION = 1  # raise it when a metric would change
 log = logging.getLogger("evaluate")
 
 
+@dataclass(frozen=True)
+class EvaluateFolders:
+    """What is evaluated on what, and where the metrics go.
+
+    Attributes:
+        model: a checkpoint, or a model's record.
+        prompts: of the evaluation split.
+        metrics: a file.
+    """
+
+    model: Path
+    prompts: Path
+    metrics: Path
+
+
 def run(
     settings: params.Evaluate,
     grade: params.GradeSettings,
     machine: Machine,
     store: Store,
     name: str,
-    model_path: Path,
-    prompt_folder: Path,
-    out: Path,
+    folders: EvaluateFolders,
 ) -> StageSummary:
-    """Write and grade the responses that are missing, and measure."""
-    model = read_model(model_path)
-    prompts = list_shards(prompt_folder, "prompts")
-    greedy = settings.sampling.model_copy(update={"temperature": 0.0})
-    wanted = [
-        (source, identify_rollouts("evaluate", VERSION, source, model, settings, sampling, samples, settings.seed))
-        for sampling, samples in ((greedy, 1), (settings.sampling, settings.samples))
-        for source in prompts
-    ]
+    """Write and grade the responses that are missing, and measure; `name` is the checkpoint's in the report."""
+    model = read_model(folders.model)
+    prompts = list_shards(folders.prompts, "prompts")
+    wanted = _list_wanted(settings, model, prompts)
     missing = [
         count_rows_and_tokens(source)[0] * identity["samples"] for source, identity in wanted if not store.has(identity)
     ]
@@ -65,16 +74,28 @@ def run(
             _answered(store, graded, prompts, paths[start : start + len(prompts)]) for start in (0, len(prompts))
         ]
     metrics = compute_metrics(name, answered[0], answered[1], settings.samples)
-    own = model_path / CHECKPOINT
+    own = folders.model / CHECKPOINT
     metrics["validation_kl"] = json.loads(own.read_text()).get("validation_kl") if own.exists() else None
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(metrics, indent=1) + "\n")
+    folders.metrics.parent.mkdir(parents=True, exist_ok=True)
+    folders.metrics.write_text(json.dumps(metrics, indent=1) + "\n")
     log.info(
         "%s: greedy %.1f %%, avg@%d %.1f %%, pass@%d %.1f %% of %d prompts",
         name, 100 * metrics["greedy"], settings.samples, 100 * metrics["avg_at_k"], settings.samples,
         100 * metrics["pass_at_k"], metrics["prompts"],
     )  # fmt: skip
     return StageSummary.from_files(*written)
+
+
+def _list_wanted(settings: params.Evaluate, model: Model, prompts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
+    """List each shard of prompts with the identity of its responses: first all greedy ones, then all sampled ones."""
+    greedy = settings.sampling.model_copy(update={"temperature": 0.0})
+    greedily = Writing(model, settings, greedy, 1, settings.seed)
+    sampled = Writing(model, settings, settings.sampling, settings.samples, settings.seed)
+    return [
+        (source, identify_rollouts("evaluate", VERSION, source, writing))
+        for writing in (greedily, sampled)
+        for source in prompts
+    ]
 
 
 def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, path: Path) -> None:
@@ -85,7 +106,7 @@ def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[
     """Grade some shards of the store; their grades are kept there too."""
     correct: list[bool | None] = []
     for source, path in zip(prompts, written, strict=True):
-        entry = store.obtain(*graded.of(source, path)).entry
+        entry = store.obtain(*graded.prepare(source, path)).entry
         correct += [each.correct for each in read_grades(store.path(entry.fingerprint, ".parquet"), path)]
     lengths: list[int] = []
     repetitions: list[float] = []
@@ -111,7 +132,8 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    made = run(settings.evaluate, settings.grade, machine, Store(store), name, model, prompts, out)
+    folders = EvaluateFolders(model, prompts, out)
+    made = run(settings.evaluate, settings.grade, machine, Store(store), name, folders)
     made.note(timing, "evaluate", name)
 
 

@@ -28,7 +28,7 @@ VERSION = 1  # raise it when the same sources would give other prompts
 log = logging.getLogger("prompts")
 
 
-def run(settings: Prompts, store: Store, out: Path) -> StageSummary:
+def run(settings: Prompts, store: Store, *, out: Path) -> StageSummary:
     """Write the three splits' folders; nothing is written where any row cannot be used.
 
     Raises:
@@ -38,7 +38,7 @@ def run(settings: Prompts, store: Store, out: Path) -> StageSummary:
     for split, found in collect_prompts(settings).items():
         folder = Folder(store, out / split)
         for bucket, inside in group_by_bucket(found).items():
-            facts = identity(inside)
+            facts = identify_prompts(inside)
             make = functools.partial(
                 write_prompts, identity=facts, made_with=library_versions("pyarrow"), prompts=inside
             )
@@ -48,8 +48,8 @@ def run(settings: Prompts, store: Store, out: Path) -> StageSummary:
     return StageSummary.from_folders(*folders)
 
 
-def identity(inside: list[Prompt]) -> dict[str, str | int]:
-    """What decides a shard of prompts: the rows alone, wherever they came from."""
+def identify_prompts(inside: list[Prompt]) -> dict[str, str | int]:
+    """List what decides a shard of prompts: the rows alone, wherever they came from."""
     return {"stage": "prompts", "version": VERSION, "format": prompts_format.VERSION, "rows": hash_prompts(inside)}
 
 
@@ -59,8 +59,8 @@ def main(
     store: StoreFolder = command.STORE,
     timing: TimingFile = None,
 ) -> None:
-    """Settings in, shards out."""
-    made = run(params.load_params(params_file).prompts, Store(store), out)
+    """Read the settings and run the stage."""
+    made = run(params.load_params(params_file).prompts, Store(store), out=out)
     made.note(timing, "prompts")
     log.info("%s: %d shards written, %d found in the store, %d bytes", out, made.made, made.found, made.bytes)
 

@@ -20,15 +20,16 @@ from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder,
 from pipeline.engines.engine import OnDemand
 from pipeline.engines.identity import identify_engine
 from pipeline.grading.write import grade_shards
-from pipeline.models.lineage import teacher_of_checkpoint
+from pipeline.models.lineage import read_checkpoint_teacher
 from pipeline.models.record import Model, read_model
 from pipeline.progress import Bar
 from pipeline.rollouts import drift
 from pipeline.rollouts.drift import COLUMNS, Drift, check_bound, measure_drift
-from pipeline.rollouts.write import Author, identify_rollouts, obtain_rollouts, write_rollouts
+from pipeline.rollouts.write import Author, Writing, identify_rollouts, obtain_rollouts, write_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.storage import hashing
+from pipeline.storage.prompts import read_prompts
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import list_shards, read_about
 from pipeline.storage.store import Folder, Store
@@ -41,7 +42,7 @@ _BY_WHOM = ("model", "round", "sft_teacher")
 
 
 @dataclass(frozen=True)
-class Folders:
+class RefreshFolders:
     """What a round's rollouts are written from, and where they and what is known of them go.
 
     Attributes:
@@ -67,29 +68,27 @@ def run(
     machine: Machine,
     store: Store,
     round_: str,
-    folders: Folders,
+    folders: RefreshFolders,
 ) -> StageSummary:
     """Decide which shards stay, write the others, grade all, and say what was measured."""
     model = read_model(folders.student)
     sources = list_shards(folders.prompts, "prompts")
-    wanted = {source.name: _identity(settings, source, model, folders.student, round_) for source in sources}
-    found = {name: _reusable(folders.previous / name, identity) for name, identity in wanted.items()}
+    wanted = {source.name: _identify(settings, source, model, folders.student, round_) for source in sources}
+    found = {name: _keep_if_same(folders.previous / name, identity) for name, identity in wanted.items()}
     kept = {name: path for name, path in found.items() if path is not None}
     for path in folders.previous.glob("*.parquet"):
         store.adopt(path)
-    engine = OnDemand(model, settings, machine)
-    with engine:
-        measured = {name: _drift(store, engine, path, settings) for name, path in kept.items()}
-        floor = _floor(store, engine, sources[0], settings, round_) if settings.policy == "drift" else None
+    with OnDemand(model, settings, machine) as engine:
+        measured = {name: _find_drift(store, engine, path, settings) for name, path in kept.items()}
+        floor = _find_floor(store, engine, sources[0], settings, round_) if settings.policy == "drift" else None
         if settings.bound is not None and floor is not None:
             check_bound(settings.bound, floor.nats)
-        stale = _stale(settings, measured)
-        for name in stale:
-            del kept[name]
+        stale = _choose_stale(settings, measured)
+        kept = {name: path for name, path in kept.items() if name not in stale}
         wanted |= {name: read_about(path)["identity"] for name, path in kept.items()}
         folder = Folder(store, folders.rollouts)
         pairs = [(source, wanted[source.name]) for source in sources]
-        taught_by = {"sft_teacher": teacher_of_checkpoint(folders.student)["name"]}
+        taught_by = {"sft_teacher": read_checkpoint_teacher(folders.student)["name"]}
         author = Author(engine, "student", settings.behaviour_top_k, taught_by)
         obtain_rollouts(folder, pairs, author, "refresh")
     graded = Folder(store, folders.grades)
@@ -105,24 +104,20 @@ def run(
     return made
 
 
-def _identity(settings: params.Refresh, source: Path, model: Model, student: Path, round_: str) -> dict[str, Any]:
+def _identify(settings: params.Refresh, source: Path, model: Model, student: Path, round_: str) -> dict[str, Any]:
     return identify_rollouts(
         "refresh",
         VERSION,
         source,
-        model,
-        settings,
-        settings.sampling,
-        settings.samples,
-        settings.seed,
+        Writing(model, settings, settings.sampling, settings.samples, settings.seed),
         round=round_,
-        sft_teacher=teacher_of_checkpoint(student)["weights"],
+        sft_teacher=read_checkpoint_teacher(student)["weights"],
         behaviour_top_k=settings.behaviour_top_k or None,
     )
 
 
-def _reusable(path: Path, wanted: Mapping[str, Any]) -> Path | None:
-    """A shard of the round before, if it is what would be asked for now but for who wrote it and when."""
+def _keep_if_same(path: Path, wanted: Mapping[str, Any]) -> Path | None:
+    """Keep a shard of the round before if it is what would be asked for now, but for who wrote it and when."""
     if not path.exists():
         return None
     found = read_about(path)["identity"]
@@ -132,8 +127,8 @@ def _reusable(path: Path, wanted: Mapping[str, Any]) -> Path | None:
     return path if same and same_text else None
 
 
-def _stale(settings: params.Refresh, measured: Mapping[str, Drift]) -> set[str]:
-    """The shards to write anew."""
+def _choose_stale(settings: params.Refresh, measured: Mapping[str, Drift]) -> set[str]:
+    """Choose the shards to write anew."""
     match settings.policy:
         case "all":
             return set(measured)
@@ -146,8 +141,8 @@ def _stale(settings: params.Refresh, measured: Mapping[str, Drift]) -> set[str]:
             return set(furthest[: math.ceil(settings.fraction * len(furthest))])
 
 
-def _drift(store: Store, engine: OnDemand, path: Path, settings: params.Refresh) -> Drift:
-    """Measured once for one pair of shard and student."""
+def _find_drift(store: Store, engine: OnDemand, path: Path, settings: params.Refresh) -> Drift:
+    """Measure the drift of a shard, or find it in the store: once for each pair of shard and student."""
     from pipeline import head  # brings torch, for which `--help` need not wait
 
     identity = {
@@ -167,19 +162,16 @@ def _drift(store: Store, engine: OnDemand, path: Path, settings: params.Refresh)
     return Drift(**json.loads(store.path(obtained.entry.fingerprint, ".json").read_text())["drift"])
 
 
-def _floor(store: Store, engine: OnDemand, source: Path, settings: params.Refresh, round_: str) -> Drift:
-    """The drift of rollouts that this very student just wrote: what rounding between writing and scoring amounts to."""
-    identity = identify_rollouts(
-        "floor", VERSION, source, engine.model, settings, settings.sampling, 1, settings.seed, round=round_
-    )
+def _find_floor(store: Store, engine: OnDemand, source: Path, settings: params.Refresh, round_: str) -> Drift:
+    """Measure the drift of rollouts that this student itself just wrote: rounding between writing and scoring alone."""
+    writing = Writing(engine.model, settings, settings.sampling, samples=1, seed=settings.seed)
+    identity = identify_rollouts("floor", VERSION, source, writing, round=round_)
     make = partial(_write_few, source, identity, engine, settings)
     obtained = store.obtain(identity, make)
-    return _drift(store, engine, store.path(obtained.entry.fingerprint, ".parquet"), settings)
+    return _find_drift(store, engine, store.path(obtained.entry.fingerprint, ".parquet"), settings)
 
 
 def _write_few(source: Path, identity: dict[str, Any], engine: OnDemand, settings: params.Refresh, path: Path) -> None:
-    from pipeline.storage.prompts import read_prompts
-
     few = read_prompts(source)[: settings.drift_rows]
     with Bar(len(few), "refresh: floor") as bar:
         write_rollouts(path, identity, few, Author(engine, "student"), bar)
@@ -228,7 +220,7 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    folders = Folders(prompts, student, previous, rollouts_out, grades_out, drift_out)
+    folders = RefreshFolders(prompts, student, previous, rollouts_out, grades_out, drift_out)
     made = run(settings.refresh, settings.grade, machine, Store(store), round_, folders)
     made.note(timing, "refresh", round_)
 

@@ -21,7 +21,7 @@ VERSION = 1  # raise it when the page changes; dvc repro then draws it anew
 log = logging.getLogger("report")
 
 
-def run(settings: params.Params, data: Path, out: Path) -> StageSummary:
+def run(settings: params.Params, *, data: Path, out: Path) -> StageSummary:
     """Draw the page.
 
     Raises:
@@ -44,7 +44,7 @@ def main(
     out: Annotated[Path, typer.Option(help="The page.")] = Path("data/report/index.html"),
 ) -> None:
     """Draw the page."""
-    made = run(params.load_params(params_file), data, out)
+    made = run(params.load_params(params_file), data=data, out=out)
     log.info("%s: %.1f MB, open it in a browser", out, made.bytes / 1e6)
 
 

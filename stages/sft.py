@@ -62,7 +62,7 @@ def run(settings: params.Sft, machine: Machine, store: Store, folders: SftFolder
         for path in list_shards(folders.rollouts, "teacher_rollouts")
     ]
     if settings.steps:
-        sft_teacher = name_teacher(taught_by.name, taught_by.weights)
+        sft_teacher = name_teacher(taught_by.name, taught_by.weights_hash)
         # The student learns to end its turn as the teacher does, which is not always how its own base model does.
         eos_ids = sorted({*start.eos_ids, *taught_by.eos_ids})
         data = {source.rollouts.name: hash_shard(source) for source in sources}
@@ -103,7 +103,7 @@ def _name_stated_teacher(settings: params.Sft, teacher: Model) -> dict[str, str]
     if settings.teacher == UNKNOWN:
         return name_teacher(UNKNOWN, UNKNOWN)
     named = teacher if settings.teacher == teacher.name else record_model(settings.teacher)
-    return name_teacher(named.name, named.weights)
+    return name_teacher(named.name, named.weights_hash)
 
 
 def main(

@@ -5,6 +5,7 @@ is not written again: a stopped run goes on where it was.
 """
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder,
 from pipeline.engines.engine import OnDemand
 from pipeline.grading.write import grade_shards
 from pipeline.models.record import read_model
-from pipeline.rollouts.write import Author, identify_rollouts, obtain_rollouts
+from pipeline.rollouts.write import Author, Writing, identify_rollouts, obtain_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.storage.shards import list_shards
@@ -25,39 +26,49 @@ VERSION = 1  # raise it when the responses would change; older shards are then w
 log = logging.getLogger("teacher_rollouts")
 
 
+@dataclass(frozen=True)
+class TeacherRolloutsFolders:
+    """What the teacher's rollouts are written from, and where they go.
+
+    Attributes:
+        prompts: of the sft split.
+        teacher: a file, its record.
+        rollouts: the new ones.
+        grades: of these.
+    """
+
+    prompts: Path
+    teacher: Path
+    rollouts: Path
+    grades: Path
+
+
 def run(
     settings: params.TeacherRollouts,
     grade: params.GradeSettings,
     machine: Machine,
     store: Store,
-    prompt_folder: Path,
-    teacher: Path,
-    rollouts_out: Path,
-    grades_out: Path,
+    folders: TeacherRolloutsFolders,
 ) -> StageSummary:
     """Write what is missing, grade it, and link both into the outputs."""
-    model = read_model(teacher)
-    sources = list_shards(prompt_folder, "prompts")
-    identities = [
-        identify_rollouts(
-            "teacher_rollouts", VERSION, source, model, settings, settings.sampling, settings.samples, settings.seed
-        )
-        for source in sources
-    ]
-    folder, graded = Folder(store, rollouts_out), Folder(store, grades_out)
+    model = read_model(folders.teacher)
+    sources = list_shards(folders.prompts, "prompts")
+    writing = Writing(model, settings, settings.sampling, settings.samples, settings.seed)
+    identities = [identify_rollouts("teacher_rollouts", VERSION, source, writing) for source in sources]
+    folder, graded = Folder(store, folders.rollouts), Folder(store, folders.grades)
     pairs = list(zip(sources, identities, strict=True))
     with OnDemand(model, settings, machine) as engine:
         obtain_rollouts(folder, pairs, Author(engine, "teacher"), log.name)
-    grade_shards(graded, grade, sources, rollouts_out)
+    grade_shards(graded, grade, sources, folders.rollouts)
     folder.close()
     graded.close()
     made = StageSummary.from_folders(folder, graded)
-    log.info("%d responses of %d tokens by %s in %s", folder.rows, made.tokens, model.name, rollouts_out)
+    log.info("%d responses of %d tokens by %s in %s", folder.rows, made.tokens, model.name, folders.rollouts)
     return made
 
 
 def main(
-    prompt_folder: Annotated[Path, typer.Option("--prompts", help="Prompts of the sft split.")],
+    prompts: Annotated[Path, typer.Option(help="Prompts of the sft split.")],
     teacher: Annotated[Path, typer.Option(help="The teacher's record.")],
     rollouts_out: Annotated[Path, typer.Option("--rollouts", help="Where the rollouts go.")],
     grades_out: Annotated[Path, typer.Option("--grades", help="Where the grades go.")],
@@ -68,16 +79,9 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    run(
-        settings.teacher_rollouts,
-        settings.grade,
-        machine,
-        Store(store),
-        prompt_folder,
-        teacher,
-        rollouts_out,
-        grades_out,
-    ).note(timing, "teacher_rollouts")
+    folders = TeacherRolloutsFolders(prompts, teacher, rollouts_out, grades_out)
+    made = run(settings.teacher_rollouts, settings.grade, machine, Store(store), folders)
+    made.note(timing, "teacher_rollouts")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import typer
 from pipeline import command
 from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
 from pipeline.errors import ShardError
-from pipeline.models.lineage import check_teacher, scorer_of_scores, teacher_of_checkpoint
+from pipeline.models.lineage import check_teacher, read_checkpoint_teacher, read_scorer
 from pipeline.models.record import Model, read_model
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
@@ -64,7 +64,7 @@ def run(settings: params.Train, machine: Machine, store: Store, folders: TrainFo
     from pipeline.training.rows import Rows
     from pipeline.training.run import Run
 
-    start, sft_teacher = read_model(folders.student), teacher_of_checkpoint(folders.student)
+    start, sft_teacher = read_model(folders.student), read_checkpoint_teacher(folders.student)
     recipe = settings.recipe
     sources = _list_round(recipe, folders)
     for source in sources:
@@ -163,8 +163,8 @@ def _find_teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe
 
 def _check_teacher(path: Path, start: Model, sft_teacher: dict[str, str], settings: params.Train) -> None:
     """Refuse scores by another teacher than that of SFT; the student itself, in another context, is no teacher."""
-    scorer = scorer_of_scores(path)
-    if scorer["weights"] != start.weights:
+    scorer = read_scorer(path)
+    if scorer["weights"] != start.weights_hash:
         check_teacher(sft_teacher, scorer, str(path), settings.allow_sft_teacher, "train")
 
 

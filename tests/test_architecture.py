@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 
 from pipeline.grading.write import Grading
 from pipeline.models.record import Model
-from pipeline.rollouts.write import identify_rollouts
+from pipeline.rollouts.write import Writing, identify_rollouts
 from pipeline.scoring.write import Job, identify_scores
 from pipeline.settings import params
 from pipeline.settings.models import Demo, EngineName, EngineSettings, Sampling, TinyModel, Training
@@ -141,7 +141,7 @@ def identities(tmp_path):
     with Writer(rollout_shard, ROLLOUTS, {}, {}) as writer:
         writer.write(pa.Table.from_pylist([], ROLLOUTS))
     model = Model(
-        name="n", location="l", commit="c", weights="w", tokenizer="t", chat_template="c", vocabulary=2, tokens=2,
+        name="n", location="l", commit="c", weights_hash="w", tokenizer="t", chat_template="c", vocabulary=2, tokens=2,
         eos_ids=(0,), context=9, parameters=None,
     )  # fmt: skip
     view = View(support=SupportSettings(top_k=1))
@@ -151,8 +151,8 @@ def identities(tmp_path):
     def written(engine: EngineName):
         how = EngineSettings(engine=engine)
         return [
-            identify_rollouts("stage", 1, shard, model, how, Sampling(max_tokens=1), 1, 0),
-            Grading(params.GradeSettings(grader="exact")).of(shard, rollout_shard)[0],
+            identify_rollouts("stage", 1, shard, Writing(model, how, Sampling(max_tokens=1), 1, 0)),
+            Grading(params.GradeSettings(grader="exact")).prepare(shard, rollout_shard)[0],
         ]
 
     def scored(engine: EngineName):
@@ -169,7 +169,7 @@ def identities(tmp_path):
                 demo = Demo(teacher=size, student=size, examples=4, training=learning)
                 return [models_stage.identify_demo_model(demo, role) for role in ("teacher", "student")]
             case "prompts":
-                return prompts_stage.identity([prompt])
+                return prompts_stage.identify_prompts([prompt])
             case "score" | "score_teacher":
                 return [scored(engine) for engine in ENGINES]
             case "sft":

@@ -9,11 +9,14 @@ import importlib
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.grading import graders
@@ -76,6 +79,8 @@ FROM_TRAIN_1 = added(trained("r1"), {"drift": ALL}, written("r2", STALE), FROM_T
 FROM_SFT = added({"sft": 1}, evaluated(2), written("r1", ALL), FROM_TRAIN_1)
 ROUND_3 = added({"drift": ALL}, written("r3", STALE), trained("r3"))
 GRADES = {"grade": SFT + ALL + STALE + 8 * EVALUATION}
+SCORES = {"score@r1 teacher": ALL, "score@r1 hinted": ALL, "score@r2 teacher": STALE, "score@r2 hinted": STALE}
+ROLLOUTS_AGAIN = {"teacher_rollouts": SFT, "evaluate": 8 * EVALUATION, "refresh@r1": ALL, "refresh@r2": STALE}
 
 
 def setting(**changes: Any) -> Change:
@@ -285,16 +290,10 @@ ROWS = {
     "VERSION of train": raised("stages.train", {"train@r1": 1, "train@r2": 1}),
     "VERSION of evaluate": raised("stages.evaluate", {"evaluate": 8 * EVALUATION}),
     "VERSION of the format of prompts": raised("pipeline.storage.prompts", {"prompts": SFT + ALL + EVALUATION}),
-    "VERSION of the format of rollouts": raised(
-        "pipeline.storage.rollouts",
-        {"teacher_rollouts": SFT, "evaluate": 8 * EVALUATION, "refresh@r1": ALL, "refresh@r2": STALE},
-    ),
+    "VERSION of the format of rollouts": raised("pipeline.storage.rollouts", ROLLOUTS_AGAIN),
     # A new column of grades costs no GPU hour: nothing is written, scored or trained again.
     "VERSION of the format of grades": raised("pipeline.storage.grades", GRADES),
-    "VERSION of the format of scores": raised(
-        "pipeline.storage.scores",
-        {"score@r1 teacher": ALL, "score@r1 hinted": ALL, "score@r2 teacher": STALE, "score@r2 hinted": STALE},
-    ),
+    "VERSION of the format of scores": raised("pipeline.storage.scores", SCORES),
     "VERSION of head": raised(
         "pipeline.head",
         {
@@ -302,10 +301,7 @@ ROWS = {
             "score@r2 teacher": STALE, "score@r2 hinted": STALE, "train@r2": 1, "drift": ALL,
         },
     ),
-    "VERSION of scoring": raised(
-        "pipeline.scoring.write",
-        {"score@r1 teacher": ALL, "score@r1 hinted": ALL, "score@r2 teacher": STALE, "score@r2 hinted": STALE},
-    ),
+    "VERSION of scoring": raised("pipeline.scoring.write", SCORES),
     **{
         f"VERSION of {module}": raised(f"pipeline.{module}", {"sft": 1, "train@r1": 1, "train@r2": 1})
         for module in ("objectives", "training", "training.rows")
@@ -351,6 +347,39 @@ def test_a_change_makes_again_only_what_depends_on_it(row, finished, tmp_path, m
     assert {key: count for key, count in sorted(dag.total(made).items()) if count} == dict(sorted(row.made.items()))
     if row.version is not None:
         assert_dvc_would_run(order, {name for name, counts in made.items() if counts}, row.version)
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("prompts", {"prompts": SFT + ALL + EVALUATION}),
+        ("rollouts", ROLLOUTS_AGAIN),
+        ("grades", GRADES),
+        ("scores", SCORES),
+    ],
+)
+def test_a_column_added_in_one_file_is_null_until_somebody_fills_it(kind, made, finished, tmp_path, monkeypatch):
+    """Only shards of its kind are made again; all that reads them goes on."""
+    project, order = dag.copy(finished[0], tmp_path / "project"), finished[1]
+    monkeypatch.chdir(project)
+    add_column(kind, monkeypatch)
+    again = dag.total(dag.run(project, order=order))
+    assert {key: count for key, count in again.items() if count} == made
+    paths = [path for path in project.glob(f"data/**/{kind}/**/*.parquet") if "of_teacher" not in path.parts]
+    assert len(paths) > ALL
+    for path in paths:
+        assert pq.read_table(path, columns=["noted"]).column("noted").null_count == pq.read_metadata(path).num_rows
+
+
+def add_column(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Add a nullable column to a kind of shard as an edit of its module would: to the schema, with VERSION raised."""
+    module = importlib.import_module(f"pipeline.storage.{kind}")
+    schema = getattr(module, kind.upper())
+    wide = schema.append(pa.field("noted", pa.list_(pa.float32())))
+    for loaded in [loaded for name, loaded in sys.modules.items() if name.partition(".")[0] in ("pipeline", "stages")]:
+        for name in [name for name, value in vars(loaded).items() if value is schema]:
+            monkeypatch.setattr(loaded, name, wide)  # every room that took the schema by name
+    monkeypatch.setattr(module, "VERSION", module.VERSION + 1)
 
 
 def assert_dvc_would_run(order: list[Stage], makers: set[str], version_file: str) -> None:

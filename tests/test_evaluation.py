@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import GradeError
-from pipeline.grading.metrics import Answered, compute_metrics, degeneration, repetition
+from pipeline.grading.metrics import Answered, compute_metrics, find_degeneration, repetition
 
 
 def answered(correct, lengths=None, reasons=None) -> Answered:
@@ -73,9 +73,9 @@ METRICS = {"mean_length": 20.0, "truncated": 0.01, "repetition": 0.02}
     ],
 )
 def test_a_sign_of_a_collapse_is_told_alone(change, told):
-    (found,) = degeneration(METRICS, METRICS | change)
+    (found,) = find_degeneration(METRICS, METRICS | change)
     assert found.startswith(told)
 
 
 def test_small_changes_are_no_sign():
-    assert degeneration(METRICS, {"mean_length": 29.0, "truncated": 0.1, "repetition": 0.1}) == []
+    assert find_degeneration(METRICS, {"mean_length": 29.0, "truncated": 0.1, "repetition": 0.1}) == []

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.grading.write import Grading
 from pipeline.models.record import Model
-from pipeline.rollouts.write import identify_rollouts
+from pipeline.rollouts.write import Writing, identify_rollouts
 from pipeline.scoring.write import Job, identify_scores
 from pipeline.settings import params
 from pipeline.settings.models import Demo, EngineSettings, Sampling, TinyModel, Training
@@ -25,7 +25,7 @@ from stages import models as models_stage
 from stages import prompts as prompts_stage
 
 MODEL = Model(
-    name="owner/name@main", location="owner/name", commit="c0ffee", weights="w", tokenizer="t", chat_template="c",
+    name="owner/name@main", location="owner/name", commit="c0ffee", weights_hash="w", tokenizer="t", chat_template="c",
     vocabulary=10, tokens=10, eos_ids=(0,), context=64, parameters=None,
 )  # fmt: skip
 PROMPT = Prompt("p0", "all", ({"role": "user", "content": "1+1"},), "2", "one and one", 0, "opd")
@@ -53,7 +53,7 @@ def rollout_shard(tmp_path):
 
 
 def test_the_fingerprint_of_prompts():
-    assert hashing.fingerprint(prompts_stage.identity([PROMPT])) == "55a3115af2797df9b43d1a8a8e783e95"
+    assert hashing.fingerprint(prompts_stage.identify_prompts([PROMPT])) == "55a3115af2797df9b43d1a8a8e783e95"
 
 
 def test_the_fingerprint_of_demo_models():
@@ -64,14 +64,15 @@ def test_the_fingerprint_of_demo_models():
 
 
 def test_the_fingerprint_of_rollouts(shard):
-    of_teacher = identify_rollouts("teacher_rollouts", 1, shard, MODEL, EngineSettings(), SAMPLING, 1, 0)
+    writing = Writing(MODEL, EngineSettings(), SAMPLING, samples=1, seed=0)
+    of_teacher = identify_rollouts("teacher_rollouts", 1, shard, writing)
     assert hashing.fingerprint(of_teacher) == "ee7f36d1f770b1f9c2676859241c030f"
-    of_student = identify_rollouts("refresh", 1, shard, MODEL, EngineSettings(), SAMPLING, 1, 0, round="r1")
+    of_student = identify_rollouts("refresh", 1, shard, writing, round="r1")
     assert hashing.fingerprint(of_student) == "a2928fe26d84e62b23a1e024410ab10d"
 
 
 def test_the_fingerprint_of_grades(shard, rollout_shard):
-    identity, _ = Grading(params.GradeSettings(grader="exact")).of(shard, rollout_shard)
+    identity, _ = Grading(params.GradeSettings(grader="exact")).prepare(shard, rollout_shard)
     assert hashing.fingerprint(identity) == "455f51f6f699f568abb6b6a9fd9dd182"
 
 

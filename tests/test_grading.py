@@ -23,9 +23,13 @@ GSM8K = Path("../shared/data/gsm8k_train_500.jsonl")
 NOTHING = Grade(None, None, None)
 
 OWN = """
-import os, signal, subprocess, sys, time
+import os, signal, stat, struct, subprocess, sys, time
 from pathlib import Path
 import numpy as np
+
+def is_socket(fd):
+    try: return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError: return False
 
 def grade(response, answer):
     match response:
@@ -39,6 +43,12 @@ def grade(response, answer):
         case "raise": raise KeyError("x")
         case "process": return float(os.getpid())
         case "answer": return {"feedback": repr(answer)}
+        case "print": print("a grader's own words", flush=True); return True
+        case "forged" | "large":
+            (pipe,) = [fd for fd in range(3, 64) if is_socket(fd)]
+            message = b"[true" if response == "forged" else b"9" * 10**7
+            os.write(pipe, struct.pack("!i", len(message)) + message)
+            time.sleep(600)
         case _: return eval(response)
 """
 
@@ -170,6 +180,7 @@ def test_what_is_no_grade_is_an_error_of_that_row(own: params.GradeSettings) -> 
         "{'feedback': 1}": "returned {'feedback': 1}, which is no grade: `feedback` is neither text nor None",
         "{'feedback': '\\ud800'}": "returned {'feedback': '\\ud800'}, which is no grade",
         "float('nan')": "returned nan, which is no grade: the reward is not a finite number of fp32",
+        "{'feedback': 100_001 * 'a'}": "returned {'feedback': 'aaa",
         "1e39": "returned 1e+39, which is no grade: the reward is not a finite number of fp32",
     }
     for grade, expected in zip(graded(own, list(told)), told.values(), strict=True):
@@ -196,6 +207,20 @@ def test_a_grader_that_fails_loses_that_grade_alone(
     assert gone(int(Path("child").read_text())), "what a stopped grader started is stopped with it"
 
 
+def test_what_a_graders_process_sends_is_not_run_and_has_a_limit(own: params.GradeSettings) -> None:
+    grades = graded(own, ["forged", "True", "large", "True"])
+    assert grades[::2] == [
+        Grade(None, None, "grader sent something else than an outcome"),
+        Grade(None, None, "grader closed its connection, or sent too much"),
+    ]
+    assert grades[1::2] == [Grade(True, 1.0, None)] * 2
+
+
+def test_what_a_grader_prints_is_no_grade(own: params.GradeSettings, capfd: pytest.CaptureFixture[str]) -> None:
+    assert graded(own, ["print"] * 2) == [Grade(True, 1.0, None)] * 2
+    assert capfd.readouterr().out == "a grader's own words\n" * 2
+
+
 def test_a_process_is_kept_and_ends_with_the_block(own: params.GradeSettings) -> None:
     grades = graded(own, ["process"] * 5)
     (process,) = {grade.reward for grade in grades}
@@ -219,9 +244,10 @@ def test_time_is_counted_for_each_response_and_not_for_the_import(own: params.Gr
 def test_a_grader_does_not_outlive_a_killed_owner(own: params.GradeSettings) -> None:
     script = Path("owner.py")
     script.write_text(
-        "from pipeline import grading, params\n"
+        "from pipeline.grading.graders import open_grader\n"
+        "from pipeline.settings.params import GradeSettings\n"
         "if __name__ == '__main__':\n"
-        "    with grading.open_grader(params.Grade(grader='mine:grade', timeout_s=600.0), workers=1) as grader:\n"
+        "    with open_grader(GradeSettings(grader='mine:grade', timeout_s=600.0), workers=1) as grader:\n"
         "        print(int(grader.grade(['process'], ['x'])[0].reward), flush=True)\n"
         "        grader.grade(['hang'], ['x'])\n"
     )

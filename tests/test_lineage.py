@@ -7,9 +7,9 @@ from pipeline.models.lineage import (
     UNKNOWN,
     check_teacher,
     name_teacher,
-    scorer_of_scores,
-    teacher_of_checkpoint,
-    teacher_of_rollouts,
+    read_checkpoint_teacher,
+    read_rollouts_teacher,
+    read_scorer,
 )
 from pipeline.storage.grades import GRADES
 from pipeline.storage.shards import Writer
@@ -57,15 +57,15 @@ def _shard(path, identity, made_with):
 
 def test_rollouts_carry_the_teacher_on(tmp_path):
     written = _shard(tmp_path / "a", {"sft_teacher": OTHER["weights"]}, {"sft_teacher": OTHER["name"]})
-    assert teacher_of_rollouts(written) == OTHER
-    assert teacher_of_rollouts(_shard(tmp_path / "b", {}, {})) == UNKNOWN
+    assert read_rollouts_teacher(written) == OTHER
+    assert read_rollouts_teacher(_shard(tmp_path / "b", {}, {})) == UNKNOWN
 
 
 def test_scores_say_who_gave_them(tmp_path):
     scored = _shard(tmp_path / "a", {"model": {"weights": MATHS["weights"]}}, {"model": MATHS["name"]})
-    assert scorer_of_scores(scored) == MATHS
+    assert read_scorer(scored) == MATHS
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused_with_the_way_to_bring_one(tmp_path):
     with pytest.raises(ModelError, match=r"has no potstill\.json.*`sft\.steps: 0`"):
-        teacher_of_checkpoint(tmp_path)
+        read_checkpoint_teacher(tmp_path)

@@ -43,7 +43,7 @@ pytestmark = pytest.mark.slow
 class Model:
     """What is asked of a model and of its tokenizer, without transformers, which would outweigh the data."""
 
-    name = weights = "model"
+    name = weights_hash = "model"
 
     def load_tokenizer(self):
         return self
@@ -92,7 +92,7 @@ def grade(folder: Path, times: int) -> None:
     """Grade long responses."""
     grade_writing.AT_ONCE = PROMPTS
     with Grading(params.GradeSettings(grader="exact")) as grading:
-        _, make = grading.of(folder / "prompts", folder / f"long-{times}")
+        _, make = grading.prepare(folder / "prompts", folder / f"long-{times}")
         make(folder / f"grades-{times}")
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.errors import ModelError
-from pipeline.models.record import Model, record_model
+from pipeline.models.record import Model, read_model, record_model
 from tests import tiny_models
 
 
@@ -43,3 +43,11 @@ def test_a_tokenizer_of_a_models_own_code_is_refused_and_nobody_is_asked(folder,
     with pytest.raises(ModelError, match="its tokenizer cannot be opened"):
         Model.load_tokenizer(Model.model_construct(location=str(folder), commit=None))
     assert not asked
+
+
+def test_a_record_names_the_hash_of_the_weights_as_older_records_do(folder, tmp_path):
+    made = record_model(str(folder))
+    record = tmp_path / "model.json"
+    record.write_text(made.model_dump_json())
+    assert json.loads(record.read_text())["weights"] == made.identity["weights"] == made.weights_hash
+    assert read_model(record) == made

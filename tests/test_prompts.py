@@ -316,7 +316,7 @@ def test_ids_and_buckets_stay_what_they_were(tmp_path: Path) -> None:
 
 def test_the_stage_writes_what_was_collected_and_load_reads_it_back(tmp_path: Path) -> None:
     told = three(tmp_path)
-    made = stage.run(told, Store(tmp_path / "store"), tmp_path / "out")
+    made = stage.run(told, Store(tmp_path / "store"), out=tmp_path / "out")
     collected = collect_prompts(told)
     for split, expected in collected.items():
         folder = tmp_path / "out" / split
@@ -340,16 +340,16 @@ def test_the_stage_writes_what_was_collected_and_load_reads_it_back(tmp_path: Pa
 
 
 def test_one_more_prompt_changes_one_bucket_and_its_place_in_the_file_none(tmp_path: Path) -> None:
-    first = stage.run(three(tmp_path), Store(tmp_path / "store"), tmp_path / "out")
+    first = stage.run(three(tmp_path), Store(tmp_path / "store"), out=tmp_path / "out")
     more = [{"prompt": "one more", "answer": 1}, *reversed(rows("opd", 40))]
-    second = stage.run(three(tmp_path, opd=more), Store(tmp_path / "store"), tmp_path / "out")
+    second = stage.run(three(tmp_path, opd=more), Store(tmp_path / "store"), out=tmp_path / "out")
     assert (second.made, second.found) == (1, first.made - 1)
-    assert stage.run(three(tmp_path, opd=more), Store(tmp_path / "store"), tmp_path / "out").made == 0
+    assert stage.run(three(tmp_path, opd=more), Store(tmp_path / "store"), out=tmp_path / "out").made == 0
 
 
 def test_nothing_is_written_where_a_row_is_bad(tmp_path: Path) -> None:
     with pytest.raises(PromptError):
-        stage.run(three(tmp_path, evaluation=[7]), Store(tmp_path / "store"), tmp_path / "out")
+        stage.run(three(tmp_path, evaluation=[7]), Store(tmp_path / "store"), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -244,7 +244,7 @@ def test_the_stage_shows_the_rounds_and_rollouts_of_its_settings(data: Path, tmp
     settings = params.Params.model_construct(
         rounds={"r1": params.Round(prev="r0")}, report=params.Report(rollouts=2, title="Two & two")
     )
-    made = stage.run(settings, data, tmp_path / "new" / "index.html")
+    made = stage.run(settings, data=data, out=tmp_path / "new" / "index.html")
     page = (tmp_path / "new" / "index.html").read_text()
     assert made.bytes == len(page.encode())
     assert "<title>Two &amp; two</title>" in page

@@ -7,7 +7,7 @@ from pipeline.engines.identity import identify_engine
 from pipeline.errors import ModelError
 from pipeline.models.record import record_model, render_prompt
 from pipeline.rollouts import write
-from pipeline.rollouts.write import Author, identify_rollouts, request_seed, write_rollouts
+from pipeline.rollouts.write import Author, Writing, identify_rollouts, request_seed, write_rollouts
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage.prompts import Prompt, write_prompts
@@ -25,9 +25,8 @@ def test_every_row_is_the_engines_own_response(monkeypatch, tmp_path, at_once):
     asked = [Prompt(name, "all", ({"role": "user", "content": f"{name}+1"},), None, None, 0, "opd") for name in "24680"]
     write_prompts(tmp_path / "prompts", {}, {}, asked)
     sampling = Sampling(max_tokens=12)
-    identity = identify_rollouts(
-        "refresh", 1, tmp_path / "prompts", model, engine, sampling, SAMPLES, seed=7, round="r1"
-    )
+    writing = Writing(model, engine, sampling, SAMPLES, seed=7)
+    identity = identify_rollouts("refresh", 1, tmp_path / "prompts", writing, round="r1")
     with OnDemand(model, engine, Machine()) as opened:
         write_rollouts(tmp_path / "rollouts", identity, asked, Author(opened, "student", TOP_K))
         rows = read_shard(tmp_path / "rollouts", ROLLOUTS).to_pylist()

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -16,13 +17,14 @@ from pipeline.storage import hashing
 from pipeline.storage.grades import GRADES
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.ragged import Ragged, from_lists, from_nested_lists, list_lengths
-from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.rollouts import ROLLOUTS, Rollout, rollout_table
 from pipeline.storage.rounding import normalise, round_to_half
 from pipeline.storage.scores import SCORES, Scores, score_table, skipped_table
 from pipeline.storage.shards import (
     Writer,
     count_rows_and_tokens,
     list_shards,
+    make_table,
     read_about,
     read_groups,
     read_shard,
@@ -158,8 +160,8 @@ def test_rounding_takes_arrays_that_are_not_contiguous():
 def test_a_score_table_has_one_list_for_each_row():
     scores = Scores(
         sampled_logprobs=np.array([-1, -2, -3], np.float32),
-        ids=Ragged.of([[4, 5], [], [6]], np.int32),
-        logprobs=Ragged.of([[-0.5, -1.5], [], [-0.25]], np.float32),
+        ids=Ragged.from_rows([[4, 5], [], [6]], np.int32),
+        logprobs=Ragged.from_rows([[-0.5, -1.5], [], [-0.25]], np.float32),
         own=np.array([2, 0, 1], np.uint16),
         tail_logprobs=np.array([-3, 0, -np.inf], np.float32),
         entropies=None,
@@ -286,6 +288,42 @@ def test_missing_columns_are_named(tmp_path):
         read_shard(path, SCORES)
 
 
+@every_schema
+def test_a_column_that_older_files_lack_leaves_their_others_readable(tmp_path, kind):
+    path = write(tmp_path / "a.parquet", table(kind), identity={"stage": "refresh"})
+    wide = SCHEMAS[kind].append(pa.field("noted", pa.string()))
+    assert read_shard(path, wide, SCHEMAS[kind].names).to_pylist() == table(kind).to_pylist()
+    asked_for_it = r"a\.parquet lacks noted: .* by the stage `refresh` of another version .*; `dvc repro` runs it again"
+    with pytest.raises(ShardError, match=asked_for_it):
+        read_shard(path, wide)
+
+
+@every_schema
+def test_a_nullable_column_that_nobody_fills_is_null(tmp_path, kind):
+    wide = SCHEMAS[kind].append(pa.field("noted", pa.list_(pa.float32())))
+    given = {name: table(kind).column(name).combine_chunks() for name in SCHEMAS[kind].names}
+    path = write(tmp_path / "a.parquet", make_table(given, wide))
+    assert read_shard(path, wide, ["noted"]).column("noted").null_count == 3
+    assert read_shard(path, SCHEMAS[kind]).to_pylist() == table(kind).to_pylist()
+
+
+def test_a_column_that_must_be_filled_or_that_no_schema_has_is_a_mistake_of_ours():
+    with pytest.raises(KeyError, match="rollout_id"):
+        make_table({"correct": [True]}, GRADES)
+    with pytest.raises(AssertionError, match="noted"):
+        make_table({"rollout_id": ["r"], "noted": [1]}, GRADES)
+
+
+def test_a_rollout_becomes_the_row_that_it_says():
+    rows: list[dict[str, Any]] = [_row("rollouts", number) | {"segments": None} for number in range(3)]
+    said = [{name: value for name, value in row.items() if name != "segments"} for row in rows]
+    assert rollout_table([Rollout(**row) for row in said]).to_pylist() == rows
+    none: dict[str, Any] = {"sampling_logprobs": None, "behaviour_topk_ids": None}
+    bare = rollout_table([Rollout(**(row | none)) for row in said])
+    assert bare.to_pylist() == [row | none for row in rows]
+    assert rollout_table([]).schema.equals(ROLLOUTS)
+
+
 def test_a_folder_without_shards_names_the_stage(tmp_path):
     with pytest.raises(ShardError, match="dvc repro score"):
         list_shards(tmp_path, "score")
@@ -299,7 +337,7 @@ def _stored(probabilities: list[float], kept: int) -> tuple[Ragged, np.ndarray]:
     logprobs = np.log(np.array(probabilities) / math.fsum(probabilities))
     rest = math.fsum(np.exp(logprobs[kept:]))
     tails = np.array([math.log(rest) if rest else -math.inf], np.float32)
-    return Ragged.of([round_to_half(logprobs[:kept].astype(np.float32))], np.float32), tails
+    return Ragged.from_rows([round_to_half(logprobs[:kept].astype(np.float32))], np.float32), tails
 
 
 @given(
@@ -319,24 +357,24 @@ def test_what_was_stored_is_a_distribution_again(probabilities, share):
 
 @pytest.mark.parametrize("excess", [2e-3, -2e-3, math.nan])
 def test_what_no_rounding_explains_is_refused(excess):
-    logprobs = Ragged.of([[math.log(0.5)], [math.log(0.5) + excess]], np.float32)
+    logprobs = Ragged.from_rows([[math.log(0.5)], [math.log(0.5) + excess]], np.float32)
     with pytest.raises(ShardError, match=r"here is damaged: the .* sum to .*`find \. -samefile here -delete`"):
         normalise(logprobs, np.full(2, math.log(0.5) + excess * np.array([0, 1]), np.float32), Path("here"))
 
 
 def test_an_id_of_probability_zero_stays_one():
-    logprobs = Ragged.of([[math.log(0.5), -math.inf]], np.float32)
+    logprobs = Ragged.from_rows([[math.log(0.5), -math.inf]], np.float32)
     values, tails = normalise(logprobs, np.array([math.log(0.5)], np.float32), Path("here"))
     np.testing.assert_allclose(np.exp([*values, *tails]), [0.5, 0, 0.5], atol=1e-6)
 
 
 def test_rows_of_ragged_values_are_what_went_in():
-    rows = Ragged.of([[1, 2], [], [3]], np.int32)
+    rows = Ragged.from_rows([[1, 2], [], [3]], np.int32)
     assert [row.tolist() for row in rows] == [[1, 2], [], [3]]
     assert rows.lengths.tolist() == [2, 0, 1]
     assert [row.tolist() for row in rows.take([2, 0])] == [[3], [1, 2]]
     assert len(rows.take([])) == 0
-    assert len(Ragged.of([], np.int32)) == 0
+    assert len(Ragged.from_rows([], np.int32)) == 0
 
 
 def test_list_columns_become_ragged_values_in_any_chunks():

@@ -23,7 +23,7 @@ from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.views import View
 from pipeline.storage import hashing
-from pipeline.storage.bucket import Bucket, at
+from pipeline.storage.bucket import Bucket, require_path
 from pipeline.storage.grades import GRADES
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.rollouts import ROLLOUTS
@@ -77,11 +77,11 @@ def write(folder, model, rows=ROWS, asked=PROMPTS) -> Bucket:
         {"rollout_id": rollout_id, "correct": correct, "reward": reward, "feedback": feedback}
         for rollout_id, (_, _, correct, reward, feedback) in zip(IDS, rows, strict=True)
     ]
-    write_prompts(at(bucket.prompts), {}, {}, asked)
-    about = {"model": {"weights": "the student's"}, "sft_teacher": model.weights}
+    write_prompts(require_path(bucket.prompts), {}, {}, asked)
+    about = {"model": {"weights": "the student's"}, "sft_teacher": model.weights_hash}
     for path, schema, table in (
         (bucket.rollouts, ROLLOUTS, written),
-        (at(bucket.grades), GRADES, graded),
+        (require_path(bucket.grades), GRADES, graded),
     ):
         with Writer(path, schema, about, {"sft_teacher": model.name}) as writer:
             writer.write(pa.Table.from_pylist(table, schema))
@@ -319,7 +319,7 @@ def check(bucket, by_view, **views) -> None:
 
 
 def test_a_target_that_is_the_student_on_the_plain_prompt_is_refused(bucket, model):
-    student = model.model_copy(update={"weights": "the student's", "name": "data/models/r0"})
+    student = model.model_copy(update={"weights_hash": "the student's", "name": "data/models/r0"})
     models_of = {"teacher": model, "own": student}
     for name in ("student", "data/models/r0"):
         with pytest.raises(SettingsError, match=r"score\.views\.own: data/models/r0 is the student itself"):
@@ -335,7 +335,7 @@ def test_a_model_as_its_own_reference_is_refused(bucket, model):
         check(bucket, {"teacher": model, "base": model}, base=view(model="copy", target=False))
     check(bucket, {"teacher": model, "wide": model}, wide=view(support={"top_k": 8}))
     check(bucket, {"teacher": model, "base": model}, base=view("hint", target=False))
-    other = model.model_copy(update={"weights": "another's"})
+    other = model.model_copy(update={"weights_hash": "another's"})
     check(bucket, {"teacher": model, "base": other}, base=view(model="other", target=False))
 
 

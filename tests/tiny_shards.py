@@ -10,7 +10,7 @@ from pipeline.engines.engine import Engine, Request, Support, ToScore
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import Sampling, Training
 from pipeline.storage.bucket import Bucket
-from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.rollouts import ROLLOUTS, Rollout, rollout_table
 from pipeline.storage.scores import SCORES, score_table
 from pipeline.storage.shards import GROUP_ROWS, Writer, read_shard
 from pipeline.training.loader import Loader
@@ -75,16 +75,15 @@ def _write(path: Path, table: pa.Table) -> None:
 
 
 def _rollouts(number: int, requests: list[Request], responses: list[np.ndarray]) -> pa.Table:
-    rows: list[dict[str, Any]] = [
-        {
-            "rollout_id": f"{number}-{row}", "prompt_id": f"p{row}", "sample": 0, "source": "student", "behaviour": "b",
-            "written_in": "r1", "prompt_ids": request.prompt_ids, "response_ids": response.tolist(),
-            "behaviour_logprobs": [-1.0] * len(response), "finish_reason": "stop", "text": "",
-        }
+    rows = [
+        Rollout(
+            rollout_id=f"{number}-{row}", prompt_id=f"p{row}", sample=0, source="student", behaviour="b",
+            written_in="r1", prompt_ids=request.prompt_ids, response_ids=response,
+            behaviour_logprobs=np.full(len(response), -1.0, np.float32), finish_reason="stop", text="",
+        )
         for row, (request, response) in enumerate(zip(requests, responses, strict=True))
     ]  # fmt: skip
-    empty = {"sampling_logprobs": None, "behaviour_topk_ids": None, "segments": None}
-    return pa.Table.from_pylist([row | empty for row in rows], ROLLOUTS)
+    return rollout_table(rows)
 
 
 def _scores(

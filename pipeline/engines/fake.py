@@ -31,7 +31,7 @@ class BigramEngine:
     tail = "exact"
 
     def __init__(self, model: Model, settings: EngineSettings):  # noqa: ARG002 - as the other engines
-        model.check()
+        model.check_unchanged()
         self.model = model
         self.logprobs = bigram_logprobs(Path(model.location))
 
@@ -77,8 +77,8 @@ class BigramEngine:
                 progress(1, len(sequence.response_ids))
         return Scores(
             np.array(sampled, np.float32),
-            Ragged.of(ids, np.int32),
-            Ragged.of(values, np.float32),
+            Ragged.from_rows(ids, np.int32),
+            Ragged.from_rows(values, np.float32),
             np.array(own, np.uint16),
             np.array(tails, np.float32),
             np.array(entropies, np.float32) if support.entropies else None,

@@ -10,8 +10,8 @@ from pipeline.storage.scores import Scores
 
 NOTHING = Scores(
     np.empty(0, np.float32),
-    Ragged.of([], np.int32),
-    Ragged.of([], np.float32),
+    Ragged.from_rows([], np.int32),
+    Ragged.from_rows([], np.float32),
     np.empty(0, np.uint16),
     np.empty(0, np.float32),
     None,

@@ -34,7 +34,7 @@ log = logging.getLogger("grading")
 
 
 class Grader(Protocol):
-    """What `open_grader` opens."""
+    """Whatever grades responses, as `open_grader` opens it."""
 
     def grade(self, responses: Sequence[str], answers: Sequence[str | None]) -> list[Grade]:
         """Grade each response by the answer at its place.
@@ -68,7 +68,7 @@ def open_grader(settings: params.GradeSettings, workers: int | None = None) -> I
 
 
 def identify_grader(settings: params.GradeSettings) -> dict[str, Any]:
-    """What of the settings decides a grade.
+    """List what of the settings decides a grade.
 
     Of a function of one's own, the file that it is in is hashed; what that file imports is not.
 
@@ -86,12 +86,12 @@ def identify_grader(settings: params.GradeSettings) -> dict[str, Any]:
 
 
 def final_answer(response: str) -> str:
-    """What follows the last `####`, or the whole response where there is none; stripped."""
+    """Take what follows the last `####`, or the whole response where there is none; stripped."""
     return response.rpartition(MARKER)[2].strip()
 
 
 def exact(response: str, answer: str) -> bool:
-    """Whether the final answer is the answer, as text or as a number."""
+    """Tell whether the final answer is the answer, as text or as a number."""
     found, expected = final_answer(response), answer.strip()
     if _NUMBER.fullmatch(found) and _NUMBER.fullmatch(expected):
         return Decimal(found.replace(",", "")) == Decimal(expected.replace(",", ""))
@@ -99,10 +99,10 @@ def exact(response: str, answer: str) -> bool:
 
 
 class _Exact:
-    """In this process: it can neither hang nor crash."""
+    """Compares in this process: it can neither hang nor crash."""
 
     def grade(self, responses: Sequence[str], answers: Sequence[str | None]) -> list[Grade]:
-        """As `Grader` says; nothing without an answer."""
+        """Grade as `Grader` says; nothing without an answer."""
         grades = []
         for response, answer in zip(responses, answers, strict=True):
             correct = None if answer is None else exact(response, answer)
@@ -111,13 +111,13 @@ class _Exact:
 
 
 class _Pooled:
-    """In processes of their own, so that a grader that hangs or crashes takes nothing else down."""
+    """Asks processes of their own, so that a grader that hangs or crashes takes nothing else down."""
 
     def __init__(self, pool: Pool, without_answer: bool):
         self._pool, self._without_answer = pool, without_answer
 
     def grade(self, responses: Sequence[str], answers: Sequence[str | None]) -> list[Grade]:
-        """As `Grader` says; failures are also logged, once a call."""
+        """Grade as `Grader` says; failures are also logged, once a call."""
         grades = [Grade(None, None, None)] * len(responses)
         pairs = enumerate(zip(responses, answers, strict=True))
         asked = [(place, pair) for place, pair in pairs if pair[1] is not None or self._without_answer]
@@ -131,7 +131,7 @@ class _Pooled:
 
 
 def _find_source(grader: str) -> Path:
-    """The file of `module:function`, looked for as `import` does, but without running anything."""
+    """Find the file of `module:function`, looked for as `import` does, but without running anything."""
     module = grader.partition(":")[0]
     path: Sequence[str] | None = [str(Path.cwd()), *sys.path]
     spec = None

@@ -16,7 +16,7 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def grade_math(response: str, answer: str) -> bool:
-    r"""Whether they agree; the response's mathematics is a plain number, or LaTeX in `$…$`, `\boxed{}` and the like.
+    r"""Tell whether they agree; the response's answer is a plain number, or LaTeX in `$…$`, `\boxed{}` and the like.
 
     Raises:
         ValueError: the answer holds nothing that math-verify can read.

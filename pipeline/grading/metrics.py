@@ -17,7 +17,7 @@ class Answered:
         correct: of each response, None where it could not be graded.
         lengths: of each response, tokens.
         finish_reasons: `stop` or `length`.
-        repetitions: of each response, as `repetition` says it.
+        repetitions: of each response, what `repetition` gives.
     """
 
     correct: Sequence[bool | None]
@@ -27,7 +27,7 @@ class Answered:
 
 
 def compute_metrics(checkpoint: str, greedy: Answered, sampled: Answered, k: int) -> dict[str, Any]:
-    """The flat record of a metrics file.
+    """Compute the flat record of a metrics file.
 
     `greedy` and `avg_at_k` are mean accuracies with their standard errors over prompts, `pass_at_k` is the share of
     prompts with a correct response among the k. `mean_length` (tokens), `truncated` and `repetition` are shares and
@@ -52,8 +52,8 @@ def compute_metrics(checkpoint: str, greedy: Answered, sampled: Answered, k: int
     }
 
 
-def degeneration(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Signs that a checkpoint's writing collapses, in sentences, from its metrics and those of the one before.
+def find_degeneration(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Say what in a checkpoint's metrics, against those of the one before, shows that its writing collapses.
 
     Source: length, truncation and repetition as in Stable-OPD (arXiv:2604.08527); the thresholds are ours.
     """

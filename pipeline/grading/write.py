@@ -35,8 +35,8 @@ class Grading:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def of(self, prompts: Path, rollouts: Path) -> tuple[dict[str, Any], Callable[[Path], None]]:
-        """What a shard of grades is made from, and how: the arguments of `Store.obtain`.
+    def prepare(self, prompts: Path, rollouts: Path) -> tuple[dict[str, Any], Callable[[Path], None]]:
+        """Say what a shard of grades is made from, and how: the arguments of `Store.obtain`.
 
         Args:
             prompts: the shard that has the answers.
@@ -63,7 +63,7 @@ class Grading:
 
 
 def _batches(rollouts: Path) -> Iterator[list[list[str]]]:
-    """Ids, prompts' ids and texts of some row groups at a time: so many that one slow grade holds up few others."""
+    """Read ids, prompts' ids and texts of so many row groups at a time that one slow grade holds up few others."""
     columns = ("rollout_id", "prompt_id", "text")
     batch: list[list[str]] = [[], [], []]
     for group in read_groups(rollouts, ROLLOUTS, columns):
@@ -78,4 +78,4 @@ def grade_shards(folder: Folder, settings: params.GradeSettings, prompts: Sequen
     """Grade the shards of a folder of rollouts into a stage's output."""
     with Grading(settings) as graded:
         for source in prompts:
-            folder.obtain(source.name, *graded.of(source, rollouts / source.name))
+            folder.obtain(source.name, *graded.prepare(source, rollouts / source.name))

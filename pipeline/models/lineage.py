@@ -15,23 +15,23 @@ UNKNOWN = "unknown"
 
 
 def name_teacher(name: str, weights: str) -> dict[str, str]:
-    """How a checkpoint and its rollouts name the teacher of the SFT data."""
+    """Name the teacher of the SFT data as a checkpoint and its rollouts do."""
     return {"name": name, "weights": weights}
 
 
-def teacher_of_checkpoint(folder: Path) -> dict[str, str]:
-    """The teacher that a checkpoint learned from."""
+def read_checkpoint_teacher(folder: Path) -> dict[str, str]:
+    """Read which teacher a checkpoint learned from."""
     return read_checkpoint(folder)["sft_teacher"]
 
 
-def teacher_of_rollouts(path: Path) -> dict[str, str]:
-    """The teacher that the writer of a shard learned from."""
+def read_rollouts_teacher(path: Path) -> dict[str, str]:
+    """Read which teacher the writer of a shard learned from."""
     about = read_about(path)
     return name_teacher(about["made_with"].get("sft_teacher", UNKNOWN), about["identity"].get("sft_teacher", UNKNOWN))
 
 
-def scorer_of_scores(path: Path) -> dict[str, str]:
-    """The model that scored a shard. Names are recorded and not hashed: a teacher may move to another folder."""
+def read_scorer(path: Path) -> dict[str, str]:
+    """Read which model scored a shard. Names are recorded and not hashed: a teacher may move to another folder."""
     about = read_about(path)
     return name_teacher(about["made_with"]["model"], about["identity"]["model"]["weights"])
 

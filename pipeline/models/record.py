@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ModelError
 from pipeline.storage import hashing
@@ -19,13 +19,13 @@ CHECKPOINT = "potstill.json"
 
 
 class Model(BaseModel):
-    """What is known of a model without opening it.
+    """What is known of a model without opening it, as its record on disk says it.
 
     Attributes:
         name: as the user wrote it, or the checkpoint's folder; for people, never hashed.
         location: a folder, or `owner/name` on the Hub.
         commit: the Hub's commit; None for a folder.
-        weights: hash over the configuration and the weight files.
+        weights_hash: over the configuration and the weight files; records and identities call it `weights`.
         tokenizer: hash over the mapping of token strings to ids.
         chat_template: hash of the template.
         vocabulary: rows of the output embedding; log-probabilities are normalised over all of them.
@@ -35,12 +35,12 @@ class Model(BaseModel):
         parameters: how many, or None where the files do not say.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
 
     name: str
     location: str
     commit: str | None
-    weights: str
+    weights_hash: str = Field(validation_alias="weights", serialization_alias="weights")
     tokenizer: str
     chat_template: str
     vocabulary: int
@@ -51,28 +51,28 @@ class Model(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of a model can change a number."""
+        """List what of a model can change a number."""
         return {
-            "weights": self.weights,
+            "weights": self.weights_hash,
             "tokenizer": self.tokenizer,
             "chat_template": self.chat_template,
             "eos_ids": list(self.eos_ids),
         }
 
     def load_tokenizer(self) -> Any:
-        """The tokenizer of transformers, without remote code."""
+        """Load the tokenizer of transformers, without remote code."""
         return _tokenizer(self.location, self.commit)
 
-    def check(self) -> None:
+    def check_unchanged(self) -> None:
         """Compare a folder's files with the record; a Hub model's commit says it all.
 
         Raises:
             ModelError: they changed since.
         """
-        if self.commit is None and (found := _folder_weights(Path(self.location))) != self.weights:
+        if self.commit is None and (found := _folder_weights(Path(self.location))) != self.weights_hash:
             raise ModelError(
                 f"{self.location} is not the model that was recorded: its files hash to {found}, recorded is "
-                f"{self.weights}. Run `dvc repro models` if the change is meant, else restore the folder."
+                f"{self.weights_hash}. Run `dvc repro models` if the change is meant, else restore the folder."
             )
 
 
@@ -96,7 +96,7 @@ def record_model(name: str) -> Model:
 
 
 def read_model(path: Path) -> Model:
-    """The model that a record (JSON) or a checkpoint folder describes.
+    """Read the model that a record (JSON) or a checkpoint folder describes.
 
     Raises:
         ModelError: the path is missing or describes none.
@@ -110,7 +110,7 @@ def read_model(path: Path) -> Model:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
-    """What a checkpoint folder says of its own making: identity, teacher of the SFT data, parents.
+    """Read what a checkpoint folder says of its own making: identity, teacher of the SFT data, parents.
 
     Raises:
         ModelError: it does not say.
@@ -144,12 +144,12 @@ def check_pair(teacher: Model, student: Model) -> None:
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """The prompt's ids: the chat template around the messages, up to where the response begins."""
+    """Render messages as the prompt's ids: the chat template around them, up to where the response begins."""
     return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
 
 
 def read_config(location: str, commit: str | None) -> Any:
-    """The configuration of transformers, without remote code.
+    """Read the configuration of transformers, without remote code.
 
     Raises:
         ModelError: it cannot be read, or the architecture is none of transformers' own.
@@ -196,7 +196,7 @@ def _of_hub(name: str, location: str, revision: str) -> Model:
     return _described(name, location, info.sha, hashing.fingerprint(weights), read_config(location, info.sha))
 
 
-def _described(name: str, location: str, commit: str | None, weights: str, config: Any) -> Model:
+def _described(name: str, location: str, commit: str | None, weights_hash: str, config: Any) -> Model:
     tokenizer = _tokenizer(location, commit)
     if not tokenizer.chat_template:
         raise ModelError(
@@ -209,7 +209,7 @@ def _described(name: str, location: str, commit: str | None, weights: str, confi
         name=name,
         location=location,
         commit=commit,
-        weights=weights,
+        weights_hash=weights_hash,
         tokenizer=hashing.fingerprint(tokenizer.get_vocab()),
         chat_template=hashing.digest(tokenizer.chat_template),
         vocabulary=text.vocab_size,
@@ -221,7 +221,7 @@ def _described(name: str, location: str, commit: str | None, weights: str, confi
 
 
 def _eos_ids(location: str, commit: str | None, tokenizer: Any, config: Any) -> tuple[int, ...]:
-    """Generation's settings may name several; the tokenizer names the one of chat turns."""
+    """Collect the ids that end a response: generation's settings may name several, the tokenizer that of chat turns."""
     from transformers import GenerationConfig
 
     try:

@@ -116,7 +116,7 @@ def open_student(model: Model, dtype: torch.dtype = torch.float32, adapter: str 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model.check()
+    model.check_unchanged()
     try:
         transformer = AutoModelForCausalLM.from_pretrained(
             model.location,

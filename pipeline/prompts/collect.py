@@ -13,7 +13,7 @@ from pipeline.errors import PromptError
 from pipeline.prompts.sources import Row, read_source
 from pipeline.settings.prompts import Prompts, Split
 from pipeline.storage import hashing
-from pipeline.storage.prompts import Prompt, _columns
+from pipeline.storage.prompts import Prompt, prompt_row
 
 VALIDATION = "validation"
 """The split that the opd prompts of the held-out bucket say they belong to."""
@@ -24,7 +24,7 @@ log = logging.getLogger("prompts")
 
 
 def collect_prompts(settings: Prompts) -> dict[Split, list[Prompt]]:
-    """Read every source; each split's prompts, without duplicates, ordered by `prompt_id`.
+    """Read every source, and give each split's prompts, without duplicates, ordered by `prompt_id`.
 
     A prompt may be both in sft and in opd. One that is in evaluation is in no other split, nor is one that differs from
     it in letter case, white space or system message alone.
@@ -57,7 +57,7 @@ def collect_prompts(settings: Prompts) -> dict[Split, list[Prompt]]:
 
 
 def group_by_bucket(prompts: Iterable[Prompt]) -> dict[int, list[Prompt]]:
-    """The prompts of each bucket that has any, in the order given; buckets by number."""
+    """Group prompts by bucket, in the order given; buckets by number, those without any left out."""
     buckets: dict[int, list[Prompt]] = {}
     for prompt in prompts:
         buckets.setdefault(prompt.bucket, []).append(prompt)
@@ -65,17 +65,17 @@ def group_by_bucket(prompts: Iterable[Prompt]) -> dict[int, list[Prompt]]:
 
 
 def choose_bucket(prompt_id: str, buckets: int) -> int:
-    """A prompt's bucket, 0 to `buckets` − 1; it depends on nothing else."""
+    """Choose a prompt's bucket, 0 to `buckets` − 1, from its id and from nothing else."""
     return int(prompt_id, 16) % buckets
 
 
 def hash_prompts(prompts: Iterable[Prompt]) -> str:
-    """A hash of the prompts in their order; where they were read from does not enter."""
-    return hashing.digest(*[hashing.canonical(_columns(prompt)) for prompt in prompts])
+    """Hash the prompts in their order; where they were read from does not enter."""
+    return hashing.digest(*[hashing.canonical(prompt_row(prompt)) for prompt in prompts])
 
 
 def _add(known: dict[str, Row], rows: Sequence[Row]) -> list[str]:
-    """Add rows of one split by their prompt's id; those that contradict an earlier one are told."""
+    """Add rows of one split by their prompt's id, and tell of those that contradict an earlier one."""
     mistakes = []
     for row in rows:
         first = known.setdefault(hashing.digest(hashing.canonical(row.messages)), row)
@@ -100,7 +100,7 @@ def _all_of(mistakes: Sequence[str]) -> PromptError:
 
 
 def _text(messages: Sequence[dict[str, str]]) -> tuple[str, ...]:
-    """What two prompts share that differ in letter case, white space or system message alone."""
+    """Reduce messages to what two prompts share that differ in letter case, white space or system message alone."""
     said = [message for message in messages if message["role"] != "system"]
     return tuple(f"{message['role']}: {' '.join(message['content'].split()).casefold()}" for message in said)
 

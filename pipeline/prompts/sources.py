@@ -83,7 +83,7 @@ def _columns(source: Source) -> list[str]:
 
 
 def _found(source: Source, setting: str) -> Iterator[tuple[str, Any]]:
-    """Each row's place and its fields; of a JSONL file the line itself, which may be anything."""
+    """Find each row's place and its fields; of a JSONL file the line itself, which may be anything."""
     if source.sums is not None:
         # The demo brings its task along; nobody else needs it.
         from pipeline.demo import task
@@ -252,6 +252,6 @@ def _text(value: Any, field: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, as a person who wrote JSON would say it."""
+    """Say what a value is, as a person who wrote JSON would say it."""
     names = {bool: "true or false", int: "a number", float: "a number", str: "text", dict: "an object", list: "a list"}
     return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")

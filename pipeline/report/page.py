@@ -17,7 +17,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from pipeline.errors import ModelError, PotstillError
-from pipeline.grading.metrics import degeneration
+from pipeline.grading.metrics import find_degeneration
 from pipeline.models.record import CHECKPOINT
 from pipeline.report import plots
 from pipeline.report.plots import History, Timing
@@ -164,7 +164,7 @@ def list_alarms(facts: PageData) -> list[tuple[str, str]]:
             found.append((name, f"validation KL rose {rise} (alarm where it rises)."))
     evaluated = [facts.metrics[name] for name in names if name in facts.metrics]
     for before, after in itertools.pairwise(evaluated):
-        found += [(after["checkpoint"], text) for text in degeneration(before, after)]
+        found += [(after["checkpoint"], text) for text in find_degeneration(before, after)]
     return found
 
 

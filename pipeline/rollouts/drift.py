@@ -5,7 +5,7 @@ unbiased estimate of KL(behaviour ‖ now) in nats per token where sampling was 
 Sequence-level weights are useless at thousands of tokens, so the effective sample size is that of tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import numpy as np
 
 from pipeline.engines.engine import Engine, Support, ToScore
 from pipeline.errors import SettingsError
-from pipeline.progress import Progress
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import read_groups, read_shard
@@ -28,7 +27,7 @@ FLOORS = 3
 
 @dataclass(frozen=True)
 class Drift:
-    """A measurement.
+    """How far a student is from the one that wrote some tokens.
 
     Attributes:
         nats: per token, mean of e^d − 1 − d.
@@ -42,7 +41,7 @@ class Drift:
 
 
 def estimate_drift(logratios: np.ndarray) -> Drift:
-    """From d of each token, nats."""
+    """Estimate the drift from d of each token, in nats."""
     d = logratios.astype(np.float64)
     # Far below zero e^d − 1 − d is −d, and expm1 keeps the small ones exact.
     weights = np.exp(d - d.max())
@@ -50,24 +49,25 @@ def estimate_drift(logratios: np.ndarray) -> Drift:
     return Drift(float((np.expm1(d) - d).mean()), float(share), len(d))
 
 
-def measure_drift(engine: Engine, path: Path, rows: int, progress: Progress | None = None) -> Drift:
-    """Score some rows of a shard with the student of now.
+def measure_drift(engine: Engine, path: Path, rows: int) -> Drift:
+    """Measure how far the student of now is from the one that wrote a shard, on some of its rows.
 
     Args:
         engine: that student, open.
         path: the shard of rollouts.
         rows: how many; those with the smallest ids, which are hashes.
-        progress: told of scored responses.
     """
     ids = read_shard(path, ROLLOUTS, ["rollout_id"]).column("rollout_id").to_pylist()
     chosen = sorted(range(len(ids)), key=lambda row: ids[row])[:rows]
     found = dict(_rows(path, set(chosen)))
     prompts, responses, behaviour = zip(*[found[row] for row in chosen], strict=True)
-    return estimate_drift(_now(engine, prompts, responses, progress) - np.concatenate(behaviour))
+    sequences = [ToScore(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    now = engine.score(sequences, Support(0, entropies=False)).sampled_logprobs
+    return estimate_drift(now - np.concatenate(behaviour))
 
 
 def _rows(path: Path, chosen: set[int]) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
-    """Of some rows the prompt's ids, the response's and their log-probabilities; a row group is held at a time."""
+    """Read the prompt's ids, the response's and their log-probabilities of some rows, a row group at a time."""
     first = 0
     for group in read_groups(path, ROLLOUTS, COLUMNS[1:]):
         columns = [from_lists(group.column(name)) for name in COLUMNS[1:]]
@@ -88,10 +88,3 @@ def check_bound(bound: float, floor: float) -> None:
             f"from rounding between writing and scoring), and a bound below {FLOORS} floors ({FLOORS * floor:g}) would "
             "act on that. Raise refresh.bound."
         )
-
-
-def _now(
-    engine: Engine, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], progress: Progress | None
-) -> np.ndarray:
-    sequences = [ToScore(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
-    return engine.score(sequences, Support(0, entropies=False), progress).sampled_logprobs

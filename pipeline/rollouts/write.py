@@ -7,10 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
-from pipeline.engines.engine import OnDemand, Request, Response
+from pipeline.engines.engine import OnDemand, Request
 from pipeline.engines.identity import engine_libraries, identify_engine
 from pipeline.models.record import Model, render_prompt
 from pipeline.progress import Bar, Progress
@@ -18,8 +15,7 @@ from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage import hashing
 from pipeline.storage import rollouts as rollouts_format
 from pipeline.storage.prompts import PROMPTS, Prompt, read_prompts
-from pipeline.storage.ragged import Ragged
-from pipeline.storage.rollouts import ROLLOUTS
+from pipeline.storage.rollouts import ROLLOUTS, Rollout, rollout_table
 from pipeline.storage.shards import Writer, count_rows_and_tokens
 from pipeline.storage.store import Folder
 
@@ -30,52 +26,57 @@ PROMPT_COLUMNS = ("prompt_id", "messages")
 """Of a shard of prompts, what a response depends on; a hint or an answer may change without writing anew."""
 
 
-def identify_rollouts(
-    stage: str,
-    version: int,
-    prompts: Path,
-    model: Model,
-    settings: EngineSettings,
-    sampling: Sampling,
-    samples: int,
-    seed: int,
-    **more: Any,
-) -> dict[str, Any]:
-    """Everything that decides what a shard of rollouts holds.
+@dataclass(frozen=True)
+class Writing:
+    """How responses are written: what decides them besides the prompts.
+
+    Attributes:
+        model: that writes.
+        engine: its settings.
+        sampling: the distribution drawn from.
+        samples: responses to each prompt.
+        seed: of the run.
+    """
+
+    model: Model
+    engine: EngineSettings
+    sampling: Sampling
+    samples: int
+    seed: int
+
+
+def identify_rollouts(stage: str, version: int, prompts: Path, writing: Writing, **more: Any) -> dict[str, Any]:
+    """List everything that decides what a shard of rollouts holds.
 
     Args:
         stage: that writes it.
         version: of the stage.
         prompts: the shard of prompts.
-        model: that writes.
-        settings: of the engine.
-        sampling: the distribution drawn from.
-        samples: responses to each prompt.
-        seed: of the run.
+        writing: how, and with which model.
         more: the round, the teacher of the SFT data; None leaves a fact out.
     """
     return {
         "stage": stage,
         "version": version,
         "format": rollouts_format.VERSION,
-        "model": model.identity,
-        "engine": identify_engine(settings),
-        "sampling": sampling.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"}),
-        "samples": samples,
-        "seed": seed,
+        "model": writing.model.identity,
+        "engine": identify_engine(writing.engine),
+        "sampling": writing.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"}),
+        "samples": writing.samples,
+        "seed": writing.seed,
         "prompts": hashing.hash_columns(prompts, PROMPTS, PROMPT_COLUMNS),
         **{name: value for name, value in more.items() if value is not None},
     }
 
 
 def request_seed(seed: int, round_: str, prompt_id: str, sample: int) -> int:
-    """One seed for each response, so that it does not depend on what else is written. 63 bits."""
+    """Choose the seed of one response, of 63 bits; the response then does not depend on what else is written."""
     return int(hashing.digest(str(seed), round_, prompt_id, str(sample))[:16], 16) >> 1
 
 
 @dataclass(frozen=True)
 class Author:
-    """Who writes, and what is kept of it.
+    """A model that writes, and what is kept of its writing.
 
     Attributes:
         model: opened when something is to be written.
@@ -122,7 +123,7 @@ def write_rollouts(
 
     Args:
         path: of the new file.
-        identity: as `identity` gives it; the settings are read from it, so that no other can be used.
+        identity: as `identify_rollouts` gives it; the settings are read from it, so that no other can be used.
         prompts: of one bucket.
         author: who writes.
         progress: told of finished responses.
@@ -132,64 +133,42 @@ def write_rollouts(
     with Writer(path, ROLLOUTS, dict(identity), footer) as writer:
         tokenizer = author.model.model.load_tokenizer()
         for start in range(0, len(asked), AT_ONCE):
-            writer.write(_written(asked[start : start + AT_ONCE], identity, tokenizer, author, progress))
+            some = asked[start : start + AT_ONCE]
+            writer.write(rollout_table(_draw_rollouts(some, identity, tokenizer, author, progress)))
 
 
-def _written(
+def _draw_rollouts(
     asked: Sequence[tuple[Prompt, int]],
     identity: Mapping[str, Any],
     tokenizer: Any,
     author: Author,
     progress: Progress | None,
-) -> pa.Table:
-    """Some rows of a shard: the responses to prompts by sample number."""
+) -> list[Rollout]:
+    """Have the responses to some prompts by sample number written."""
     sampling = Sampling.model_validate(identity["sampling"])
-    round_, weights, rows = str(identity.get("round", "")), author.model.model.weights, len(asked)
+    round_, writer = str(identity.get("round", "")), author.model.model.weights_hash
     rendered = {prompt.prompt_id: render_prompt(tokenizer, prompt.messages) for prompt, _ in asked}
     requests = [
         Request(rendered[prompt.prompt_id], request_seed(identity["seed"], round_, prompt.prompt_id, sample))
         for prompt, sample in asked
     ]
     responses = author.model.open().generate(requests, sampling, author.top_k, progress)
-    columns: dict[str, Any] = {
-        "rollout_id": [
-            hashing.digest(weights, prompt.prompt_id, str(sample), response.ids.astype("<i4").tobytes())
-            for (prompt, sample), response in zip(asked, responses, strict=True)
-        ],
-        "prompt_id": [prompt.prompt_id for prompt, _ in asked],
-        "sample": [sample for _, sample in asked],
-        "source": [author.source] * rows,
-        "behaviour": [weights] * rows,
-        "written_in": [round_] * rows,
-        "prompt_ids": _lists([request.prompt_ids for request in requests], pa.int32()),
-        "response_ids": _lists([response.ids for response in responses], pa.int32()),
-        "behaviour_logprobs": _lists([response.behaviour_logprobs for response in responses], pa.float32()),
-        "sampling_logprobs": _nullable([response.sampling_logprobs for response in responses], pa.float32()),
-        "behaviour_topk_ids": _topk(responses),
-        "segments": pa.nulls(rows, ROLLOUTS.field("segments").type),
-        "finish_reason": [response.finish_reason for response in responses],
-        "text": tokenizer.batch_decode([response.ids for response in responses], skip_special_tokens=True),
-    }
-    return pa.table(columns, ROLLOUTS)
-
-
-def _lists(rows: Sequence[Any], kind: Any) -> pa.Array:
-    ragged = Ragged.of(rows, kind.to_pandas_dtype())
-    return pa.ListArray.from_arrays(pa.array(ragged.offsets, pa.int32()), pa.array(ragged.values, kind))
-
-
-def _nullable(rows: Sequence[np.ndarray | None], kind: Any) -> pa.Array:
-    present = [row for row in rows if row is not None]
-    assert len(present) in (0, len(rows)), "one distribution is sampled from in one shard"
-    return _lists(present, kind) if present else pa.nulls(len(rows), pa.list_(kind))
-
-
-def _topk(responses: Sequence[Response]) -> pa.Array:
-    if not responses or responses[0].topk_ids is None:
-        return pa.nulls(len(responses), pa.list_(pa.list_(pa.int32())))
-    tops = Ragged.of([response.topk_ids for response in responses if response.topk_ids is not None], np.dtype(np.int32))
-    count, k = tops.values.shape
-    of_tokens = pa.ListArray.from_arrays(
-        pa.array(np.arange(0, count * k + 1, k), pa.int32()), pa.array(tops.values.ravel(), pa.int32())
-    )
-    return pa.ListArray.from_arrays(pa.array(tops.offsets, pa.int32()), of_tokens)
+    texts = tokenizer.batch_decode([response.ids for response in responses], skip_special_tokens=True)
+    return [
+        Rollout(
+            rollout_id=hashing.digest(writer, prompt.prompt_id, str(sample), response.ids.astype("<i4").tobytes()),
+            prompt_id=prompt.prompt_id,
+            sample=sample,
+            source=author.source,
+            behaviour=writer,
+            written_in=round_,
+            prompt_ids=request.prompt_ids,
+            response_ids=response.ids,
+            behaviour_logprobs=response.behaviour_logprobs,
+            finish_reason=response.finish_reason,
+            text=text,
+            sampling_logprobs=response.sampling_logprobs,
+            behaviour_topk_ids=response.topk_ids,
+        )
+        for (prompt, sample), request, response, text in zip(asked, requests, responses, texts, strict=True)
+    ]

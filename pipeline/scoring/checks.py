@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.errors import EngineError, SettingsError, ShardError
-from pipeline.models.lineage import check_teacher, name_teacher, teacher_of_rollouts
+from pipeline.models.lineage import check_teacher, name_teacher, read_rollouts_teacher
 from pipeline.models.record import Model
 from pipeline.scoring.contexts import Contexts, describe_rows
 from pipeline.settings import params
 from pipeline.settings.views import Plain, View
-from pipeline.storage.bucket import Bucket, at
+from pipeline.storage.bucket import Bucket, require_path
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
@@ -39,16 +39,16 @@ def check_models(settings: params.Score, by_view: Mapping[str, Model], rollouts:
         _check_ids(name, view, model)
         if not view.target:
             continue
-        if isinstance(view.context, Plain) and (view.model == "student" or model.weights in writers):
+        if isinstance(view.context, Plain) and (view.model == "student" or model.weights_hash in writers):
             raise SettingsError(
                 f"score.views.{name}: {model.name} is the student itself on the plain prompt: it has nothing to teach. "
                 "Give the view a context that the student does not see, or another model; or, where it is a reference, "
                 "say `target: false`."
             )
         if view.model != "student":
-            scorer = name_teacher(model.name, model.weights)
+            scorer = name_teacher(model.name, model.weights_hash)
             for path in rollouts:
-                check_teacher(teacher_of_rollouts(path), scorer, str(path), settings.allow_sft_teacher, "score")
+                check_teacher(read_rollouts_teacher(path), scorer, str(path), settings.allow_sft_teacher, "score")
     _check_references(settings.views, by_view)
 
 
@@ -60,7 +60,7 @@ def check_rows(name: str, view: View, buckets: Sequence[Bucket]) -> None:
         ShardError: no row would be scored.
     """
     if view.domains:
-        known = {domain for bucket in buckets for domain in _domains(at(bucket.prompts))}
+        known = {domain for bucket in buckets for domain in _domains(require_path(bucket.prompts))}
         if unknown := sorted(set(view.domains) - known):
             raise SettingsError(
                 f"score.views.{name}.domains names {', '.join(unknown)}; the prompts' domains are "
@@ -126,7 +126,7 @@ def _check_references(views: Mapping[str, View], by_view: Mapping[str, Model]) -
     targets = [name for name, view in views.items() if view.target]
     for name, view in views.items():
         for target in targets:
-            same_model = by_view[name].weights == by_view[target].weights
+            same_model = by_view[name].weights_hash == by_view[target].weights_hash
             if not view.target and same_model and view.context == views[target].context:
                 raise SettingsError(
                     f"score.views.{name} (`target: false`) and score.views.{target} are one model in one context "

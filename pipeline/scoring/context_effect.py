@@ -49,7 +49,7 @@ def views_to_compare(name: str, views: Mapping[str, View], by_view: Mapping[str,
     return [
         other
         for other, view in views.items()
-        if by_view[other].weights == by_view[name].weights and view.context != views[name].context
+        if by_view[other].weights_hash == by_view[name].weights_hash and view.context != views[name].context
     ]
 
 

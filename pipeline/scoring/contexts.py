@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.models.record import Model, render_prompt
 from pipeline.settings.views import Context, Feedback, Hint, Instruction, Plain, Prefix, Sibling, View
 from pipeline.storage import hashing
-from pipeline.storage.bucket import Bucket, at
+from pipeline.storage.bucket import Bucket, require_path
 from pipeline.storage.grades import GRADES, Grade, read_grades
 from pipeline.storage.prompts import PROMPTS, Prompt, read_prompts
 from pipeline.storage.ragged import from_lists
@@ -50,13 +50,15 @@ def identify_context(bucket: Bucket, view: View, model: Model) -> dict[str, Any]
         facts |= view.context.model_dump()
         facts["tokenizer"] = model.identity["tokenizer"]
         facts["chat_template"] = model.identity["chat_template"]
-        facts["prompts"] = hashing.hash_columns(at(bucket.prompts), PROMPTS, ("prompt_id", "messages", *of_prompts))
+        facts["prompts"] = hashing.hash_columns(
+            require_path(bucket.prompts), PROMPTS, ("prompt_id", "messages", *of_prompts)
+        )
         if of_rollouts:
             facts["rollouts"] = hashing.hash_columns(bucket.rollouts, ROLLOUTS, of_rollouts)
         if of_grades:
-            facts["grades"] = hashing.hash_columns(at(bucket.grades), GRADES, of_grades)
+            facts["grades"] = hashing.hash_columns(require_path(bucket.grades), GRADES, of_grades)
     if view.domains:
-        found = hashing.hash_columns(at(bucket.prompts), PROMPTS, ("prompt_id", "domain"))
+        found = hashing.hash_columns(require_path(bucket.prompts), PROMPTS, ("prompt_id", "domain"))
         facts["domains"] = {"names": sorted(set(view.domains)), "prompts": found}
     return facts
 
@@ -98,7 +100,7 @@ def describe_rows(bucket: Bucket, view: View) -> list[RowContext]:
     """What each row of a shard is told, in its order; of a plain view of all domains nothing is read, nor returned."""
     if isinstance(view.context, Plain) and not view.domains:
         return []
-    known = {prompt.prompt_id: prompt for prompt in read_prompts(at(bucket.prompts))}
+    known = {prompt.prompt_id: prompt for prompt in read_prompts(require_path(bucket.prompts))}
     ids, prompt_ids = _strings(bucket.rollouts, "rollout_id", "prompt_id")
     asked = [known[prompt_id] for prompt_id in prompt_ids]
     rows = []
@@ -146,11 +148,11 @@ def _texts(context: Context, bucket: Bucket, ids: Sequence[str], asked: Sequence
             return [None if reference is None else take_beginning(reference, share) for reference in references]
         case Sibling():
             (texts,) = _strings(bucket.rollouts, "text")
-            correct = [grade.correct for grade in read_grades(at(bucket.grades), bucket.rollouts)]
+            correct = [grade.correct for grade in read_grades(require_path(bucket.grades), bucket.rollouts)]
             places = choose_siblings(ids, [prompt.prompt_id for prompt in asked], correct)
             return [None if place is None else texts[place] for place in places]
         case Feedback():
-            return [_feedback(grade) for grade in read_grades(at(bucket.grades), bucket.rollouts)]
+            return [_feedback(grade) for grade in read_grades(require_path(bucket.grades), bucket.rollouts)]
 
 
 def _columns(context: Context) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:

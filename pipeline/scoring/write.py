@@ -55,7 +55,7 @@ def identify_scores(job: Job, settings: params.Score, tail: str) -> dict[str, An
         "stage": "score",
         "version": [VERSION, head.VERSION],
         "format": scores_format.VERSION,
-        "model": {"weights": job.model.weights},
+        "model": {"weights": job.model.weights_hash},
         "engine": identify_engine(settings),
         "tail": tail,
         "entropies": settings.entropies and tail == "exact",

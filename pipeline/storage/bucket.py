@@ -40,7 +40,7 @@ def list_buckets(rollouts: Path, prompts: Path, grades: Path) -> list[Bucket]:
     return [Bucket(path, prompts / path.name, grades / path.name) for path in found]
 
 
-def at(path: Path | None) -> Path:
-    """Narrow the path of a file that is to be read: whoever makes a bucket names those that its reader asks for."""
+def require_path(path: Path | None) -> Path:
+    """Take the path of a bucket's file that is to be read; who makes a bucket names those that its reader needs."""
     assert path is not None, "a bucket names every file that is read of it"
     return path

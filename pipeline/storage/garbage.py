@@ -78,5 +78,5 @@ def _is_linked(path: Path) -> bool:
 
 
 def _changed(path: Path) -> float:
-    """When a file was last written, linked or unlinked: what lost its last output today is not a week old."""
+    """Say when a file was last written, linked or unlinked: what lost its last output today is not a week old."""
     return max([path.stat().st_ctime, *(file.stat().st_ctime for file in _files(path))])

@@ -1,14 +1,14 @@
 """Shards of grades: whether each response is right, in the order of the rollouts."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pyarrow as pa
 
 from pipeline.errors import ShardError
 from pipeline.storage.rollouts import ROLLOUTS
-from pipeline.storage.shards import read_shard
+from pipeline.storage.shards import make_table, read_shard
 
 VERSION = 1  # raise it when a column's meaning changes; shards of grades are then made again
 
@@ -38,23 +38,21 @@ class Grade:
 
 
 def grade_table(rollout_ids: Sequence[str], grades: Sequence[Grade]) -> pa.Table:
-    """Rows of a shard of grades."""
-    columns = zip(*[astuple(grade) for grade in grades], strict=True) if grades else ([], [], [])
-    arrays = [pa.array(rollout_ids, pa.string())]
-    arrays += [pa.array(column, field.type) for column, field in zip(columns, list(GRADES)[1:], strict=True)]
-    return pa.table(arrays, GRADES)
+    """Make the rows of a shard of grades."""
+    columns = {field.name: [getattr(grade, field.name) for grade in grades] for field in fields(Grade)}
+    return make_table({"rollout_id": rollout_ids, **columns}, GRADES)
 
 
 def read_grades(path: Path, rollouts: Path) -> list[Grade]:
-    """The grades of a shard's rows, in their order.
+    """Read the grades of a shard's rows, in their order.
 
     Raises:
         ShardError: they are not of these rollouts.
     """
-    table = read_shard(path, GRADES)
+    names = [field.name for field in fields(Grade)]
+    table = read_shard(path, GRADES, ["rollout_id", *names])
     if table.column("rollout_id") != read_shard(rollouts, ROLLOUTS, ["rollout_id"]).column("rollout_id"):
         raise ShardError(
             f"{path} does not grade the rows of {rollouts}, in their order. Remove it and run `dvc repro`."
         )
-    columns = (table.column(name).to_pylist() for name in ("correct", "reward", "feedback"))
-    return [Grade(*row) for row in zip(*columns, strict=True)]
+    return [Grade(**row) for row in table.select(names).to_pylist()]

@@ -15,7 +15,7 @@ from pipeline.storage.shards import open_parquet, read_groups
 
 
 def digest(*parts: str | bytes) -> str:
-    """128 bits in hex; the parts are told apart."""
+    """Hash texts and bytes to 128 bits in hex; ("ab", "c") and ("a", "bc") differ."""
     state = xxhash.xxh3_128()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -25,17 +25,17 @@ def digest(*parts: str | bytes) -> str:
 
 
 def canonical(value: Any) -> str:
-    """JSON with one spelling for each value, for hashing."""
+    """Write a value as JSON with one spelling for each value, for hashing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
-    """The name of what these facts make."""
+    """Name what these facts make, by their hash."""
     return digest(canonical(identity))
 
 
 def hash_columns(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:
-    """A hash over exactly these columns, in row order; what the others hold does not enter."""
+    """Hash exactly these columns, in row order; what the others hold does not enter."""
     names = sorted(columns)
     states = {name: xxhash.xxh3_128() for name in names}
     for group in read_groups(path, schema, names):
@@ -46,7 +46,7 @@ def hash_columns(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:
 
 
 def _feed(state: Any, array: pa.Array) -> None:
-    """Values, never buffers: a slice and its copy hash alike."""
+    """Add an array's values to a hash, never its buffers: a slice and its copy hash alike."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     state.update(str(array.type).encode())
@@ -66,7 +66,7 @@ def _feed(state: Any, array: pa.Array) -> None:
 
 
 def hash_path(path: Path) -> str:
-    """Hash of what a shard, a folder or any other file holds; of a shard not of how it was encoded."""
+    """Hash what a shard, a folder or any other file holds; how a shard was encoded does not enter."""
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.is_file())
         return digest(*[f"{file.relative_to(path)}:{_bytes_hash(file)}" for file in inside])

@@ -4,7 +4,7 @@ import importlib.metadata
 
 
 def library_versions(*distributions: str) -> dict[str, str]:
-    """The versions of `potstill` and of these distributions, by their names on PyPI, where they are installed."""
+    """List the versions of `potstill` and of these distributions, by their names on PyPI, where they are installed."""
     found = {}
     for name in ("potstill", *distributions):
         try:

@@ -38,7 +38,7 @@ def write_manifest(folder: Path, entries: dict[str, Entry]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:
-    """The entries that a folder's manifest lists.
+    """Read the entries that a folder's manifest lists.
 
     Raises:
         ShardError: there is no manifest: the stage that writes the folder has not finished.
@@ -53,7 +53,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
 
 
 def verify_folder(folder: Path) -> list[str]:
-    """Recompute a folder's manifest; what does not fit, one sentence each."""
+    """Recompute a folder's manifest, and tell what does not fit in one sentence each."""
     listed = read_manifest(folder)
     wrong = [f"{folder / name} is not in {MANIFEST}" for name in _names(folder) if name not in listed]
     for name, entry in listed.items():
@@ -71,7 +71,7 @@ def verify_folder(folder: Path) -> list[str]:
 
 
 def read_identity(path: Path) -> dict[str, Any]:
-    """The identity that a shard, a checkpoint folder or a JSON entry carries.
+    """Read the identity that a shard, a checkpoint folder or a JSON entry carries.
 
     Raises:
         ShardError: it carries none.
@@ -86,5 +86,5 @@ def read_identity(path: Path) -> dict[str, Any]:
 
 
 def _names(folder: Path) -> list[str]:
-    """What a manifest answers for; a folder inside that has its own answers for itself."""
+    """List what a manifest answers for; a folder inside that has its own answers for itself."""
     return sorted(path.name for path in folder.iterdir() if path.name != MANIFEST and not (path / MANIFEST).exists())

@@ -1,7 +1,7 @@
 """Shards of prompts: messages, and where known an answer and a hint."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +50,19 @@ class Prompt:
 def write_prompts(path: Path, identity: dict[str, Any], made_with: dict[str, Any], prompts: Iterable[Prompt]) -> None:
     """Write one shard of prompts."""
     with Writer(path, PROMPTS, identity, made_with) as writer:
-        writer.write(pa.Table.from_pylist([_columns(prompt) for prompt in prompts], PROMPTS))
+        writer.write(pa.Table.from_pylist([prompt_row(prompt) for prompt in prompts], PROMPTS))
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of one shard, ordered by `prompt_id`.
+    """Read the prompts of one shard, ordered by `prompt_id`.
 
     Raises:
         ShardError: the file is missing, damaged or of another format.
     """
-    rows = read_shard(path, PROMPTS).to_pylist()
+    rows = read_shard(path, PROMPTS, [field.name for field in fields(Prompt)]).to_pylist()
     return [Prompt(**row | {"messages": tuple(row["messages"])}) for row in rows]
 
 
-def _columns(prompt: Prompt) -> dict[str, Any]:
+def prompt_row(prompt: Prompt) -> dict[str, Any]:
+    """Spell a prompt as the columns of its row; a column that `Prompt` does not have is null in the shard."""
     return vars(prompt) | {"messages": list(prompt.messages)}

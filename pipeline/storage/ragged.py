@@ -10,7 +10,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Ragged:
-    """Row i is `values[offsets[i]:offsets[i + 1]]`.
+    """Rows of unequal length, end to end in one array: row i is `values[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
         values: all rows end to end; its first axis is the one that is cut into rows.
@@ -21,7 +21,7 @@ class Ragged:
     offsets: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[Sequence[float] | np.ndarray], dtype: type[np.generic] | np.dtype) -> "Ragged":
+    def from_rows(cls, rows: Iterable[Sequence[float] | np.ndarray], dtype: type[np.generic] | np.dtype) -> "Ragged":
         """Lay the rows end to end."""
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
         values = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
@@ -45,11 +45,11 @@ class Ragged:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Values in each row, int64."""
+        """Count the values in each row, int64."""
         return np.diff(self.offsets)
 
     def take(self, rows: np.ndarray | Sequence[int]) -> "Ragged":
-        """These rows, in this order."""
+        """Copy these rows, in this order."""
         chosen = [self[int(row)] for row in rows]
         values = np.concatenate(chosen) if chosen else self.values[:0]
         return Ragged.cut(values, np.array([len(row) for row in chosen], dtype=np.int64))
@@ -63,8 +63,29 @@ def to_list_array(lengths: np.ndarray, values: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
 
+def to_lists(rows: Sequence[np.ndarray | Sequence[Any] | None], kind: pa.DataType) -> pa.Array:
+    """Make a list or list<list> column of numbers from the value of each row.
+
+    Args:
+        rows: one array for each row, [T], or [T, k] for list<list>; or None for each.
+        kind: of the column.
+    """
+    present = [row for row in rows if row is not None]
+    if not present:
+        return pa.nulls(len(rows), kind)
+    assert len(present) == len(rows), "a column is null in all rows of a shard or in none"
+    is_nested = pa.types.is_list(kind.value_type)
+    number = kind.value_type.value_type if is_nested else kind.value_type
+    laid = Ragged.from_rows(present, number.to_pandas_dtype())
+    values = pa.array(laid.values.ravel(), number)
+    if is_nested:
+        count, k = laid.values.shape
+        values = to_list_array(np.full(count, k), values)
+    return to_list_array(laid.lengths, values)
+
+
 def from_lists(column: pa.ChunkedArray | pa.Array) -> Ragged:
-    """A list column without nulls as numpy, without copying where Arrow allows."""
+    """Turn a list column without nulls into numpy, without copying where Arrow allows."""
     array = _whole(column)
     assert array.null_count == 0
     offsets = array.offsets.to_numpy().astype(np.int64)
@@ -72,13 +93,13 @@ def from_lists(column: pa.ChunkedArray | pa.Array) -> Ragged:
 
 
 def from_nested_lists(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, Ragged]:
-    """A list<list> column without nulls: tokens of each row, and the entries cut by token."""
+    """Turn a list<list> column without nulls into the tokens of each row, and the entries cut by token."""
     array = _whole(column)
     return list_lengths(array), from_lists(array.flatten())
 
 
 def _whole(column: pa.ChunkedArray | pa.Array) -> Any:
-    """A column as one array."""
+    """Join a column's chunks into one array."""
     if isinstance(column, pa.ChunkedArray):
         return (
             column.chunk(0)
@@ -89,7 +110,7 @@ def _whole(column: pa.ChunkedArray | pa.Array) -> Any:
 
 
 def list_lengths(array: pa.Array) -> np.ndarray:
-    """Values in each row of a list column; a null row has none."""
+    """Count the values in each row of a list column; a null row has none."""
     if array.null_count == 0:
         return np.diff(array.offsets.to_numpy()).astype(np.int64)
     return array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -41,7 +41,7 @@ def normalise(logprobs: Ragged, tails: np.ndarray, path: Path) -> tuple[np.ndarr
 
 
 def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, path: Path) -> None:
-    """A sum may be off by 1e-3, or by what values rounded to 16 bits (2^-11 of each) can put together, if more."""
+    """Refuse a sum that is off by over 1e-3 and by more than rounding to 16 bits (2^-11 of each value) explains."""
     values = np.maximum(logprobs.values.astype(np.float64), -700.0)  # 0 · −inf would be no number
     rounding = 2**-11 * _sums(-np.exp(values) * values, logprobs.offsets)
     excess = np.abs(totals) - np.maximum(rounding, 1e-3)
@@ -52,7 +52,7 @@ def _refuse_more_than_rounding(totals: np.ndarray, logprobs: Ragged, path: Path)
 
 
 def _sums(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The sum of each row, of fp32 to a few units in its last place; 0 for an empty row."""
+    """Sum each row, of fp32 to a few units in its last place; 0 for an empty row."""
     starts, is_filled = offsets[:-1], offsets[1:] > offsets[:-1]
     if is_filled.all() and len(starts):
         return np.add.reduceat(values, starts)

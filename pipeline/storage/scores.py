@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.storage.ragged import Ragged, to_list_array
 from pipeline.storage.rounding import round_to_half
-from pipeline.storage.shards import IDS, NATS, SMALL
+from pipeline.storage.shards import IDS, NATS, SMALL, make_table
 
 VERSION = 1  # raise it when a column's meaning changes; shards of scores are then made again
 
@@ -53,7 +52,7 @@ class Scores:
 def score_table(
     rollout_ids: Sequence[str], lengths: np.ndarray, scores: Scores, context_hashes: Sequence[str]
 ) -> pa.Table:
-    """The rows of a score shard, from one array per column; no Python object per token.
+    """Make the rows of a score shard, from one array per column; no Python object per token.
 
     Args:
         rollout_ids: of the rows, in the order of the rollout shard.
@@ -75,16 +74,13 @@ def score_table(
         "support_logprobs": per_entry(pa.array(round_to_half(scores.logprobs.values), pa.float32())),
         "own": per_row(pa.array(scores.own, pa.uint16())),
         "tail_logprobs": per_row(pa.array(scores.tail_logprobs, pa.float32())),
-        "entropies": pa.nulls(len(lengths), NATS)
-        if scores.entropies is None
-        else per_row(pa.array(scores.entropies, pa.float32())),
         "context_hash": pa.array(context_hashes, pa.string()),
-        "skipped": pa.nulls(len(lengths), pa.string()),
     }
-    return pa.table(columns, SCORES)
+    if scores.entropies is not None:
+        columns["entropies"] = per_row(pa.array(scores.entropies, pa.float32()))
+    return make_table(columns, SCORES)
 
 
 def skipped_table(rollout_ids: Sequence[str], reasons: Sequence[str]) -> pa.Table:
-    """Rows of a score shard that have no score, and why."""
-    columns: dict[str, Any] = {field.name: pa.nulls(len(reasons), field.type) for field in SCORES}
-    return pa.table(columns | {"rollout_id": pa.array(rollout_ids), "skipped": pa.array(reasons)}, SCORES)
+    """Make the rows of a score shard that have no score, and say why."""
+    return make_table({"rollout_id": rollout_ids, "skipped": reasons}, SCORES)

@@ -6,10 +6,13 @@ the prompt, and nothing is stored for the prompt's own tokens.
 
 A shard is one Parquet file: the rollouts, grades or scores of one bucket of prompts, in row groups of `GROUP_ROWS`
 rows. Log-probabilities are in nats, at temperature 1, over the whole vocabulary, unless a column says otherwise.
+
+A kind of shard (`prompts`, `rollouts`, `grades`, `scores`) is a module beside this one, and knows its columns alone:
+what is here follows from a schema, so that a new column edits no other file of this folder.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +38,14 @@ class Writer:
     def __init__(self, path: Path, schema: pa.Schema, identity: dict[str, Any], made_with: dict[str, Any]):
         about = json.dumps({"identity": identity, "made_with": made_with}, sort_keys=True)
         self._schema = schema.with_metadata({_ABOUT: about.encode()})
-        # Byte planes of fp32 rounded to fp16 hold zeros, which zstd removes; DuckDB cannot read fp16 so encoded.
-        planes = [name for name in _leaves(schema) if name.split(".")[0] in _SPLIT]
+        leaves = _name_leaves(schema)
+        planes = [name for name, kind in leaves.items() if _is_in_byte_planes(name, kind)]
         self._writer = pq.ParquetWriter(
             path,
             self._schema,
             compression="zstd",
             compression_level=1,
-            use_dictionary=[name for name in _leaves(schema) if name not in planes],  # pyright: ignore[reportArgumentType]
+            use_dictionary=[name for name in leaves if name not in planes],  # pyright: ignore[reportArgumentType]
             column_encoding=dict.fromkeys(planes, "BYTE_STREAM_SPLIT"),
         )
         self._pending: list[pa.Table] = []
@@ -71,26 +74,41 @@ class Writer:
         self._rows -= whole
 
 
-_SPLIT = {
-    "prompt_ids", "response_ids", "behaviour_logprobs", "sampling_logprobs", "behaviour_topk_ids",
-    "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "entropies",
-}  # fmt: skip
-"""Columns of numbers that are written in byte planes (measured: ids 111 against 138 bytes per token at K = 64)."""
+def make_table(columns: Mapping[str, pa.Array | Sequence[Any]], schema: pa.Schema) -> pa.Table:
+    """Put the columns of one kind of shard together; a nullable column that is not given is null in every row.
+
+    Args:
+        columns: by name, all of one length, as the schema types them.
+        schema: of the kind.
+    """
+    assert columns.keys() <= set(schema.names), f"{sorted(columns.keys() - set(schema.names))} are no columns"
+    rows = len(next(iter(columns.values())))
+    given = {field.name: pa.nulls(rows, field.type) for field in schema if field.nullable} | dict(columns)
+    return pa.table({name: given[name] for name in schema.names}, schema)
 
 
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Parquet's names of the leaf columns; an encoding given to anything else is silently ignored."""
-    names = []
+def _name_leaves(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """Name the leaf columns as Parquet does, with their types; an encoding given to another name is ignored."""
+    found: dict[str, pa.DataType] = {}
     for field in schema:
         name, kind = field.name, field.type
         while pa.types.is_list(kind):
             name, kind = f"{name}.list.element", kind.value_type
-        names += [f"{name}.{child.name}" for child in kind] if pa.types.is_struct(kind) else [name]
-    return names
+        found |= {f"{name}.{child.name}": child.type for child in kind} if pa.types.is_struct(kind) else {name: kind}
+    return found
+
+
+def _is_in_byte_planes(name: str, kind: pa.DataType) -> bool:
+    """Tell whether a leaf holds 32-bit numbers in lists, as nearly all bytes of a shard do.
+
+    Byte planes of fp32 rounded to fp16 hold zeros, which zstd removes (DuckDB cannot read fp16 so encoded); ids take
+    111 bytes per token at K = 64 in them, 138 otherwise (measured).
+    """
+    return name.endswith(".list.element") and kind in (pa.int32(), pa.float32())
 
 
 def list_shards(folder: Path, stage: str) -> list[Path]:
-    """The shards of a folder by name.
+    """List the shards of a folder by name.
 
     Raises:
         ShardError: there are none; `stage` is named as the one that makes them.
@@ -104,23 +122,25 @@ def list_shards(folder: Path, stage: str) -> list[Path]:
 
 
 def read_shard(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """A whole shard, or some columns of it.
+    """Read a whole shard, or some columns of it, into memory.
 
     Raises:
-        ShardError: the file is cut off, damaged or of another format.
+        ShardError: the file is cut off or damaged, or lacks one of these columns; others that it lacks do not matter.
     """
-    return pa.concat_tables(list(read_groups(path, schema, columns)) or [schema.empty_table()])
+    none = schema.empty_table().select(list(columns or schema.names))
+    return pa.concat_tables(list(read_groups(path, schema, columns)) or [none])
 
 
 def read_groups(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The same, a row group at a time."""
-    file = _open(path, schema)
+    """Read as `read_shard`, a row group at a time."""
+    wanted = columns or schema.names
+    file = _open(path, wanted)
     for number in range(file.num_row_groups):
-        yield read_group(path, file, number, columns or schema.names)
+        yield read_group(path, file, number, wanted)
 
 
 def read_group(path: Path, file: pq.ParquetFile, number: int, columns: Sequence[str]) -> pa.Table:
-    """One row group of an open shard."""
+    """Read some columns of one row group of an open shard."""
     try:
         return file.read_row_group(number, columns=list(columns)).select(list(columns)).replace_schema_metadata()
     except (OSError, pa.ArrowException) as error:
@@ -128,22 +148,23 @@ def read_group(path: Path, file: pq.ParquetFile, number: int, columns: Sequence[
 
 
 def rows_per_group(path: Path) -> list[int]:
-    """Rows of each row group, from the footer."""
+    """Count the rows of each row group, from the footer alone."""
     with open_parquet(path) as file:
         return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What the footer says: `identity` and `made_with`."""
+    """Read what the footer says: `identity` and `made_with`.
+
+    Raises:
+        ShardError: it says nothing, so another program wrote the file.
+    """
     with open_parquet(path) as file:
-        metadata = file.schema_arrow.metadata or {}
-    if _ABOUT not in metadata:
-        raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
-    return json.loads(metadata[_ABOUT])
+        return _about(path, file)
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """A Parquet file, open; its caller closes it.
+    """Open a Parquet file; its caller closes it.
 
     Raises:
         ShardError: it is missing, cut off or damaged.
@@ -156,15 +177,23 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise _unreadable(path, error) from None
 
 
-def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+def _open(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
     file = open_parquet(path)
-    missing = [name for name in schema.names if name not in file.schema_arrow.names]
+    missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
+        stage = _about(path, file)["identity"].get("stage", "unknown")
         raise ShardError(
-            f"{path} lacks {', '.join(missing)}: it has {', '.join(file.schema_arrow.names)}. "
-            "It was written by another version of Potstill; `dvc repro` makes it anew."
+            f"{path} lacks {', '.join(missing)}: it has {', '.join(file.schema_arrow.names)}. It was written by "
+            f"the stage `{stage}` of another version of Potstill; `dvc repro` runs it again and makes the file anew."
         )
     return file
+
+
+def _about(path: Path, file: pq.ParquetFile) -> dict[str, Any]:
+    metadata = file.schema_arrow.metadata or {}
+    if _ABOUT not in metadata:
+        raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
+    return json.loads(metadata[_ABOUT])
 
 
 def _unreadable(path: Path, error: Exception) -> ShardError:
@@ -172,7 +201,7 @@ def _unreadable(path: Path, error: Exception) -> ShardError:
 
 
 def count_rows_and_tokens(path: Path) -> tuple[int, int]:
-    """Rows, and response tokens where the shard has any."""
+    """Count the rows, and the response tokens where the shard has any."""
     with open_parquet(path) as file:
         names, total = file.schema_arrow.names, file.metadata.num_rows
         per_token = next((name for name in ("response_ids", "sampled_logprobs") if name in names), None)

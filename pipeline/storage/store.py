@@ -39,11 +39,11 @@ class Store:
         self.root = root
 
     def path(self, fingerprint: str, suffix: str) -> Path:
-        """Where an entry is, or would be; a folder has the suffix ''."""
+        """Say where an entry is, or would be; a folder has the suffix ''."""
         return self.root / fingerprint[:2] / f"{fingerprint}{suffix}"
 
     def has(self, identity: dict[str, Any], suffix: str = ".parquet") -> bool:
-        """Whether this was made already."""
+        """Tell whether this was made already."""
         return self.path(hashing.fingerprint(identity), suffix).exists()
 
     def obtain(
@@ -100,7 +100,7 @@ class Store:
         return Entry(**json.loads(_side(final).read_text())["entry"])
 
     def entries(self) -> list[Path]:
-        """Every finished file and folder."""
+        """List every finished file and folder."""
         found = [path for path in self.root.glob("??/*") if path.suffix != ".json" or path.name.count(".") == 1]
         return sorted(path for path in found if not path.name.endswith(".entry.json") and ".making-" not in path.name)
 
@@ -141,7 +141,7 @@ class Folder:
         (path / MANIFEST).unlink(missing_ok=True)
 
     def obtain(self, name: str, identity: dict[str, Any], make: Callable[[Path], None]) -> Entry:
-        """As `Store.obtain`, with `name` in this folder as target."""
+        """Find or make what `identity` describes, as `Store.obtain` does, under `name` in this folder."""
         obtained = self.store.obtain(identity, make, Path(name).suffix, self.path / name)
         self.entries[name] = obtained.entry
         self.seconds.append(obtained.seconds)
@@ -158,17 +158,17 @@ class Folder:
 
     @property
     def rows(self) -> int:
-        """Rows of all shards."""
+        """Count the rows of all shards."""
         return sum(entry.rows for entry in self.entries.values())
 
     @property
     def tokens(self) -> int:
-        """Response tokens in all shards."""
+        """Count the response tokens in all shards."""
         return sum(entry.tokens for entry in self.entries.values())
 
     @property
     def bytes(self) -> int:
-        """Bytes of all files."""
+        """Count the bytes of all files."""
         return sum(entry.bytes for entry in self.entries.values())
 
 
@@ -179,7 +179,7 @@ def _bytes(path: Path) -> int:
 
 
 def _check_size(final: Path, entry: Entry) -> None:
-    """An output that is cut off is cut off here too, being the same inode; to link it again would repair nothing."""
+    """Refuse a file that was cut off as an output, being the same inode; to link it again would repair nothing."""
     if (found := _bytes(final)) != entry.bytes:
         raise ShardError(
             f"{final} has {found} bytes, {entry.bytes} were written: it is cut off or was changed. Remove it and run "

@@ -49,7 +49,7 @@ class VllmEngine:
     """A model of vLLM's; generating and scoring by hidden states are two engines, of which one is open at a time."""
 
     def __init__(self, model: Model, settings: EngineSettings, machine: Machine):
-        model.check()
+        model.check_unchanged()
         self.device = process.find_device(machine)
         self.model, self.settings, self.machine = model, settings, machine
         self.context = context_limit(model, settings)

@@ -1,7 +1,6 @@
-"""Rules that hold between files: names of stages, libraries in one place, what dvc.yaml must list, fast doors.
+"""Rules that hold between files: names of stages, what dvc.yaml must list, fast doors.
 
-What is compared: dvc.yaml, the scripts in stages/, the sections of params.yaml and the classes in pipeline/settings/;
-and the import statements of every module.
+What is compared: dvc.yaml, the scripts in stages/, the sections of params.yaml and the classes in pipeline/settings/.
 """
 
 import ast
@@ -44,37 +43,12 @@ the teacher's own responses are scored as the student's are."""
 NOT_SETTINGS_OF_A_STAGE = {"grade", "rounds"}
 """Sections of params.yaml that several stages read, so no script has their name."""
 
-HOMES = {
-    "vllm": {"engines/vllm/engine", "engines/vllm/lora", "engines/vllm/process"},
-    "lightning": {"training/fit", "training/module", "training/callbacks"},
-    "duckdb": {"report/sql"},
-    "plotly": {"report/plots", "report/page"},
-    "jinja2": {"report/page"},
-    "datasets": {"prompts/sources"},
-    "peft": {"models/student"},
-    "math_verify": {"grading/math"},
-    "transformers": {"demo/models", "engines/hf", "models/record", "models/student"},
-}
-"""Who may import what."""
-
-
 ENGINES = [name for name in get_args(EngineName) if name != "fake"]
 """Those that dvc.yaml tracks: `fake` is of the tests alone."""
 
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def imported(path: Path) -> set[str]:
-    """Every module that a file imports, also inside functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(str(node.module))
-    return found
 
 
 def entry(name: str) -> dict:
@@ -111,18 +85,6 @@ def test_every_stage_has_one_name_in_four_places():
 def test_rounds_are_settings_of_the_report_alone():
     """In the params of a round's stage a new round would run all of them again."""
     assert [name for name in DAG if "rounds" in tracked(name)[0]] == ["report"]
-
-
-@pytest.mark.parametrize("library", HOMES)
-def test_a_library_stays_at_home(library):
-    users = {name_of(path) for path in MODULES if library in {name.split(".")[0] for name in imported(path)}}
-    assert users == {f"pipeline/{home}.py" for home in HOMES[library]}
-
-
-def test_no_module_of_the_library_knows_a_stage():
-    for path in MODULES:
-        if path.is_relative_to(ROOT / "pipeline"):
-            assert not {name for name in imported(path) if name.split(".")[0] == "stages"}, path
 
 
 def test_only_settings_know_the_settings_files():

@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself. `make` alone says what there is.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench check clean clean-data
+.PHONY: help setup demo quick test plants bench check clean clean-data
 .DELETE_ON_ERROR:
 
 # The stages of dvc.yaml call `python`: it has to be the one of .venv.
@@ -30,8 +30,17 @@ export METRICS
 
 WORKERS := 2
 
+quick: $(READY) ## Lint and the quick tests, in a minute: what to wait for while you work
+	@ruff check .
+	@ruff format --check .
+	@lint-imports --no-logo --no-cache
+	@OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+
 test: $(READY) ## Run every test that this machine can run (WORKERS=2 processes of one thread each)
 	@OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile $(if $(shell nvidia-smi 2>/dev/null),,-m "not gpu")
+
+plants: $(READY) ## Plant each bug of tests/planted_bugs.py, and see that the tests find it
+	@python -m tests.planted_bugs
 
 bench: $(READY) ## Measure what the README claims, each against a baseline of the same run, on two cores
 	@failed=; for claim in head train_step live scoring shards packing; do echo; echo "benchmarks.$$claim"; \
@@ -39,9 +48,10 @@ bench: $(READY) ## Measure what the README claims, each against a baseline of th
 		python -m benchmarks.$$claim --check || failed="$$failed $$claim"; done; \
 		[ -z "$$failed" ] || { echo "make bench: missed a bar:$$failed"; exit 1; }
 
-check: $(READY) ## Run the linters and the type checker
+check: $(READY) ## Run the linters, the contract of imports and the type checker
 	@ruff check .
 	@ruff format --check .
+	@lint-imports --no-logo --no-cache
 	@pyright
 
 clean: ## Remove .venv and caches; data, finished shards and DVC's cache stay

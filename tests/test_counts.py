@@ -333,6 +333,7 @@ def test_a_first_run_makes_everything(finished):
     assert finished[2] == added(everything, evaluated(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in ROWS.items()])
 def test_a_change_makes_again_only_what_depends_on_it(row, finished, tmp_path, monkeypatch):
     project, order = dag.copy(finished[0], tmp_path / "project"), finished[1]

@@ -25,7 +25,10 @@ WHOLE = Sampling(max_tokens=12)
 FOUR = Support(4)
 KNOW_WHAT_THEY_DREW_FROM = ["fake", "hf"]
 NO_VLLM = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
-NAMES = [pytest.param(name, marks=[NO_VLLM] if name == "vllm" else []) for name in sorted(get_args(EngineName))]
+NAMES = [
+    pytest.param(name, marks=[NO_VLLM, pytest.mark.slow] if name == "vllm" else [])
+    for name in sorted(get_args(EngineName))
+]
 ROUNDING = {"fake": 2e-6, "hf": 2e-6, "vllm": 2e-5}
 """Nats, fp32: between writing and scoring, and between an engine and the table."""
 

@@ -82,6 +82,7 @@ def fail_on_one() -> None:
     torch.zeros(1)
 
 
+@pytest.mark.slow
 def test_every_process_knows_its_place_and_the_first_one_answers():
     assert run_on_devices(place, 2, 7) == [7, 0, 2]
 

@@ -1,4 +1,4 @@
-"""What the README and CONTRIBUTING tell people to type and where to look, against the programs and files there are.
+"""What README, benchmarks/README and CONTRIBUTING tell people to type and where to look, against what there is.
 
 Commands are parsed by the programs' own parsers and not run, but for SQL, which is run over a small project.
 """
@@ -21,6 +21,7 @@ from tests import example_data
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text()
 CONTRIBUTING = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
 
 
@@ -32,7 +33,7 @@ def _blocks(text: str, language: str) -> list[str]:
 
 COMMANDS = [
     words
-    for block in _blocks(README, "bash")
+    for block in _blocks(README + BENCHMARKS, "bash")
     for line in block.splitlines()
     for command in re.split(r"\s&&\s", line)
     if (words := shlex.split(command, comments=True))
@@ -56,7 +57,7 @@ def test_no_command_is_of_a_program_that_nobody_checks():
 
 
 def test_every_make_target_exists():
-    spoken_of = re.findall(r"`make ([a-z-]+)`", README + CONTRIBUTING)
+    spoken_of = re.findall(r"`make ([a-z-]+)`", README + BENCHMARKS + CONTRIBUTING)
     assert {*(words[0] for words in _of("make")), *spoken_of} <= _targets()
 
 
@@ -89,10 +90,13 @@ def test_every_dvc_command_parses_and_names_a_stage():
             assert set(arguments.targets) <= {*defined, *stages}
 
 
-def test_every_stage_that_is_run_by_hand_parses():
-    called = re.findall(r"python -m (stages\.\w+)", README + CONTRIBUTING)
+def test_every_module_that_is_run_by_hand_is_there():
+    called = re.findall(r"python -m ([a-z]\w+\.\w+)", README + BENCHMARKS + CONTRIBUTING)
+    assert {module.partition(".")[0] for module in called} == {"stages", "benchmarks", "tests"}
     for module in called:
-        assert callable(importlib.import_module(module).main)
+        assert (ROOT / Path(*module.split(".")).with_suffix(".py")).is_file(), module
+        if module.startswith("stages."):
+            assert callable(importlib.import_module(module).main)
 
 
 def test_every_copied_file_is_there():
@@ -137,16 +141,31 @@ def test_every_file_of_the_tree_exists():
     assert [path for path in paths if path not in made_by_running and not (ROOT / path).exists()] == []
 
 
-@pytest.mark.parametrize(("path", "text"), [("README.md", README), (".github/CONTRIBUTING.md", CONTRIBUTING)])
-def test_every_file_that_is_named_exists(path: str, text: str):
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
-    quoted = re.findall(r"`((?:pipeline|stages|tests|presets|engines)/[\w/.]+)`", text)
+TEXTS = {"README.md": README, "benchmarks/README.md": BENCHMARKS, ".github/CONTRIBUTING.md": CONTRIBUTING}
+
+
+@pytest.mark.parametrize("path", TEXTS)
+def test_every_file_that_is_named_exists(path: str):
+    links = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", TEXTS[path])
+    quoted = re.findall(r"`((?:pipeline|stages|tests|presets|engines)/[\w/.]+)`", TEXTS[path])
     missing = [
         name
         for name in [*links, *quoted]
-        if not any((root / name).exists() for root in (ROOT, (ROOT / path).parent, ROOT / "pipeline"))
+        if "NAME" not in name  # of a file that a contributor adds
+        and not any((root / name).exists() for root in (ROOT, (ROOT / path).parent, ROOT / "pipeline"))
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("path", TEXTS)
+def test_every_heading_that_is_linked_exists(path: str):
+    for file, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", TEXTS[path]):
+        headings = re.findall(
+            r"^#+ (.*)$", ((ROOT / path).parent / file).read_text() if file else TEXTS[path], re.MULTILINE
+        )
+        # As GitHub does: letters, digits, spaces and hyphens stay, and a space is a hyphen.
+        anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert anchor in anchors, (file, anchor)
 
 
 def test_the_six_parts_are_there_in_their_order():

@@ -117,6 +117,7 @@ def outside(truth, ids):
     return np.array([np.exp(row).sum() for row in others])
 
 
+@pytest.mark.slow
 def test_behaviour_logprobs_are_those_of_the_whole_distribution_at_temperature_one(written, truth):
     _, responses = written
     ids = of_responses(responses, "ids")
@@ -126,6 +127,7 @@ def test_behaviour_logprobs_are_those_of_the_whole_distribution_at_temperature_o
     assert all(response.sampling_logprobs is None for response in responses)
 
 
+@pytest.mark.slow
 def test_behaviour_logprobs_do_not_know_the_sampling(writer, folder):
     request = Request([5, 6, 7], seed=3)
     cold = Sampling(max_tokens=12, temperature=0.5, top_p=0.9, top_k=9)
@@ -138,6 +140,7 @@ def test_behaviour_logprobs_do_not_know_the_sampling(writer, folder):
     assert response.topk_ids is None
 
 
+@pytest.mark.slow
 def test_responses_end_at_the_models_own_ids_and_keep_them(written):
     _, responses = written
     assert {response.finish_reason for response in responses} == {"stop", "length"}
@@ -146,6 +149,7 @@ def test_responses_end_at_the_models_own_ids_and_keep_them(written):
         assert (response.ids[-1] == 0) == (response.finish_reason == "stop")
 
 
+@pytest.mark.slow
 def test_a_response_depends_on_its_own_seed_alone(writer, written):
     requests, responses = written
     np.testing.assert_array_equal(writer.generate(requests[5:6], WHOLE)[0].ids, responses[5].ids)
@@ -153,6 +157,7 @@ def test_a_response_depends_on_its_own_seed_alone(writer, written):
     assert len({tuple(response.ids) for response in same_prompt}) > 1
 
 
+@pytest.mark.slow
 def test_greedy_takes_the_likeliest_id_each_time(writer, folder):
     response = writer.generate([Request([9, 8], 1)], Sampling(max_tokens=6, temperature=0.0))[0]
     transformer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -160,6 +165,7 @@ def test_greedy_takes_the_likeliest_id_each_time(writer, folder):
     np.testing.assert_array_equal(response.ids, logprobs.argmax(axis=1))
 
 
+@pytest.mark.slow
 def test_hidden_states_give_what_transformers_says(exact, sequences, truth):
     ids = of_responses(sequences, "response_ids")
     scores = exact.score(sequences, Support(5))
@@ -172,6 +178,7 @@ def test_hidden_states_give_what_transformers_says(exact, sequences, truth):
     np.testing.assert_allclose(scores.entropies, -(np.exp(truth) * truth).sum(axis=1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_hidden_states_serve_any_ids(exact, sequences, truth):
     random = np.random.default_rng(1)
     asked_ids = [random.integers(-1, 37, (len(one.response_ids), 4)) for one in sequences]
@@ -184,6 +191,7 @@ def test_hidden_states_serve_any_ids(exact, sequences, truth):
         assert scores.tail_logprobs[token] == pytest.approx(np.log(outside(truth[[token]], [kept])[0]), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_prompt_logprobs_give_what_transformers_says_but_for_the_tail(derived, sequences, truth):
     ids = of_responses(sequences, "response_ids")
     scores = derived.score(sequences, Support(5))
@@ -195,6 +203,7 @@ def test_prompt_logprobs_give_what_transformers_says_but_for_the_tail(derived, s
     assert derived.tail == "derived"
 
 
+@pytest.mark.slow
 def test_both_ways_cut_at_the_same_mass(derived, exact, sequences):
     support = Support(30, mass=0.7, min_k=2)
     one, other = derived.score(sequences, support), exact.score(sequences, support)
@@ -203,6 +212,7 @@ def test_both_ways_cut_at_the_same_mass(derived, exact, sequences):
     np.testing.assert_array_equal(one.ids.values, other.ids.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["exact", "derived"])
 def test_a_response_scores_the_same_alone_and_among_others(way, sequences, request):
     engine = request.getfixturevalue(way)
@@ -214,6 +224,7 @@ def test_a_response_scores_the_same_alone_and_among_others(way, sequences, reque
     np.testing.assert_allclose(alone.tail_logprobs, together.tail_logprobs[piece], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_what_writes_also_measures_drift(writer, written, sequences):
     """`refresh` scores sampled tokens alone, on the engine that writes."""
     scores = writer.score(sequences, Support(0, entropies=False))
@@ -222,6 +233,7 @@ def test_what_writes_also_measures_drift(writer, written, sequences):
     assert not scores.tail_logprobs.any()
 
 
+@pytest.mark.slow
 def test_progress_counts_every_response_and_token(exact, writer, written, sequences):
     told = []
     exact.score(sequences, Support(1), lambda *counts: told.append(counts))
@@ -232,6 +244,7 @@ def test_progress_counts_every_response_and_token(exact, writer, written, sequen
     assert [sum(column) for column in zip(*told, strict=True)] == [len(lengths), sum(lengths)]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_vllm_starts(model):
     engine = VllmEngine(model, WRITING, SMALL_BATCHES)
     with pytest.raises(EngineError, match=r"132 tokens.*context is 128"):
@@ -257,6 +270,7 @@ def test_what_does_not_fit_is_refused_before_vllm_starts(model):
     assert scoring._runner is None
 
 
+@pytest.mark.slow
 def test_a_rejected_request_is_told_and_the_next_one_runs(writer, written):
     requests, responses = written
     too_long = VllmRequest([5] * 400, writer._sampling_params(requests[0], WHOLE, 0))
@@ -355,6 +369,7 @@ def test_an_adapter_that_vllm_cannot_serve_is_refused(tmp_path):
 # In one process an engine that closes ends the others: these two come after all that share engines.
 
 
+@pytest.mark.slow
 def test_one_engine_both_scores_and_writes(model, sequences, written):
     """Two engines of vLLM's, of which one is open at a time."""
     with VllmEngine(model, EXACT, SMALL_BATCHES) as engine:
@@ -363,6 +378,7 @@ def test_one_engine_both_scores_and_writes(model, sequences, written):
     np.testing.assert_allclose(scores.sampled_logprobs, of_responses(again, "behaviour_logprobs"), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_adapter_changes_scores_as_merging_it_does(folder, model, tmp_path, sequences, truth):
     from peft import LoraConfig, get_peft_model
 

@@ -18,7 +18,8 @@ from ruamel.yaml import YAML
 from pipeline.grading.write import Grading
 from pipeline.models.record import Model
 from pipeline.rollouts.write import identify_rollouts
-from pipeline.scoring.write import Job, identify_scores
+from pipeline.scoring.plan import identify_scores
+from pipeline.scoring.reading import read_bucket
 from pipeline.settings import params
 from pipeline.settings.models import Demo, EngineName, EngineSettings, Sampling, TinyModel, Training
 from pipeline.settings.recipe import load_recipe
@@ -157,7 +158,7 @@ def identities(tmp_path):
 
     def scored(engine: EngineName):
         settings = params.Score(engine=engine, views={"teacher": view})
-        return identify_scores(Job(Bucket(rollout_shard, shard, shard), view, model), settings, "exact")
+        return identify_scores(read_bucket(Bucket(rollout_shard), [view]), view, model, settings)
 
     def trained(recipe: str):
         data = hash_shard(Bucket(rollout_shard))
@@ -208,7 +209,7 @@ def test_every_version_that_is_hashed_is_tracked(identities, monkeypatch, entry)
 @pytest.mark.parametrize("script", STAGES)
 def test_every_stage_tracks_a_version_of_its_own(script):
     text = (ROOT / "stages" / f"{script}.py").read_text()
-    own = "pipeline/scoring/write.py" if "VERSION = SCORING_VERSION" in text else f"stages/{script}.py"
+    own = "pipeline/scoring/__init__.py" if "VERSION = SCORING_VERSION" in text else f"stages/{script}.py"
     for name in entries_of(script):
         assert own in tracked(name)[1]
     assert "\nVERSION = " in text

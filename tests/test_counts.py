@@ -303,7 +303,7 @@ ROWS = {
         },
     ),
     "VERSION of scoring": raised(
-        "pipeline.scoring.write",
+        "pipeline.scoring",
         {"score@r1 teacher": ALL, "score@r1 hinted": ALL, "score@r2 teacher": STALE, "score@r2 hinted": STALE},
     ),
     **{

@@ -11,14 +11,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from pipeline.engines.engine import Request, Support, ToScore, open_engine
+from pipeline.engines.engine import WRITING, EngineUse, Request, ScoreRequest, open_engine
 from pipeline.engines.fake import bigram_logprobs
 from pipeline.errors import EngineError
+from pipeline.head.support import Support
 from pipeline.models.record import record_model
-from pipeline.settings import params
 from pipeline.settings.machine import Machine, VllmMachine
 from pipeline.settings.models import EngineName, EngineSettings, Sampling
-from pipeline.settings.views import SupportSettings, View
 from tests import tiny_models
 
 WHOLE = Sampling(max_tokens=12)
@@ -59,11 +58,10 @@ class Opened(dict):
 def _vllm(model, stack):
     """Write with one engine of vLLM and score with another, as the stages do in their own processes."""
     machine = Machine(vllm=VllmMachine(enforce_eager=True))
-    view = View(support=SupportSettings(top_k=37))
-    scoring = params.Score(engine="vllm", views={"teacher": view})
+    settings = EngineSettings(engine="vllm")
     writer, scorer = (
-        stack.enter_context(open_engine(model, settings, machine))
-        for settings in (EngineSettings(engine="vllm"), scoring)
+        stack.enter_context(open_engine(model, settings, machine, use))
+        for use in (WRITING, EngineUse("hidden_states", 37))
     )
     return SimpleNamespace(generate=writer.generate, score=scorer.score)
 
@@ -79,10 +77,8 @@ def written(engine, count=12, sampling=WHOLE):
 
 
 def scored(engine, asked, responses, support=FOUR, **more):
-    sequences = [
-        ToScore(request.prompt_ids, response.ids, **more) for request, response in zip(asked, responses, strict=True)
-    ]
-    return engine.score(sequences, support)
+    pairs = zip(asked, responses, strict=True)
+    return engine.score([ScoreRequest(one.prompt_ids, response.ids, **more) for one, response in pairs], support)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -137,7 +133,7 @@ def test_an_engine_finds_what_the_table_says(opened, name):
     asked, responses = written(opened["fake"], 8)
     random = np.random.default_rng(0)
     sequences = [
-        ToScore(request.prompt_ids, response.ids, random.integers(-1, 30, (len(response.ids), 3)))
+        ScoreRequest(request.prompt_ids, response.ids, random.integers(-1, 30, (len(response.ids), 3)))
         for request, response in zip(asked, responses, strict=True)
     ]
     for support in (Support(5), Support(30, mass=0.8, min_k=2), Support(0), Support(37)):

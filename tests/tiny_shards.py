@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engines.engine import Engine, Request, Support, ToScore
+from pipeline.engines.engine import Engine, Request, ScoreRequest
+from pipeline.head.support import Support
 from pipeline.settings.models import Sampling
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.rollouts import ROLLOUTS
@@ -82,7 +83,7 @@ def _scores(
     number: int, requests: list[Request], responses: list[np.ndarray], scorer: Engine, top_k: int, shift: int
 ) -> pa.Table:
     scored = [
-        ToScore(request.prompt_ids, np.roll(response, shift))
+        ScoreRequest(request.prompt_ids, np.roll(response, shift))
         for request, response in zip(requests, responses, strict=True)
     ]
     lengths = np.array([len(response) for response in responses])

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.engines.engine import Engine, Support, ToScore
+from pipeline.engines.engine import Engine, ScoreRequest
 from pipeline.errors import SettingsError
+from pipeline.head.support import Support
 from pipeline.progress import Progress
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
@@ -93,5 +94,5 @@ def check_bound(bound: float, floor: float) -> None:
 def _now(
     engine: Engine, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray], progress: Progress | None
 ) -> np.ndarray:
-    sequences = [ToScore(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    sequences = [ScoreRequest(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
     return engine.score(sequences, Support(0, entropies=False), progress).sampled_logprobs

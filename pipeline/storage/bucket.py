@@ -38,9 +38,3 @@ def list_buckets(rollouts: Path, prompts: Path, grades: Path) -> list[Bucket]:
     """
     found = list_shards(rollouts, "refresh")
     return [Bucket(path, prompts / path.name, grades / path.name) for path in found]
-
-
-def at(path: Path | None) -> Path:
-    """Narrow the path of a file that is to be read: whoever makes a bucket names those that its reader asks for."""
-    assert path is not None, "a bucket names every file that is read of it"
-    return path

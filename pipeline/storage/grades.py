@@ -51,8 +51,23 @@ def read_grades(path: Path, rollouts: Path) -> list[Grade]:
     Raises:
         ShardError: they are not of these rollouts.
     """
-    table = read_shard(path, GRADES)
-    if table.column("rollout_id") != read_shard(rollouts, ROLLOUTS, ["rollout_id"]).column("rollout_id"):
+    rollout_ids = read_shard(rollouts, ROLLOUTS, ["rollout_id"]).column("rollout_id").to_pylist()
+    return list_grades(read_shard(path, GRADES), path, rollout_ids, rollouts)
+
+
+def list_grades(table: pa.Table, path: Path, rollout_ids: Sequence[str], rollouts: Path) -> list[Grade]:
+    """List the grades of a shard that has been read.
+
+    Args:
+        table: the whole shard.
+        path: where it was read.
+        rollout_ids: of the rollouts, in their order.
+        rollouts: where these were read.
+
+    Raises:
+        ShardError: they are not of these rollouts.
+    """
+    if table.column("rollout_id").to_pylist() != list(rollout_ids):
         raise ShardError(
             f"{path} does not grade the rows of {rollouts}, in their order. Remove it and run `dvc repro`."
         )

@@ -114,7 +114,7 @@ def read_shard(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 
 def read_groups(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """The same, a row group at a time."""
-    file = _open(path, schema)
+    file = open_shard(path, schema)
     for number in range(file.num_row_groups):
         yield read_group(path, file, number, columns or schema.names)
 
@@ -136,7 +136,12 @@ def rows_per_group(path: Path) -> list[int]:
 def read_about(path: Path) -> dict[str, Any]:
     """What the footer says: `identity` and `made_with`."""
     with open_parquet(path) as file:
-        metadata = file.schema_arrow.metadata or {}
+        return parse_footer(path, file)
+
+
+def parse_footer(path: Path, file: pq.ParquetFile) -> dict[str, Any]:
+    """Parse what the footer of an open shard says: `identity` and `made_with`."""
+    metadata = file.schema_arrow.metadata or {}
     if _ABOUT not in metadata:
         raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
     return json.loads(metadata[_ABOUT])
@@ -156,7 +161,12 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise _unreadable(path, error) from None
 
 
-def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+def open_shard(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    """Open a shard of this kind; its caller closes it.
+
+    Raises:
+        ShardError: it is missing, cut off, damaged or of another format.
+    """
     file = open_parquet(path)
     missing = [name for name in schema.names if name not in file.schema_arrow.names]
     if missing:
@@ -175,8 +185,17 @@ def count_rows_and_tokens(path: Path) -> tuple[int, int]:
     """Rows, and response tokens where the shard has any."""
     with open_parquet(path) as file:
         names, total = file.schema_arrow.names, file.metadata.num_rows
-        per_token = next((name for name in ("response_ids", "sampled_logprobs") if name in names), None)
-        if per_token is None:
-            return total, 0
-        columns = [read_group(path, file, number, [per_token]).column(0) for number in range(file.num_row_groups)]
-    return total, sum(int(list_lengths(chunk).sum()) for column in columns for chunk in column.chunks)
+        per_token = [name for name in _PER_TOKEN if name in names][:1]
+        groups = (
+            read_group(path, file, number, per_token) for number in range(file.num_row_groups if per_token else 0)
+        )
+        return total, sum(count_tokens(group) for group in groups)
+
+
+_PER_TOKEN = ("response_ids", "sampled_logprobs")
+
+
+def count_tokens(group: pa.Table) -> int:
+    """Count the response tokens of some rows of a shard; 0 of one that has none."""
+    name = next((name for name in _PER_TOKEN if name in group.column_names), None)
+    return 0 if name is None else sum(int(list_lengths(chunk).sum()) for chunk in group.column(name).chunks)

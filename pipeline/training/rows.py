@@ -20,10 +20,11 @@ from pipeline.objectives.inputs import Inputs, Target
 from pipeline.settings.recipe import Recipe
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.ragged import Ragged, from_lists
+from pipeline.storage.scores import Scores
 from pipeline.storage.shards import read_group, rows_per_group
 from pipeline.training.facts import Facts, rollout_columns
 from pipeline.training.preference_pairs import find_partners
-from pipeline.training.targets import ViewGroup, build_target, decode_view, target_columns, unscored_view
+from pipeline.training.targets import build_target, decode_view, target_columns, unscored_view
 
 WINDOW = 32
 """Row groups whose rows are shuffled together: 2,048 rows."""
@@ -37,7 +38,7 @@ class _Group:
 
     prompts: Ragged
     responses: Ragged
-    views: Mapping[str, ViewGroup]
+    views: Mapping[str, Scores]
     facts: Mapping[str, np.ndarray]
 
     def tokens(self, row: int) -> slice:

@@ -36,7 +36,7 @@ log = logging.getLogger("score")
 
 @dataclass(frozen=True)
 class ScoreFolders:
-    """What the stage reads and writes.
+    """The files and folders that the stage reads and writes.
 
     Attributes:
         rollouts: the responses.

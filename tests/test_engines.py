@@ -13,11 +13,15 @@ import pytest
 
 from pipeline.engines.engine import WRITING, EngineUse, Request, ScoreRequest, open_engine
 from pipeline.engines.fake import bigram_logprobs
+from pipeline.engines.identity import name_tail
 from pipeline.errors import EngineError
 from pipeline.head.support import Support
 from pipeline.models.record import record_model
+from pipeline.scoring.plan import choose_use
+from pipeline.settings import params
 from pipeline.settings.machine import Machine, VllmMachine
 from pipeline.settings.models import EngineName, EngineSettings, Sampling
+from pipeline.settings.views import SupportSettings, View
 from tests import tiny_models
 
 WHOLE = Sampling(max_tokens=12)
@@ -236,3 +240,23 @@ def test_a_limit_beyond_the_models_own_context_is_refused(folders, name):
     model = record_model(str(folders["qwen3"]))
     with pytest.raises(EngineError, match=r"max_model_len is 129, and .* has a context of 128 tokens"):
         open_engine(model, EngineSettings(engine=name, max_model_len=129), Machine())
+
+
+def test_how_tails_come_about_is_known_without_opening_a_model():
+    ways = {"exact": EngineUse("hidden_states"), "derived": EngineUse("prompt_logprobs"), "written": WRITING}
+    for name in ("hf", "fake"):
+        assert {name_tail(name, use) for use in ways.values()} == {"exact"}
+    assert {way: name_tail("vllm", use) for way, use in ways.items()} == {
+        "exact": "exact",
+        "derived": "derived",
+        "written": "derived",
+    }
+
+
+def test_the_score_stage_opens_an_engine_for_its_largest_top_k():
+    views = {name: View(support=SupportSettings(top_k=k)) for name, k in (("teacher", 8), ("wide", 64))}
+    ids_alone = {"ids": View(support=SupportSettings(ids=(1,)))}
+    settings = params.Score(engine="vllm", views=views | ids_alone)
+    assert choose_use(settings) == EngineUse("hidden_states", 64)
+    by_prompt_logprobs = params.Score(engine="vllm", views=views, hidden_states=False)
+    assert choose_use(by_prompt_logprobs) == EngineUse("prompt_logprobs", 64)

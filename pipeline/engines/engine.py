@@ -71,7 +71,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class EngineUse:
-    """What an engine is opened for, besides its settings.
+    """The work that an engine is opened for, besides its settings.
 
     Attributes:
         scores_by: an engine that only scores does it from last hidden states with the project's own head, or from its
@@ -84,7 +84,7 @@ class EngineUse:
 
 
 WRITING = EngineUse()
-"""Of an engine that writes, and scores what it wrote by the way."""
+"""The use of an engine that writes, and scores what it wrote by the way."""
 
 
 class Engine(Protocol):

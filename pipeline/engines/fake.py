@@ -66,7 +66,7 @@ class BigramEngine:
             for position, (before, token) in enumerate(zip(last, map(int, request.response_ids), strict=True)):
                 row = self.logprobs[before]
                 asked = () if request.asked_ids is None else request.asked_ids[position]
-                kept = _kept(row, support)
+                kept = _choose_own(row, support)
                 more = sorted({int(id_) for id_ in asked if id_ >= 0} - set(kept), key=lambda id_: (-row[id_], id_))
                 outside = np.delete(row, kept + more)
                 sampled.append(row[token])
@@ -98,7 +98,7 @@ class BigramEngine:
             ids.append(last)
             behaviour.append(row[last])
             sampled.append(warped[last])
-            tops.append(_kept(row, Support(top_k)))
+            tops.append(_choose_own(row, Support(top_k)))
         return Response(
             np.array(ids, np.int32),
             np.array(behaviour, np.float32),
@@ -126,8 +126,8 @@ def bigram_logprobs(folder: Path) -> np.ndarray:
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
-def _kept(row: np.ndarray, support: Support) -> list[int]:
-    """The ids of a view's own support, written as slowly and as plainly as its definition."""
+def _choose_own(row: np.ndarray, support: Support) -> list[int]:
+    """Choose the ids of a view's own support, as slowly and as plainly as its definition says."""
     order = sorted(range(len(row)), key=lambda id_: (-row[id_], id_))[: support.top_k]
     if support.mass is None:
         return order

@@ -196,7 +196,7 @@ class _Draw(LogitsProcessor):
 
 
 def _pad_asked(asked: list[np.ndarray | None]) -> torch.Tensor | None:
-    """One padded matrix from those of the sequences."""
+    """Lay the sequences' matrices end to end, as wide as the widest."""
     widths = [0 if ids is None else ids.shape[1] for ids in asked]
     if not any(widths):
         return None

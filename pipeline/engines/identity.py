@@ -1,4 +1,4 @@
-"""What of an engine can change a number, and which libraries it computes with; no model is opened for it."""
+"""Facts of an engine without opening a model: what can change a number, how tails come about, its libraries."""
 
 import importlib
 from pathlib import Path

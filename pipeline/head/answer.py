@@ -1,4 +1,4 @@
-"""What training asks of each token, and the answer: small tensors, with gradient."""
+"""Ask and Answer: what training wants to know of each token, as small tensors with gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ from torch.utils._pytree import register_dataclass
 
 @dataclass(frozen=True)
 class Ask:
-    """What is wanted of each of T tokens.
+    """The question about each of T tokens.
 
     Attributes:
         sampled_ids: int64 [T], the response tokens.

@@ -1,4 +1,4 @@
-"""What scoring asks of each token: the model's own likeliest ids, those asked for, and the tail."""
+"""Scoring tokens: log-probabilities at the model's own likeliest ids and at those asked for, and the tail."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from pipeline.head.support import Support
 
 @dataclass(frozen=True)
 class PaddedScores:
-    """What scoring keeps of T tokens, in nats; entries are padded with id −1 behind the last.
+    """The scores of T tokens, in nats; entries are padded with id −1 behind the last.
 
     Attributes:
         sampled: [T] log-probability of the response tokens.

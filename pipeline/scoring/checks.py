@@ -1,4 +1,4 @@
-"""What of a plan is refused before a model loads: what it would cost GPU hours to find out, or never be found."""
+"""Checks of a plan before a model loads: of what would cost GPU hours to find out, or never be found."""
 
 import logging
 from collections import Counter

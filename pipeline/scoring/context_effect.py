@@ -69,7 +69,7 @@ def check_contexts_differ(folders: Mapping[str, Path]) -> None:
 
 
 def least_kl(one: Scores, other: Scores) -> np.ndarray:
-    """What KL(one ‖ other) is at least at each token, from what both views stored.
+    """Bound KL(one ‖ other) from below at each token, from what both views stored.
 
     The larger of two KLs of coarser outcomes, each at most the KL over the vocabulary (data-processing inequality): the
     ids that both kept and all else; the sampled token and all else, for views that have few or no ids in common.
@@ -89,7 +89,7 @@ def least_kl(one: Scores, other: Scores) -> np.ndarray:
 
 
 def _divergence(logprobs: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """What an outcome adds to the KL, from its two log-probabilities."""
+    """An outcome's share of the KL, from its two log-probabilities."""
     logprobs = logprobs.astype(np.float64)
     return np.exp(logprobs) * (logprobs - others)
 
@@ -104,7 +104,7 @@ def _tokens_of_entries(scores: Scores) -> np.ndarray:
 
 
 def _log_mass_outside(scores: Scores, entries: np.ndarray) -> np.ndarray:
-    """For each token the log of the probability outside these entries."""
+    """Log of the probability outside these entries, [T]."""
     is_outside = np.ones(len(scores.ids.values), bool)
     is_outside[entries] = False
     masses = np.exp(scores.logprobs.values[is_outside].astype(np.float64))
@@ -113,13 +113,13 @@ def _log_mass_outside(scores: Scores, entries: np.ndarray) -> np.ndarray:
 
 
 def _log(masses: np.ndarray) -> np.ndarray:
-    """Of 0, which rounding can leave, the log of what would not count either."""
+    """Logarithm of masses that rounding may have made 0: these count as 1e-30."""
     return np.log(np.maximum(masses, 1e-30))
 
 
 @dataclass(frozen=True, eq=False)
 class _Shard:
-    """What is compared of a shard of scores: the context of every row, and the rows of the first row group."""
+    """A shard of scores as it is compared: the context of every row, and the rows of the first row group."""
 
     contexts: pa.Table
     first_rows: pa.Table

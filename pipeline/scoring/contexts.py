@@ -23,7 +23,7 @@ from pipeline.storage.ragged import Ragged
 
 @dataclass(frozen=True)
 class RowContext:
-    """What a row's model is told besides the messages.
+    """The text that a view shows its model with one row's messages, or why there is none.
 
     Attributes:
         prompt: that it responds to.
@@ -38,7 +38,7 @@ class RowContext:
 
 @dataclass(frozen=True, eq=False)
 class ShardContexts:
-    """What a view's model sees before each response of a shard.
+    """The token ids that a view's model sees before each response of a shard.
 
     Attributes:
         lengths: int32 [rows], tokens; 0 where a row has no context.
@@ -165,7 +165,7 @@ def choose_siblings(ids: Sequence[str], prompt_ids: Sequence[str], correct: Sequ
 
 
 def _texts(context: Context, rows: BucketRows, asked: Sequence[Prompt]) -> Sequence[str | None]:
-    """What the template shows each row besides the prompt; None where there is no such thing."""
+    """Each row's text for the template, besides the prompt; None where the row has none."""
     match context:
         case Plain() | Instruction():
             return [""] * len(asked)

@@ -41,7 +41,7 @@ from pipeline.storage.store import Store
 
 @dataclass(frozen=True, eq=False)
 class ScoreJob:
-    """One view of one shard of rollouts: all that is needed to write its scores, but for the open model.
+    """One shard of rollouts to be scored by one view: all that writing the scores needs, but for the open model.
 
     Attributes:
         bucket: the shards.
@@ -74,7 +74,7 @@ class ScoreJob:
 
 @dataclass(frozen=True)
 class PlannedBucket:
-    """What the checks ask of a bucket.
+    """A bucket as the checks need it.
 
     Attributes:
         bucket: the shards.
@@ -210,7 +210,7 @@ class _BucketPlanner:
 
 
 def _without_others(view: View) -> View:
-    """A view at its own ids alone: two views may ask for each other's."""
+    """Take other views' ids out of a view's support: two views may ask for each other's."""
     return view.model_copy(update={"support": view.support.model_copy(update={"same_as": (), "behaviour": False})})
 
 

@@ -1,4 +1,4 @@
-"""What planning reads of a bucket: each of its shards is opened once, for all views together."""
+"""Reading a bucket for the plan: each of its shards is opened once, for all views together."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -44,7 +44,7 @@ def write_scores(path: Path, job: ScoreJob, engine: Engine, progress: Progress |
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is wanted of the rows of a row group: contexts or why there are none, ids asked for, own ids."""
+    """A row group's contexts (or why a row has none), the ids asked for at each token, and the own ids to keep."""
 
     contexts: Sequence[np.ndarray | str]
     asked: Sequence[np.ndarray] | None
@@ -79,7 +79,7 @@ def _score_group(group: pa.Table, wanted: _Wanted, engine: Engine, progress: Pro
 def _collect_asked(
     group: pa.Table, others: Sequence[pa.Table], ids_everywhere: Sequence[int]
 ) -> list[np.ndarray] | None:
-    """For each row the ids [T, k] to score besides the model's own, padded with −1; None where nothing is asked."""
+    """Collect each row's ids [T, k] to score besides the model's own, padded with −1; None where nothing is asked."""
     has_behaviour = "behaviour_topk_ids" in group.column_names
     if not others and not has_behaviour and not ids_everywhere:
         return None

@@ -31,7 +31,7 @@ SCORES = pa.schema(
 
 @dataclass(frozen=True)
 class Scores:
-    """What one view says of some responses, laid end to end: T tokens, each with its own number of entries.
+    """One view of some responses, laid end to end: T tokens, each with its own number of entries.
 
     Engines give it, score shards hold it, and training and the comparison of views read it back.
 
@@ -133,7 +133,7 @@ def score_table(
 
 
 def skipped_table(rollout_ids: Sequence[str], reasons: Sequence[str]) -> pa.Table:
-    """Rows of a score shard that have no score, and why."""
+    """Make the rows of a score shard that have no score; each says why."""
     columns: dict[str, Any] = {field.name: pa.nulls(len(reasons), field.type) for field in SCORES}
     return pa.table(columns | {"rollout_id": pa.array(rollout_ids), "skipped": pa.array(reasons)}, SCORES)
 

@@ -15,7 +15,7 @@ from pipeline.storage.ragged import Ragged
 from pipeline.storage.scores import Scores, decode_scores
 
 COLUMNS = ("rollout_id", "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "skipped")
-"""Of a score shard, what training always reads; a recipe's own columns come to these."""
+"""Columns of a score shard that training always reads; a recipe may add some."""
 
 
 def target_columns(recipe: Recipe | None, view: str) -> tuple[str, ...]:

@@ -35,7 +35,8 @@ from pipeline.engines.engine import OnDemand
 from pipeline.models.record import Model, record_model
 from pipeline.models.student import open_student
 from pipeline.rollouts.write import Author, Writing, identify_rollouts, write_rollouts
-from pipeline.scoring.write import Job, identify_scores, write_scores
+from pipeline.scoring.plan import plan_scores
+from pipeline.scoring.write import write_scores
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Sampling, Training
@@ -161,9 +162,9 @@ def offline(folder: Path, asked: list[str]) -> Seconds:
             identity = identify_rollouts("refresh", 1, wanted, drawn)
             with clocked(writing):
                 write_rollouts(written, identity, read_prompts(wanted), Author(writer, "student"))
-            job = Job(Bucket(written, wanted, wanted), view, teacher)
             with clocked(scoring_):
-                write_scores(scored, identify_scores(job, settings, "exact"), job, scorer.open())
+                plan = plan_scores(settings, {"teacher": teacher}, ["teacher"], [Bucket(written, wanted)])
+                write_scores(scored, plan.views["teacher"][0], scorer.open())
             sources.append(Bucket(written, scores={"teacher": scored}))
     timed = count_rows_and_tokens(sources[1].rollouts)[1]
     return {

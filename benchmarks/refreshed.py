@@ -14,7 +14,6 @@ from benchmarks.runs import ROUND_1, Facts, Run
 from pipeline import command
 from pipeline.settings import params
 from pipeline.settings.machine import load_machine
-from pipeline.storage.bucket import list_buckets
 from pipeline.storage.store import Store
 from stages import refresh, score, train
 
@@ -79,10 +78,17 @@ def _write(settings: params.Params, folders: train.TrainFolders, prompts: list[P
     refresh.run(writing, settings.grade, machine, store, part, written)
     views = {"teacher": settings.score.views["teacher"].model_copy(update={"support": _alone(settings)})}
     scoring = settings.score.model_copy(update={"views": views})
-    buckets = list_buckets(folders.rollouts, folders.prompts, folders.grades)
-    models = Path("data/models/teacher.json"), folders.student
-    out = folders.teacher_scores, folders.view_scores
-    score.run(scoring, machine, store, buckets, *models, Path("data/scores/r0"), *out)
+    scored = score.ScoreFolders(
+        rollouts=folders.rollouts,
+        prompts=folders.prompts,
+        grades=folders.grades,
+        teacher=Path("data/models/teacher.json"),
+        student=folders.student,
+        previous=Path("data/scores/r0"),
+        teacher_out=folders.teacher_scores,
+        views_out=folders.view_scores,
+    )
+    score.run(scoring, machine, store, scored)
 
 
 def _alone(settings: params.Params) -> Any:

@@ -26,15 +26,14 @@ from benchmarks import qwen3
 from benchmarks.measure import in_child, seconds
 from benchmarks.qwen3 import VOCABULARY
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline.engines.engine import Support, ToScore, open_engine
+from pipeline.engines.engine import EngineUse, ScoreRequest, open_engine
 from pipeline.engines.hf import HfEngine
 from pipeline.engines.vllm import process
+from pipeline.head.support import Support
 from pipeline.models.packing import build_pack, plan_packs
 from pipeline.models.record import record_model
-from pipeline.settings import params
 from pipeline.settings.machine import Machine, VllmMachine
 from pipeline.settings.models import EngineName, EngineSettings
-from pipeline.settings.views import SupportSettings, View
 
 KS = (1, 32, 128)
 SEQUENCES, PROMPT, RESPONSE = 8, 32, 224
@@ -77,10 +76,10 @@ def make_model(folder: Path, layers: int, hidden: int) -> None:
     qwen3.save(made, folder)
 
 
-def sequences() -> list[ToScore]:
+def sequences() -> list[ScoreRequest]:
     """What is scored: any ids do."""
     drawn = np.random.default_rng(0).integers(1, VOCABULARY, (SEQUENCES, PROMPT + RESPONSE))
-    return [ToScore(row[:PROMPT], row[PROMPT:].astype(np.int32)) for row in drawn]
+    return [ScoreRequest(row[:PROMPT], row[PROMPT:].astype(np.int32)) for row in drawn]
 
 
 def machine() -> Machine:
@@ -103,9 +102,8 @@ def _opened(way: Way, folder: Path) -> Iterator[Callable[[int], object]]:
             yield score
         return
     name: EngineName = "hf" if way == "hf" else "vllm"
-    views = {"teacher": View(support=SupportSettings(top_k=max(KS)))}
-    settings = params.Score(engine=name, views=views, hidden_states=way != "vLLM flat")
-    with open_engine(record_model(str(folder)), settings, machine()) as engine:
+    use = EngineUse("prompt_logprobs" if way == "vLLM flat" else "hidden_states", max(KS))
+    with open_engine(record_model(str(folder)), EngineSettings(engine=name), machine(), use) as engine:
         yield lambda k: engine.score(sequences(), Support(k))
 
 

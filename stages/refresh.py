@@ -17,7 +17,7 @@ import typer
 
 from pipeline import command
 from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
-from pipeline.engines.engine import OnDemand
+from pipeline.engines.engine import EngineUse, OnDemand
 from pipeline.engines.identity import identify_engine
 from pipeline.grading.write import grade_shards
 from pipeline.models.lineage import read_checkpoint_teacher
@@ -78,7 +78,7 @@ def run(
     kept = {name: path for name, path in found.items() if path is not None}
     for path in folders.previous.glob("*.parquet"):
         store.adopt(path)
-    with OnDemand(model, settings, machine) as engine:
+    with OnDemand(model, settings, machine, EngineUse(top_k=settings.behaviour_top_k)) as engine:
         measured = {name: _find_drift(store, engine, path, settings) for name, path in kept.items()}
         floor = _find_floor(store, engine, sources[0], settings, round_) if settings.policy == "drift" else None
         if settings.bound is not None and floor is not None:

@@ -107,8 +107,15 @@ def counting(stage: str) -> Iterator[Counter[str]]:
     made: Counter[str] = Counter()
     original = Store.obtain
 
-    def obtain(self: Store, identity: dict[str, Any], make: Any, suffix: str = ".parquet", target: Any = None):
-        obtained = original(self, identity, make, suffix, target)
+    def obtain(
+        self: Store,
+        identity: dict[str, Any],
+        make: Any,
+        suffix: str = ".parquet",
+        target: Any = None,
+        fingerprint: str | None = None,
+    ):
+        obtained = original(self, identity, make, suffix, target, fingerprint)
         if obtained.made:
             what = identity["stage"]
             view = f" {target.parent.name if target else 'first pass'}" if what == "score" else ""

@@ -16,8 +16,9 @@ from ruamel.yaml import YAML
 
 from pipeline.grading.write import Grading
 from pipeline.models.record import Model
-from pipeline.rollouts.write import identify_rollouts
-from pipeline.scoring.write import Job, identify_scores
+from pipeline.rollouts.write import Writing, identify_rollouts
+from pipeline.scoring.plan import identify_scores
+from pipeline.scoring.reading import read_bucket
 from pipeline.settings import params
 from pipeline.settings.models import Demo, EngineName, EngineSettings, Sampling, TinyModel, Training
 from pipeline.settings.recipe import load_recipe
@@ -103,7 +104,7 @@ def identities(tmp_path):
     with Writer(rollout_shard, ROLLOUTS, {}, {}) as writer:
         writer.write(pa.Table.from_pylist([], ROLLOUTS))
     model = Model(
-        name="n", location="l", commit="c", weights="w", tokenizer="t", chat_template="c", vocabulary=2, tokens=2,
+        name="n", location="l", commit="c", weights_hash="w", tokenizer="t", chat_template="c", vocabulary=2, tokens=2,
         eos_ids=(0,), context=9, parameters=None,
     )  # fmt: skip
     view = View(support=SupportSettings(top_k=1))
@@ -113,13 +114,13 @@ def identities(tmp_path):
     def written(engine: EngineName):
         how = EngineSettings(engine=engine)
         return [
-            identify_rollouts("stage", 1, shard, model, how, Sampling(max_tokens=1), 1, 0),
-            Grading(params.GradeSettings(grader="exact")).of(shard, rollout_shard)[0],
+            identify_rollouts("stage", 1, shard, Writing(model, how, Sampling(max_tokens=1), 1, 0)),
+            Grading(params.GradeSettings(grader="exact")).prepare(shard, rollout_shard)[0],
         ]
 
     def scored(engine: EngineName):
         settings = params.Score(engine=engine, views={"teacher": view})
-        return identify_scores(Job(Bucket(rollout_shard, shard, shard), view, model), settings, "exact")
+        return identify_scores(read_bucket(Bucket(rollout_shard), [view]), view, model, settings)
 
     def trained(recipe: str):
         data = hash_shard(Bucket(rollout_shard))
@@ -129,9 +130,9 @@ def identities(tmp_path):
         match entry:
             case "models":
                 demo = Demo(teacher=size, student=size, examples=4, training=learning)
-                return [models_stage.identity(demo, role) for role in ("teacher", "student")]
+                return [models_stage.identify_demo_model(demo, role) for role in ("teacher", "student")]
             case "prompts":
-                return prompts_stage.identity([prompt])
+                return prompts_stage.identify_prompts([prompt])
             case "score" | "score_teacher":
                 return [scored(engine) for engine in ENGINES]
             case "sft":
@@ -170,7 +171,7 @@ def test_every_version_that_is_hashed_is_tracked(identities, monkeypatch, entry)
 @pytest.mark.parametrize("script", STAGES)
 def test_every_stage_tracks_a_version_of_its_own(script):
     text = (ROOT / "stages" / f"{script}.py").read_text()
-    own = "pipeline/scoring/write.py" if "VERSION = SCORING_VERSION" in text else f"stages/{script}.py"
+    own = "pipeline/scoring/__init__.py" if "VERSION = SCORING_VERSION" in text else f"stages/{script}.py"
     for name in entries_of(script):
         assert own in tracked(name)[1]
     assert "\nVERSION = " in text

@@ -301,7 +301,7 @@ ROWS = {
             "score@r2 teacher": STALE, "score@r2 hinted": STALE, "train@r2": 1, "drift": ALL,
         },
     ),
-    "VERSION of scoring": raised("pipeline.scoring.write", SCORES),
+    "VERSION of scoring": raised("pipeline.scoring", SCORES),
     **{
         f"VERSION of {module}": raised(f"pipeline.{module}", {"sft": 1, "train@r1": 1, "train@r2": 1})
         for module in ("objectives", "training", "training.rows")

@@ -11,10 +11,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from pipeline.engines.engine import Request, Support, ToScore, open_engine
+from pipeline.engines.engine import WRITING, EngineUse, Request, ScoreRequest, open_engine
 from pipeline.engines.fake import bigram_logprobs
+from pipeline.engines.identity import name_tail
 from pipeline.errors import EngineError
+from pipeline.head.support import Support
 from pipeline.models.record import record_model
+from pipeline.scoring.plan import choose_use
 from pipeline.settings import params
 from pipeline.settings.machine import Machine, VllmMachine
 from pipeline.settings.models import EngineName, EngineSettings, Sampling
@@ -62,11 +65,10 @@ class Opened(dict):
 def _vllm(model, stack):
     """Write with one engine of vLLM and score with another, as the stages do in their own processes."""
     machine = Machine(vllm=VllmMachine(enforce_eager=True))
-    view = View(support=SupportSettings(top_k=37))
-    scoring = params.Score(engine="vllm", views={"teacher": view})
+    settings = EngineSettings(engine="vllm")
     writer, scorer = (
-        stack.enter_context(open_engine(model, settings, machine))
-        for settings in (EngineSettings(engine="vllm"), scoring)
+        stack.enter_context(open_engine(model, settings, machine, use))
+        for use in (WRITING, EngineUse("hidden_states", 37))
     )
     return SimpleNamespace(generate=writer.generate, score=scorer.score)
 
@@ -82,10 +84,8 @@ def written(engine, count=12, sampling=WHOLE):
 
 
 def scored(engine, asked, responses, support=FOUR, **more):
-    sequences = [
-        ToScore(request.prompt_ids, response.ids, **more) for request, response in zip(asked, responses, strict=True)
-    ]
-    return engine.score(sequences, support)
+    pairs = zip(asked, responses, strict=True)
+    return engine.score([ScoreRequest(one.prompt_ids, response.ids, **more) for one, response in pairs], support)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,7 +140,7 @@ def test_an_engine_finds_what_the_table_says(opened, name):
     asked, responses = written(opened["fake"], 8)
     random = np.random.default_rng(0)
     sequences = [
-        ToScore(request.prompt_ids, response.ids, random.integers(-1, 30, (len(response.ids), 3)))
+        ScoreRequest(request.prompt_ids, response.ids, random.integers(-1, 30, (len(response.ids), 3)))
         for request, response in zip(asked, responses, strict=True)
     ]
     for support in (Support(5), Support(30, mass=0.8, min_k=2), Support(0), Support(37)):
@@ -243,3 +243,23 @@ def test_a_limit_beyond_the_models_own_context_is_refused(folders, name):
     model = record_model(str(folders["qwen3"]))
     with pytest.raises(EngineError, match=r"max_model_len is 129, and .* has a context of 128 tokens"):
         open_engine(model, EngineSettings(engine=name, max_model_len=129), Machine())
+
+
+def test_how_tails_come_about_is_known_without_opening_a_model():
+    ways = {"exact": EngineUse("hidden_states"), "derived": EngineUse("prompt_logprobs"), "written": WRITING}
+    for name in ("hf", "fake"):
+        assert {name_tail(name, use) for use in ways.values()} == {"exact"}
+    assert {way: name_tail("vllm", use) for way, use in ways.items()} == {
+        "exact": "exact",
+        "derived": "derived",
+        "written": "derived",
+    }
+
+
+def test_the_score_stage_opens_an_engine_for_its_largest_top_k():
+    views = {name: View(support=SupportSettings(top_k=k)) for name, k in (("teacher", 8), ("wide", 64))}
+    ids_alone = {"ids": View(support=SupportSettings(ids=(1,)))}
+    settings = params.Score(engine="vllm", views=views | ids_alone)
+    assert choose_use(settings) == EngineUse("hidden_states", 64)
+    by_prompt_logprobs = params.Score(engine="vllm", views=views, hidden_states=False)
+    assert choose_use(by_prompt_logprobs) == EngineUse("prompt_logprobs", 64)

@@ -10,7 +10,8 @@ import pytest
 from pipeline.grading.write import Grading
 from pipeline.models.record import Model
 from pipeline.rollouts.write import Writing, identify_rollouts
-from pipeline.scoring.write import Job, identify_scores
+from pipeline.scoring.plan import identify_scores
+from pipeline.scoring.reading import read_bucket
 from pipeline.settings import params
 from pipeline.settings.models import Demo, EngineSettings, Sampling, TinyModel, Training
 from pipeline.settings.recipe import load_recipe
@@ -80,11 +81,11 @@ def test_the_fingerprint_of_scores(shard, rollout_shard):
     view = View(support=SupportSettings(top_k=4))
     settings = params.Score(views={"teacher": view})
     bucket = Bucket(rollout_shard, shard, shard.with_name("grades.parquet"))
-    plain = identify_scores(Job(bucket, view, MODEL), settings, "exact")
+    plain = identify_scores(read_bucket(bucket, [view]), view, MODEL, settings)
     assert hashing.fingerprint(plain) == "5d62a969968ca08d5c1775d32a31837e"
     hinted = view.model_copy(update={"context": Hint()})
     assert (
-        hashing.fingerprint(identify_scores(Job(bucket, hinted, MODEL), settings, "exact"))
+        hashing.fingerprint(identify_scores(read_bucket(bucket, [hinted]), hinted, MODEL, settings))
         == "12be610bd21a7c6a038e52db4e9fcb05"
     )
 

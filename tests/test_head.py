@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pipeline.head.answer import Ask
 from pipeline.head.gradient import answer_tokens
 from pipeline.head.layer import OutputLayer
-from pipeline.head.scores import Scored, score_tokens
+from pipeline.head.scores import PaddedScores, score_tokens
+from pipeline.head.support import Support
 from tests import reference
 
 TOKENS, HIDDEN, VOCABULARY = 9, 5, 11
@@ -256,13 +257,13 @@ def test_autocast_costs_no_more_than_computing_naively_under_it():
         assert 0 < error <= 1.01 * naive_error
 
 
-def scored(logits: torch.Tensor, asked=None, **more) -> Scored:
+def scored(logits: torch.Tensor, asked=None, **more) -> PaddedScores:
     """The score of these logits."""
     output, sampled_ids = OutputLayer(torch.eye(logits.shape[-1], dtype=logits.dtype)), torch.zeros(len(logits)).long()
-    return score_tokens(logits, output, sampled_ids, asked, **{"top_k": 4, **more})
+    return score_tokens(logits, output, sampled_ids, asked, Support(**{"top_k": 4, **more}))
 
 
-def entries(score: Scored) -> list[list[int]]:
+def entries(score: PaddedScores) -> list[list[int]]:
     return [row[row >= 0].tolist() for row in score.ids]
 
 
@@ -347,7 +348,7 @@ def test_entropies_are_left_out_where_they_are_not_wanted():
 def test_an_id_of_probability_zero_breaks_nothing():
     """Models mask ids with −inf: the entropy stays finite, the id scores −inf, and the tail is what is left."""
     output = OutputLayer(torch.eye(4), bias=torch.tensor([0.0, 0.0, -torch.inf, -torch.inf]))
-    found = score_tokens(torch.zeros(1, 4), output, torch.tensor([0]), torch.tensor([[3]]), top_k=2)
+    found = score_tokens(torch.zeros(1, 4), output, torch.tensor([0]), torch.tensor([[3]]), Support(2))
     assert found.entropy is not None
     assert found.entropy.item() == pytest.approx(math.log(2))
     assert entries(found) == [[0, 1, 3]]

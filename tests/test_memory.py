@@ -19,7 +19,8 @@ from pipeline.grading import write as grade_writing
 from pipeline.grading.write import Grading
 from pipeline.rollouts import write as writing
 from pipeline.rollouts.write import Author, write_rollouts
-from pipeline.scoring.write import Job, write_scores
+from pipeline.scoring.plan import plan_scores
+from pipeline.scoring.write import write_scores
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import Training
@@ -43,7 +44,7 @@ pytestmark = pytest.mark.slow
 class Model:
     """What is asked of a model and of its tokenizer, without transformers, which would outweigh the data."""
 
-    name = weights_hash = "model"
+    name = weights_hash = location = commit = "model"
 
     def load_tokenizer(self):
         return self
@@ -70,8 +71,8 @@ class Arrays:
             Response(RESPONSE.copy(), np.full(TOKENS, -1, np.float32), None, ids.copy(), "length") for _ in requests
         ]
 
-    def score(self, sequences, support, progress=None):  # noqa: ARG002
-        count = sum(len(sequence.response_ids) for sequence in sequences)
+    def score(self, requests, support, progress=None):  # noqa: ARG002
+        count = sum(len(request.response_ids) for request in requests)
         equal, counts = np.full(count * K, -np.log(K + 1), np.float32), np.full(count, K)
         ids = Ragged.cut(np.tile(np.arange(K, dtype=np.int32), count), counts)
         return Scores(equal[:count], ids, Ragged.cut(equal, counts), counts.astype(np.uint16), equal[:count], None)
@@ -97,10 +98,11 @@ def grade(folder: Path, times: int) -> None:
 
 
 def score(folder: Path, times: int) -> None:
-    """Score rollouts."""
-    source, identity = folder / f"rollouts-{times}", {"entropies": False, "engine": {"engine": "fake"}}
-    job = Job(Bucket(source, folder / "prompts", source), VIEW, ENGINE.model)
-    write_scores(folder / f"made-{times}", identity, job, ENGINE)
+    """Plan and score rollouts."""
+    settings = params.Score(engine="fake", views={"teacher": VIEW}, entropies=False)
+    bucket = Bucket(folder / f"rollouts-{times}", folder / "prompts")
+    plan = plan_scores(settings, {"teacher": ENGINE.model}, ["teacher"], [bucket])
+    write_scores(folder / f"made-{times}", plan.views["teacher"][0], ENGINE)
 
 
 def train(folder: Path, times: int) -> None:

@@ -135,7 +135,7 @@ MISTAKES = {
     ),
     "top_k over the vocabulary": Mistake(
         lambda project: dag.change(project, score__views__teacher={"support": {"top_k": 99}}),
-        "score@r1", SettingsError, ("score.views.teacher.support.top_k is 99", "models/teacher", "37"),
+        "score@r1", EngineError, ("score.views.teacher.support.top_k is 99", "models/teacher", "37"),
     ),
     "given ids over the vocabulary": Mistake(
         view(support={"ids": [3, 37]}),

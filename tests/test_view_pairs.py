@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ShardError
 from pipeline.scoring import context_effect
-from pipeline.scoring.context_effect import ROWS, SHARDS, Kept, check_contexts_differ, least_kl
+from pipeline.scoring.context_effect import ROWS, SHARDS, check_contexts_differ, least_kl
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.scores import SCORES, Scores, score_table, skipped_table
 from pipeline.storage.shards import Writer
@@ -30,7 +30,7 @@ def drawn(random: np.random.Generator, sharpness: float = 2.0) -> np.ndarray:
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
-def top(logprobs: np.ndarray, k: int, sampled: np.ndarray) -> Kept:
+def top(logprobs: np.ndarray, k: int, sampled: np.ndarray) -> Scores:
     """What a view with `top_k: k` keeps."""
     ids = np.argsort(-logprobs, axis=1)[:, :k]
     kept = np.take_along_axis(logprobs, ids, axis=1)
@@ -38,7 +38,8 @@ def top(logprobs: np.ndarray, k: int, sampled: np.ndarray) -> Kept:
     tails = [np.logaddexp.reduce(row) if len(row) else -np.inf for row in outside]
     lengths = np.full(len(logprobs), k)
     at_sampled = logprobs[np.arange(len(logprobs)), sampled]
-    return Kept(at_sampled, Ragged.cut(ids.ravel(), lengths), kept.ravel(), np.array(tails))
+    entries = Ragged.cut(ids.ravel(), lengths), Ragged.cut(kept.ravel(), lengths)
+    return Scores(at_sampled, *entries, lengths, np.array(tails), None)
 
 
 def full_kl(one: np.ndarray, other: np.ndarray) -> list[float]:
@@ -87,10 +88,7 @@ def write(path: Path, logprobs: Sequence[np.ndarray | None], hashes: Sequence[st
         if row is None:
             tables.append(skipped_table([f"row-{number}"], ["no hint"]))
             continue
-        kept = top(row, 4, np.zeros(TOKENS, int))
-        scores = Scores(
-            kept.sampled, kept.ids, Ragged(kept.logprobs, kept.ids.offsets), np.full(TOKENS, 4), kept.tails, None
-        )
+        scores = top(row, 4, np.zeros(TOKENS, int))
         tables.append(score_table([f"row-{number}"], np.array([TOKENS]), scores, [context_hash]))
     with Writer(path, SCORES, {}, {}) as writer:
         writer.write(pa.concat_tables(tables))

@@ -16,16 +16,19 @@ from hypothesis import strategies as st
 from pipeline.engines.engine import open_engine
 from pipeline.errors import EngineError, SettingsError, ShardError
 from pipeline.models.record import Model, record_model, render_prompt
-from pipeline.scoring.checks import check_lengths, check_models, check_rows
-from pipeline.scoring.contexts import Contexts, choose_siblings, identify_context
-from pipeline.scoring.write import Job, identify_scores, write_scores
+from pipeline.scoring.checks import check_lengths, check_rows, check_views, check_writers
+from pipeline.scoring.contexts import choose_siblings, identify_context
+from pipeline.scoring.plan import ScorePlan, identify_scores, plan_scores
+from pipeline.scoring.reading import read_bucket
+from pipeline.scoring.write import write_scores
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.views import View
 from pipeline.storage import hashing
-from pipeline.storage.bucket import Bucket, require_path
+from pipeline.storage.bucket import Bucket
 from pipeline.storage.grades import GRADES
 from pipeline.storage.prompts import Prompt, write_prompts
+from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES
 from pipeline.storage.shards import Writer, read_shard
@@ -60,7 +63,8 @@ def bucket(tmp_path, model) -> Bucket:
 
 def write(folder, model, rows=ROWS, asked=PROMPTS) -> Bucket:
     """The three shards of a bucket."""
-    bucket = Bucket(folder / "rollouts.parquet", folder / "prompts.parquet", folder / "grades.parquet")
+    prompts, grades = folder / "prompts.parquet", folder / "grades.parquet"
+    bucket = Bucket(folder / "rollouts.parquet", prompts, grades)
     tokenizer = model.load_tokenizer()
     by_id = {prompt.prompt_id: prompt for prompt in asked}
     written = [
@@ -77,11 +81,11 @@ def write(folder, model, rows=ROWS, asked=PROMPTS) -> Bucket:
         {"rollout_id": rollout_id, "correct": correct, "reward": reward, "feedback": feedback}
         for rollout_id, (_, _, correct, reward, feedback) in zip(IDS, rows, strict=True)
     ]
-    write_prompts(require_path(bucket.prompts), {}, {}, asked)
+    write_prompts(prompts, {}, {}, asked)
     about = {"model": {"weights": "the student's"}, "sft_teacher": model.weights_hash}
     for path, schema, table in (
         (bucket.rollouts, ROLLOUTS, written),
-        (require_path(bucket.grades), GRADES, graded),
+        (grades, GRADES, graded),
     ):
         with Writer(path, schema, about, {"sft_teacher": model.name}) as writer:
             writer.write(pa.Table.from_pylist(table, schema))
@@ -92,10 +96,23 @@ def view(context: Any = "plain", support: Any = None, **more: Any) -> View:
     return View.model_validate_json(json.dumps({"context": context, "support": support or {"top_k": 4}, **more}))
 
 
+def plan(bucket, model, of_view) -> ScorePlan:
+    """A plan of one view of one bucket."""
+    settings = params.Score(engine="fake", views={"teacher": view(), "one": of_view})
+    return plan_scores(settings, {"one": model}, ["one"], [bucket])
+
+
+def contexts(bucket, model, of_view) -> list:
+    """What each row of the bucket sees, or why it sees nothing."""
+    made = plan(bucket, model, of_view).views["one"][0].contexts
+    assert made is not None
+    return made.of_rows(0, from_lists(read_shard(bucket.rollouts, ROLLOUTS).column("prompt_ids")))
+
+
 def shown(bucket, model, of_view) -> list[str]:
     """Each row's context as text, or in brackets why there is none."""
     tokenizer = model.load_tokenizer()
-    made = Contexts(bucket, of_view, model).of(read_shard(bucket.rollouts, ROLLOUTS))
+    made = contexts(bucket, model, of_view)
     return [f"[{context}]" if isinstance(context, str) else tokenizer.decode(list(context)) for context in made]
 
 
@@ -157,9 +174,9 @@ def test_a_skipped_row_keeps_its_place_and_the_others_their_scores(bucket, model
 
 def score(path, bucket, model, of_view) -> list[dict]:
     settings = params.Score(engine="fake", views={"teacher": of_view})
-    job = Job(bucket, of_view, model)
+    job = plan_scores(settings, {"teacher": model}, ["teacher"], [bucket]).views["teacher"][0]
     with open_engine(model, settings, Machine()) as engine:
-        write_scores(path, identify_scores(job, settings, "exact"), job, engine)
+        write_scores(path, job, engine)
     return read_shard(path, SCORES).to_pylist()
 
 
@@ -246,7 +263,7 @@ def test_a_contexts_identity_holds_the_columns_it_reads_and_no_other(name, model
     def fingerprint(folder, asked, rows):
         folder.mkdir()
         made = write(folder, model, rows, asked)
-        return hashing.fingerprint(identify_context(made, VIEWS[name], model))
+        return hashing.fingerprint(identify_context(read_bucket(made, [VIEWS[name]]), VIEWS[name], model))
 
     known = fingerprint(tmp_path / "known", PROMPTS, ROWS)
     changed = {
@@ -268,54 +285,60 @@ def test_a_contexts_identity_holds_the_columns_it_reads_and_no_other(name, model
 )
 def test_two_settings_of_a_view_are_two_identities(one, other, bucket, model):
     settings = params.Score(engine="fake", views={"teacher": one})
-    first, second = (identify_scores(Job(bucket, each, model), settings, "exact") for each in (one, other))
+    first, second = (identify_scores(read_bucket(bucket, [each]), each, model, settings) for each in (one, other))
     assert hashing.fingerprint(first) != hashing.fingerprint(second)
 
 
 def test_the_order_of_domains_and_ids_is_no_difference(bucket, model):
     settings = params.Score(engine="fake", views={"teacher": view()})
-    one, other = (
-        identify_scores(Job(bucket, view(support={"ids": ids}, domains=domains), model), settings, "exact")
+    views = [
+        view(support={"ids": ids}, domains=domains)
         for ids, domains in (([1, 2], ("sums", "talk")), ([2, 1], ("talk", "sums")))
-    )
+    ]
+    one, other = (identify_scores(read_bucket(bucket, views), each, model, settings) for each in views)
     assert hashing.fingerprint(one) == hashing.fingerprint(other)
 
 
-def test_a_domain_that_does_not_occur_is_refused(bucket):
+def check_planned_rows(name, of_one: ScorePlan) -> None:
+    check_rows(name, of_one.views["one"], of_one.buckets)
+
+
+def test_a_domain_that_does_not_occur_is_refused(bucket, model):
     with pytest.raises(
         SettingsError, match=r"score\.views\.few\.domains names sum; the prompts' domains are sums, talk"
     ):
-        check_rows("few", view(domains=("sum", "talk")), [bucket])
+        check_planned_rows("few", plan(bucket, model, view(domains=("sum", "talk"))))
 
 
 def test_a_view_of_which_no_row_would_be_scored_is_refused(model, tmp_path):
     bucket = write(tmp_path, model, asked=[replace(prompt, hint=None) for prompt in PROMPTS])
     with pytest.raises(ShardError, match=r"score\.views\.hinted: none of the 5 responses .* \(4 no hint, 1 other dom"):
-        check_rows("hinted", view("hint", domains=("sums",)), [bucket])
+        check_planned_rows("hinted", plan(bucket, model, view("hint", domains=("sums",))))
 
 
-def test_rows_without_a_score_are_counted_in_the_log(bucket, caplog):
+def test_rows_without_a_score_are_counted_in_the_log(bucket, model, caplog):
     with caplog.at_level("INFO"):
-        check_rows("hinted", view("hint", domains=("sums",)), [bucket])
+        check_planned_rows("hinted", plan(bucket, model, view("hint", domains=("sums",))))
     assert "view hinted: 3 of 5 responses have no score: 2 no hint, 1 other domain" in caplog.text
 
 
 def test_what_does_not_fit_the_models_context_is_refused_with_its_row_and_lengths(bucket, model):
     of_view = view("hint")
-    group = read_shard(bucket.rollouts, ROLLOUTS)
-    made = Contexts(bucket, of_view, model).of(group)
-    lengths = [len(ids) + len(row) for ids, row in zip(made, group.column("response_ids").to_pylist(), strict=True)
-               if not isinstance(ids, str)]  # fmt: skip
-    check_lengths("hinted", of_view, model, bucket, max(lengths))
-    check_lengths("hinted", of_view, model, bucket, None)
+    responses = read_shard(bucket.rollouts, ROLLOUTS).column("response_ids").to_pylist()
+    both = zip(contexts(bucket, model, of_view), responses, strict=True)
+    lengths = [len(ids) + len(response) for ids, response in both if not isinstance(ids, str)]
+    (job,) = plan(bucket, model, of_view).views["one"]
+    check_lengths("hinted", job, max(lengths))
+    check_lengths("hinted", job, None)
     says = r"score\.views\.hinted: response r0 in .*rollouts\.parquet has 2 tokens, the `hint` context before it \d+: "
     with pytest.raises(EngineError, match=says + rf"together {max(lengths)}, and .* takes {max(lengths) - 1}"):
-        check_lengths("hinted", of_view, model, bucket, max(lengths) - 1)
+        check_lengths("hinted", job, max(lengths) - 1)
 
 
 def check(bucket, by_view, **views) -> None:
     settings = params.Score(views={"teacher": view(), **views})
-    check_models(settings, by_view, [bucket.rollouts])
+    check_views(settings, by_view)
+    check_writers(settings, by_view, plan_scores(settings, by_view, ["teacher"], [bucket]).buckets)
 
 
 def test_a_target_that_is_the_student_on_the_plain_prompt_is_refused(bucket, model):

@@ -19,19 +19,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipeline.engines.engine import Request, Support, ToScore
+from pipeline.engines.engine import EngineUse, Request, ScoreRequest
+from pipeline.engines.identity import name_tail
 from pipeline.engines.vllm import process
 from pipeline.engines.vllm.engine import VllmEngine
 from pipeline.engines.vllm.lora import read_rank
 from pipeline.engines.vllm.process import VllmRequest
 from pipeline.engines.vllm.prompt_logprobs import read_scores
 from pipeline.errors import EngineError
+from pipeline.head.support import Support
 from pipeline.models.output_layer import load_output_layer
 from pipeline.models.record import record_model
-from pipeline.settings import params
 from pipeline.settings.machine import Machine, VllmMachine
 from pipeline.settings.models import EngineSettings, Sampling
-from pipeline.settings.views import SupportSettings, View
 from tests import tiny_models
 
 pytestmark = [
@@ -41,10 +41,9 @@ pytestmark = [
 
 SMALL_BATCHES = Machine(vllm=VllmMachine(enforce_eager=True, max_num_batched_tokens=32, max_num_seqs=8))
 WHOLE = Sampling(max_tokens=12)
-VIEWS = {"teacher": View(support=SupportSettings(top_k=30))}
-WRITING = EngineSettings(engine="vllm")
-EXACT = params.Score(engine="vllm", views=VIEWS)
-DERIVED = params.Score(engine="vllm", views=VIEWS, hidden_states=False)
+SETTINGS = EngineSettings(engine="vllm")
+EXACT = EngineUse("hidden_states", 30)
+DERIVED = EngineUse("prompt_logprobs", 30)
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +58,19 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def writer(model):
-    with VllmEngine(model, WRITING, SMALL_BATCHES) as engine:
+    with VllmEngine(model, SETTINGS, SMALL_BATCHES) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def exact(model):
-    with VllmEngine(model, EXACT, SMALL_BATCHES) as engine:
+    with VllmEngine(model, SETTINGS, SMALL_BATCHES, EXACT) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
 def derived(model):
-    with VllmEngine(model, DERIVED, SMALL_BATCHES) as engine:
+    with VllmEngine(model, SETTINGS, SMALL_BATCHES, DERIVED) as engine:
         yield engine
 
 
@@ -88,7 +87,7 @@ def written(writer):
 
 @pytest.fixture(scope="module")
 def sequences(written):
-    return [ToScore(request.prompt_ids, response.ids) for request, response in zip(*written, strict=True)]
+    return [ScoreRequest(request.prompt_ids, response.ids) for request, response in zip(*written, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +132,7 @@ def test_behaviour_logprobs_do_not_know_the_sampling(writer, folder):
     cold = Sampling(max_tokens=12, temperature=0.5, top_p=0.9, top_k=9)
     response = writer.generate([request], cold)[0]
     transformer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    logprobs = full_logprobs(transformer, [ToScore(request.prompt_ids, response.ids)])
+    logprobs = full_logprobs(transformer, [ScoreRequest(request.prompt_ids, response.ids)])
     expected = logprobs[np.arange(len(response.ids)), response.ids]
     np.testing.assert_allclose(response.behaviour_logprobs, expected, atol=1e-4)
     assert response.sampling_logprobs is None
@@ -161,7 +160,7 @@ def test_a_response_depends_on_its_own_seed_alone(writer, written):
 def test_greedy_takes_the_likeliest_id_each_time(writer, folder):
     response = writer.generate([Request([9, 8], 1)], Sampling(max_tokens=6, temperature=0.0))[0]
     transformer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    logprobs = full_logprobs(transformer, [ToScore([9, 8], response.ids)])
+    logprobs = full_logprobs(transformer, [ScoreRequest([9, 8], response.ids)])
     np.testing.assert_array_equal(response.ids, logprobs.argmax(axis=1))
 
 
@@ -182,7 +181,8 @@ def test_hidden_states_give_what_transformers_says(exact, sequences, truth):
 def test_hidden_states_serve_any_ids(exact, sequences, truth):
     random = np.random.default_rng(1)
     asked_ids = [random.integers(-1, 37, (len(one.response_ids), 4)) for one in sequences]
-    asking = [ToScore(one.prompt_ids, one.response_ids, ids) for one, ids in zip(sequences, asked_ids, strict=True)]
+    pairs = zip(sequences, asked_ids, strict=True)
+    asking = [ScoreRequest(one.prompt_ids, one.response_ids, ids) for one, ids in pairs]
     scores = exact.score(asking, Support(2))
     for token, asked in enumerate(np.concatenate(asked_ids)):
         kept = scores.ids[token]
@@ -200,7 +200,7 @@ def test_prompt_logprobs_give_what_transformers_says_but_for_the_tail(derived, s
     np.testing.assert_array_equal(scores.ids.values.reshape(-1, 5), likeliest)
     np.testing.assert_allclose(np.exp(scores.tail_logprobs), outside(truth, likeliest), atol=5e-5)
     assert scores.entropies is None
-    assert derived.tail == "derived"
+    assert name_tail("vllm", DERIVED) == "derived"
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_progress_counts_every_response_and_token(exact, writer, written, sequen
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_vllm_starts(model):
-    engine = VllmEngine(model, WRITING, SMALL_BATCHES)
+    engine = VllmEngine(model, SETTINGS, SMALL_BATCHES)
     with pytest.raises(EngineError, match=r"132 tokens.*context is 128"):
         engine.generate([Request([5] * 120, 0)], WHOLE)
     with pytest.raises(EngineError, match="found 5 to 37"):
@@ -258,13 +258,13 @@ def test_what_does_not_fit_is_refused_before_vllm_starts(model):
     short = VllmEngine(model, EngineSettings(engine="vllm", max_model_len=16), SMALL_BATCHES)
     with pytest.raises(EngineError, match=r"17 tokens.*context is 16"):
         short.generate([Request([5] * 5, 0)], WHOLE)
-    scoring = VllmEngine(model, DERIVED, SMALL_BATCHES)
+    scoring = VllmEngine(model, SETTINGS, SMALL_BATCHES, DERIVED)
     with pytest.raises(EngineError, match=r"one token that vLLM wants room for behind it, of 129 tokens.*is 128"):
-        scoring.score([ToScore([5], np.array([6] * 127))], Support(1))
+        scoring.score([ScoreRequest([5], np.array([6] * 127))], Support(1))
     with pytest.raises(EngineError, match=r"score\.hidden_states: true"):
-        scoring.score([ToScore([5], np.array([6]), np.array([[7]]))], Support(1))
+        scoring.score([ScoreRequest([5], np.array([6]), np.array([[7]]))], Support(1))
     with pytest.raises(EngineError, match="top_k is 31"):
-        scoring.score([ToScore([5], np.array([6]))], Support(31))
+        scoring.score([ScoreRequest([5], np.array([6]))], Support(31))
     assert engine._runner is None
     assert short._runner is None
     assert scoring._runner is None
@@ -285,7 +285,7 @@ def test_a_batch_of_log_probabilities_is_bounded_by_the_vocabulary(model, use):
     """1 GiB of fp32 logits at most; a matrix that our own head computes has chunks of its own."""
     large = model.model_copy(update={"vocabulary": 151_936})
     machine = Machine(vllm=VllmMachine(max_num_batched_tokens=65536))
-    engine = VllmEngine(large, DERIVED, machine)
+    engine = VllmEngine(large, SETTINGS, machine, DERIVED)
     engine.device = "cuda"
     tokens = engine._arguments(use)["max_num_batched_tokens"]
     if use == "hidden_states":
@@ -372,7 +372,7 @@ def test_an_adapter_that_vllm_cannot_serve_is_refused(tmp_path):
 @pytest.mark.slow
 def test_one_engine_both_scores_and_writes(model, sequences, written):
     """Two engines of vLLM's, of which one is open at a time."""
-    with VllmEngine(model, EXACT, SMALL_BATCHES) as engine:
+    with VllmEngine(model, SETTINGS, SMALL_BATCHES, EXACT) as engine:
         scores = engine.score(sequences[:2], Support(1))
         again = engine.generate(written[0][:2], WHOLE)
     np.testing.assert_allclose(scores.sampled_logprobs, of_responses(again, "behaviour_logprobs"), atol=1e-5)
@@ -392,11 +392,11 @@ def test_an_adapter_changes_scores_as_merging_it_does(folder, model, tmp_path, s
     logprobs = full_logprobs(tuned, sequences)
     ids = of_responses(sequences, "response_ids")
     assert np.abs(logprobs - truth).max() > 0.1
-    settings = EXACT.model_copy(update={"adapter": str(tmp_path / "adapter")})
-    with VllmEngine(model, settings, SMALL_BATCHES) as engine:
+    settings = SETTINGS.model_copy(update={"adapter": str(tmp_path / "adapter")})
+    with VllmEngine(model, settings, SMALL_BATCHES, EXACT) as engine:
         scores = engine.score(sequences, Support(4))
     np.testing.assert_allclose(scores.sampled_logprobs, logprobs[np.arange(len(ids)), ids], atol=1e-4)
-    derived = VllmEngine(model, DERIVED.model_copy(update={"adapter": str(tmp_path / "adapter")}), SMALL_BATCHES)
+    derived = VllmEngine(model, settings, SMALL_BATCHES, DERIVED)
     with pytest.raises(EngineError, match=r"score\.hidden_states: true.*engine: hf"):
         derived.score(sequences, Support(4))
 
@@ -404,11 +404,12 @@ def test_an_adapter_changes_scores_as_merging_it_does(folder, model, tmp_path, s
 SCRIPT = """
 import os, signal, sys, time
 import psutil
-from pipeline import models, params
-from pipeline.engines import Request
-from pipeline.engines.vllm import VllmEngine
+from pipeline.engines.engine import Request
+from pipeline.engines.vllm.engine import VllmEngine
 from pipeline.errors import EngineError
-from pipeline.machine_settings import VllmMachine
+from pipeline.models.record import record_model
+from pipeline.settings.machine import Machine, VllmMachine
+from pipeline.settings.models import EngineSettings, Sampling
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts into the background deaf to it
 
@@ -418,10 +419,10 @@ def cores():
 
 
 def main():
-    machine = params.Machine(vllm=VllmMachine(enforce_eager=True))
-    with VllmEngine(models.record(sys.argv[1]), params.Engine(engine="vllm"), machine) as engine:
+    machine = Machine(vllm=VllmMachine(enforce_eager=True))
+    with VllmEngine(record_model(sys.argv[1]), EngineSettings(engine="vllm"), machine) as engine:
         requests = [Request([5, 6, 7], seed) for seed in range(2000)]
-        print(len(engine.generate(requests[:2], params.Sampling(max_tokens=4))), flush=True)
+        print(len(engine.generate(requests[:2], Sampling(max_tokens=4))), flush=True)
         print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
         if sys.argv[2] == "end":
             return
@@ -431,7 +432,7 @@ def main():
             if kill_at[0] == 0 and sys.argv[2] == "core":
                 [core.kill() for core in cores()]
         while True:
-            engine.generate(requests, params.Sampling(max_tokens=20), progress=progress)
+            engine.generate(requests, Sampling(max_tokens=20), progress=progress)
 
 
 if __name__ == "__main__":

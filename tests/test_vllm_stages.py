@@ -17,12 +17,11 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline.engines.engine import Support, ToScore, open_engine
+from pipeline.engines.engine import EngineUse, ScoreRequest, open_engine
+from pipeline.head.support import Support
 from pipeline.models.record import Model, read_model, record_model
-from pipeline.settings import params
 from pipeline.settings.machine import Machine, VllmMachine
 from pipeline.settings.models import EngineSettings
-from pipeline.settings.views import SupportSettings, View
 from pipeline.storage.ragged import from_lists, from_nested_lists
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES
@@ -85,14 +84,14 @@ def scored(tmp_path_factory) -> tuple[Path, list[Stage]]:
 
 
 @pytest.fixture(scope="module")
-def sequences(scored) -> list[ToScore]:
+def sequences(scored) -> list[ScoreRequest]:
     """The rollouts of round 1."""
     tables = [
         read_shard(path, ROLLOUTS, ["prompt_ids", "response_ids"])
         for path in list_shards(scored[0] / "data/rollouts/r1", "refresh")
     ]
     return [
-        ToScore(prompt, response)
+        ScoreRequest(prompt, response)
         for table in tables
         for prompt, response in zip(*(from_lists(table[name]) for name in table.column_names), strict=True)
     ]
@@ -109,7 +108,7 @@ def truth(teacher, sequences) -> np.ndarray:
     return by_hf(teacher, sequences)
 
 
-def by_hf(model: Model, sequences: list[ToScore]) -> np.ndarray:
+def by_hf(model: Model, sequences: list[ScoreRequest]) -> np.ndarray:
     """Every log-probability at every response token, [T, vocabulary]."""
     with open_engine(model, EngineSettings(), MACHINE) as engine:
         scores = engine.score(sequences, Support(model.vocabulary))
@@ -119,7 +118,7 @@ def by_hf(model: Model, sequences: list[ToScore]) -> np.ndarray:
     return whole
 
 
-def sampled(truth: np.ndarray, sequences: list[ToScore]) -> np.ndarray:
+def sampled(truth: np.ndarray, sequences: list[ScoreRequest]) -> np.ndarray:
     return truth[np.arange(len(truth)), np.concatenate([one.response_ids for one in sequences])]
 
 
@@ -179,17 +178,16 @@ def test_score_gives_the_students_view_of_the_ids_that_others_keep(scored, seque
 
 def test_both_ways_agree_with_hf_on_the_rollouts(teacher, sequences, truth):
     assert np.exp(sampled(truth, sequences)).mean() > 0.5, "as peaked as a trained model's"
-    views = {"teacher": View(support=SupportSettings(top_k=8))}
-    for hidden_states in (True, False):
-        settings = params.Score(engine="vllm", views=views, hidden_states=hidden_states)
-        with open_engine(teacher, settings, MACHINE) as engine:
+    settings = EngineSettings(engine="vllm")
+    for way in ("hidden_states", "prompt_logprobs"):
+        with open_engine(teacher, settings, MACHINE, EngineUse(way, 8)) as engine:
             scores = engine.score(sequences, Support(8))
         np.testing.assert_allclose(scores.sampled_logprobs, sampled(truth, sequences), atol=1e-4)
         kept = scores.ids.values.reshape(-1, 8)
         # Each id is as likely as the one of its rank: two lists differ among tied ids, and nowhere else.
         np.testing.assert_allclose(np.take_along_axis(truth, kept, axis=1), -np.sort(-truth, axis=1)[:, :8], atol=1e-4)
         tails = [outside(row, ids) for row, ids in zip(truth, kept, strict=True)]
-        if hidden_states:
+        if way == "hidden_states":
             assert scores.entropies is not None
             np.testing.assert_allclose(scores.tail_logprobs, tails, atol=1e-4)
             np.testing.assert_allclose(scores.entropies, entropies(truth), atol=1e-4)

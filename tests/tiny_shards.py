@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.engines.engine import Engine, Request, Support, ToScore
+from pipeline.engines.engine import Engine, Request, ScoreRequest
+from pipeline.head.support import Support
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import Sampling, Training
 from pipeline.storage.bucket import Bucket
@@ -90,7 +91,7 @@ def _scores(
     number: int, requests: list[Request], responses: list[np.ndarray], scorer: Engine, top_k: int, shift: int
 ) -> pa.Table:
     scored = [
-        ToScore(request.prompt_ids, np.roll(response, shift))
+        ScoreRequest(request.prompt_ids, np.roll(response, shift))
         for request, response in zip(requests, responses, strict=True)
     ]
     lengths = np.array([len(response) for response in responses])

@@ -5,23 +5,20 @@ probabilities are known exactly. One contract test runs on all of them, above al
 the log-probabilities that it was drawn with*.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+import pipeline.engines.vllm  # noqa: F401 - it silences vLLM, which has to be done before vLLM is imported
 from pipeline.errors import EngineError
+from pipeline.head.support import Support
 from pipeline.models.record import Model
 from pipeline.progress import Progress
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage.scores import Scores
-
-# vLLM says a first thing before it has read VLLM_LOGGING_LEVEL, in its own process too. That one imports the main
-# module of ours, and with it this one, before it imports vLLM.
-logging.getLogger("vllm").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class ToScore:
+class ScoreRequest:
     """One response to score: T = len(response_ids) ≥ 1 tokens.
 
     Attributes:
@@ -73,27 +70,25 @@ class ToScore:
 
 
 @dataclass(frozen=True)
-class Support:
-    """Which of the model's own ids are kept at each position.
+class EngineUse:
+    """The work that an engine is opened for, besides its settings.
 
     Attributes:
-        top_k: so many of the likeliest; 0 keeps none.
-        mass: of these only the shortest prefix that holds this probability of the whole vocabulary; None keeps all.
-        min_k: with `mass`, at least so many.
-        entropies: also the entropy of each position.
+        scores_by: an engine that only scores does it from last hidden states with the project's own head, or from its
+            library's prompt log-probabilities, where it has such; None for an engine that writes.
+        top_k: so many of the likeliest ids are asked for at a position, at most.
     """
 
-    top_k: int
-    mass: float | None = None
-    min_k: int = 1
-    entropies: bool = True
+    scores_by: Literal["hidden_states", "prompt_logprobs"] | None = None
+    top_k: int = 0
+
+
+WRITING = EngineUse()
+"""The use of an engine that writes, and scores what it wrote by the way."""
 
 
 class Engine(Protocol):
     """A model that is open on this machine; it belongs to one process. Close it with `close` or a `with` block."""
-
-    tail: str
-    """How `tail_logprobs` come about: `exact` or `derived` (`log1p(−Σ)` of the top k, floored at −11)."""
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, top_k: int = 0, progress: Progress | None = None
@@ -112,11 +107,17 @@ class Engine(Protocol):
         """
         ...
 
-    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> Scores:
-        """Give each response's log-probabilities, end to end in the order of the sequences.
+    def score(self, requests: Sequence[ScoreRequest], support: Support, progress: Progress | None = None) -> Scores:
+        """Give each response's log-probabilities, end to end in the order of the requests.
+
+        Args:
+            requests: contexts and responses.
+            support: which of the model's own ids are kept.
+            progress: told of responses as they are scored.
 
         Raises:
-            EngineError: a sequence is longer than the model's context, or an id is outside its vocabulary.
+            EngineError: a sequence is longer than the model's context, an id is outside its vocabulary, or the
+                vocabulary has fewer ids than are asked for.
         """
         ...
 
@@ -129,8 +130,8 @@ class Engine(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
-def context_limit(model: Model, settings: EngineSettings) -> int | None:
-    """Longest sequence, tokens; None where neither the settings nor the model name a limit.
+def find_context_limit(model: Model, settings: EngineSettings) -> int | None:
+    """Find the longest sequence, in tokens; None where neither the settings nor the model name a limit.
 
     Raises:
         EngineError: the settings ask for more than the model has.
@@ -145,17 +146,17 @@ def context_limit(model: Model, settings: EngineSettings) -> int | None:
 
 
 def check_top_k(top_k: int, model: Model, setting: str) -> None:
-    """Refuse to look for more ids than there are.
+    """Refuse to look for more ids than the model's vocabulary has.
 
     Raises:
         EngineError: names the setting.
     """
     if top_k > model.vocabulary:
-        raise EngineError(f"top_k is {top_k}, {model.name} has {model.vocabulary} ids: lower {setting}.")
+        raise EngineError(f"{setting} is {top_k}, {model.name} has {model.vocabulary} token ids. Lower it.")
 
 
-def open_engine(model: Model, settings: EngineSettings, machine: Machine) -> Engine:
-    """Open a model for writing and scoring.
+def open_engine(model: Model, settings: EngineSettings, machine: Machine, use: EngineUse = WRITING) -> Engine:
+    """Open a model for writing, or for scoring alone.
 
     Raises:
         ModelError: its files are not those that were recorded, or it has no tokenizer.
@@ -170,7 +171,7 @@ def open_engine(model: Model, settings: EngineSettings, machine: Machine) -> Eng
         case "vllm":
             from pipeline.engines.vllm.engine import VllmEngine
 
-            return VllmEngine(model, settings, machine)
+            return VllmEngine(model, settings, machine, use)
         case "fake":
             from pipeline.engines.fake import BigramEngine
 
@@ -180,9 +181,9 @@ def open_engine(model: Model, settings: EngineSettings, machine: Machine) -> Eng
 class OnDemand:
     """Opens a model when it is first needed, and closes it at the end of the `with` block: found shards need none."""
 
-    def __init__(self, model: Model, settings: EngineSettings, machine: Machine):
+    def __init__(self, model: Model, settings: EngineSettings, machine: Machine, use: EngineUse = WRITING):
         self.model = model
-        self._settings, self._machine = settings, machine
+        self._settings, self._machine, self._use = settings, machine, use
         self._engine: Engine | None = None
 
     def __enter__(self) -> "OnDemand":
@@ -193,7 +194,7 @@ class OnDemand:
             self._engine.close()
 
     def open(self) -> Engine:
-        """The engine."""
+        """Open the model at the first call; later ones give the same engine."""
         if self._engine is None:
-            self._engine = open_engine(self.model, self._settings, self._machine)
+            self._engine = open_engine(self.model, self._settings, self._machine, self._use)
         return self._engine

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from pipeline.engines.engine import Request, Response, Support, ToScore, check_top_k
+from pipeline.engines.engine import Request, Response, ScoreRequest, check_top_k
 from pipeline.errors import EngineError
+from pipeline.head.support import Support
 from pipeline.models.record import Model
 from pipeline.progress import Progress
 from pipeline.settings.models import EngineSettings, Sampling
@@ -24,11 +25,12 @@ VERSION = 1
 
 LIBRARIES = ("numpy",)
 
+TAIL = "exact"
+"""How tails come about: by a logsumexp over all ids outside the entries."""
+
 
 class BigramEngine:
     """Table lookups; float64 inside."""
-
-    tail = "exact"
 
     def __init__(self, model: Model, settings: EngineSettings):  # noqa: ARG002 - as the other engines
         model.check_unchanged()
@@ -47,24 +49,24 @@ class BigramEngine:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, top_k: int = 0, progress: Progress | None = None
     ) -> list[Response]:
-        """As `Engine.generate`."""
+        """Write one response to each request, as `Engine.generate` says."""
         check_top_k(top_k, self.model, "refresh.behaviour_top_k")
         responses = [self._write(request, sampling, top_k) for request in requests]
         if progress is not None:
             progress(len(responses), sum(len(response.ids) for response in responses))
         return responses
 
-    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> Scores:
-        """As `Engine.score`."""
+    def score(self, requests: Sequence[ScoreRequest], support: Support, progress: Progress | None = None) -> Scores:
+        """Score each response, as `Engine.score` says."""
         check_top_k(support.top_k, self.model, "score.views.*.support.top_k")
         sampled, own, tails, entropies, values = [], [], [], [], []
         ids: list[list[int]] = []
-        for sequence in sequences:
-            last = [int(sequence.prompt_ids[-1]), *map(int, sequence.response_ids[:-1])]
-            for position, (before, token) in enumerate(zip(last, map(int, sequence.response_ids), strict=True)):
+        for request in requests:
+            last = [int(request.prompt_ids[-1]), *map(int, request.response_ids[:-1])]
+            for position, (before, token) in enumerate(zip(last, map(int, request.response_ids), strict=True)):
                 row = self.logprobs[before]
-                asked = () if sequence.asked_ids is None else sequence.asked_ids[position]
-                kept = _kept(row, support)
+                asked = () if request.asked_ids is None else request.asked_ids[position]
+                kept = _choose_own(row, support)
                 more = sorted({int(id_) for id_ in asked if id_ >= 0} - set(kept), key=lambda id_: (-row[id_], id_))
                 outside = np.delete(row, kept + more)
                 sampled.append(row[token])
@@ -74,7 +76,7 @@ class BigramEngine:
                 tails.append(np.logaddexp.reduce(outside) if len(outside) else -np.inf)
                 entropies.append(-(np.exp(row) * row).sum())
             if progress is not None:
-                progress(1, len(sequence.response_ids))
+                progress(1, len(request.response_ids))
         return Scores(
             np.array(sampled, np.float32),
             Ragged.from_rows(ids, np.int32),
@@ -96,7 +98,7 @@ class BigramEngine:
             ids.append(last)
             behaviour.append(row[last])
             sampled.append(warped[last])
-            tops.append(_kept(row, Support(top_k)))
+            tops.append(_choose_own(row, Support(top_k)))
         return Response(
             np.array(ids, np.int32),
             np.array(behaviour, np.float32),
@@ -124,8 +126,8 @@ def bigram_logprobs(folder: Path) -> np.ndarray:
     return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
 
 
-def _kept(row: np.ndarray, support: Support) -> list[int]:
-    """The ids of a view's own support, written as slowly and as plainly as its definition."""
+def _choose_own(row: np.ndarray, support: Support) -> list[int]:
+    """Choose the ids of a view's own support, as slowly and as plainly as its definition says."""
     order = sorted(range(len(row)), key=lambda id_: (-row[id_], id_))[: support.top_k]
     if support.mass is None:
         return order

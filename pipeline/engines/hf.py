@@ -17,10 +17,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from pipeline.engines.engine import Request, Response, Support, ToScore, check_top_k, context_limit
-from pipeline.engines.scores import concatenate, cut_scores, from_head
+from pipeline.engines.engine import Request, Response, ScoreRequest, check_top_k, find_context_limit
+from pipeline.engines.scores import unpad_scores
 from pipeline.errors import EngineError
 from pipeline.head.scores import score_tokens
+from pipeline.head.support import Support
 from pipeline.models.packing import build_pack, plan_packs
 from pipeline.models.record import Model
 from pipeline.models.student import open_student
@@ -33,17 +34,18 @@ VERSION = 1  # raise it when a rollout or a score would change; they are then ma
 
 LIBRARIES = ("torch", "transformers")
 
+TAIL = "exact"
+"""How tails come about: by a logsumexp over all ids outside the entries."""
+
 
 class HfEngine:
     """A model of transformers in one process."""
-
-    tail = "exact"
 
     def __init__(self, model: Model, settings: EngineSettings, machine: Machine):
         self.device = torch.device("cuda" if machine.device != "cpu" and torch.cuda.is_available() else "cpu")
         if machine.device == "cuda" and self.device.type != "cuda":
             raise EngineError("machine.yaml asks for `device: cuda`, and torch sees no GPU here.")
-        self.model, self.machine, self.context = model, machine, context_limit(model, settings)
+        self.model, self.machine, self.context = model, machine, find_context_limit(model, settings)
         self.student = open_student(model, getattr(torch, settings.dtype), settings.adapter).to(self.device).eval()
 
     def __enter__(self) -> "HfEngine":
@@ -62,10 +64,10 @@ class HfEngine:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, top_k: int = 0, progress: Progress | None = None
     ) -> list[Response]:
-        """As `Engine.generate`."""
+        """Write one response to each request, as `Engine.generate` says."""
         check_top_k(top_k, self.model, "refresh.behaviour_top_k")
         for request in requests:
-            self._fits(len(request.prompt_ids) + sampling.max_tokens, "a prompt and sampling.max_tokens")
+            self._check_length(len(request.prompt_ids) + sampling.max_tokens, "a prompt and sampling.max_tokens")
         # Prompts of one length share a batch as far as possible: less padding, and it stands on the left.
         order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
         responses: dict[int, Response] = {}
@@ -78,37 +80,27 @@ class HfEngine:
         return [responses[index] for index in range(len(requests))]
 
     @torch.inference_mode()
-    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> Scores:
-        """As `Engine.score`."""
-        if not sequences:
-            return concatenate([])
-        prompts = [np.asarray(sequence.prompt_ids, np.int64) for sequence in sequences]
-        responses = [np.asarray(sequence.response_ids, np.int64) for sequence in sequences]
+    def score(self, requests: Sequence[ScoreRequest], support: Support, progress: Progress | None = None) -> Scores:
+        """Score each response, as `Engine.score` says."""
+        prompts = [np.asarray(request.prompt_ids, np.int64) for request in requests]
+        responses = [np.asarray(request.response_ids, np.int64) for request in requests]
         lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
         for length in lengths:
-            self._fits(length, "a sequence")
+            self._check_length(length, "a sequence")
         check_top_k(support.top_k, self.model, "score.views.*.support.top_k")
-        self._known(prompts, responses)
+        self._check_ids(prompts, responses)
         output = self.student.output()
         parts: dict[int, Scores] = {}
         for rows in plan_packs(lengths, self.machine.score_tokens):
             pack = build_pack(rows, prompts, responses).to(self.device)
-            asked = _asked([sequences[index].asked_ids for index in pack.sequences])
-            scored = score_tokens(
-                self.student.hidden(pack),
-                output,
-                pack.sampled_ids,
-                None if asked is None else asked.to(self.device),
-                support.top_k,
-                support.mass,
-                support.min_k,
-                support.entropies,
-            )
+            asked = _pad_asked([requests[index].asked_ids for index in pack.sequences])
+            asked = None if asked is None else asked.to(self.device)
+            padded = score_tokens(self.student.hidden(pack), output, pack.sampled_ids, asked, support)
             taken = [len(responses[index]) for index in pack.sequences]
-            parts.update(zip(map(int, pack.sequences), cut_scores(from_head(scored), taken), strict=True))
+            parts.update(zip(map(int, pack.sequences), unpad_scores(padded).cut(taken), strict=True))
             if progress is not None:
                 progress(len(pack.sequences), len(pack.sampled_ids))
-        return concatenate([parts[index] for index in range(len(sequences))])
+        return Scores.concatenate([parts[index] for index in range(len(requests))])
 
     def _generate(self, requests: list[Request], sampling: Sampling, top_k: int) -> list[Response]:
         longest = max(len(request.prompt_ids) for request in requests)
@@ -132,16 +124,16 @@ class HfEngine:
         )
         return draw.responses(written[:, longest:].cpu().numpy(), eos_ids)
 
-    def _fits(self, length: int, what: str) -> None:
+    def _check_length(self, length: int, what: str) -> None:
         if self.context is not None and length > self.context:
             raise EngineError(
                 f"{what} of {length} tokens does not fit {self.model.name}, whose context is {self.context} tokens. "
                 "Shorten sampling.max_tokens, or leave long prompts out in `prompts`."
             )
 
-    def _known(self, prompts: list[np.ndarray], responses: list[np.ndarray]) -> None:
+    def _check_ids(self, prompts: list[np.ndarray], responses: list[np.ndarray]) -> None:
         vocabulary = len(self.student.output().weight)
-        highest = max(int(ids.max()) for ids in [*prompts, *responses])
+        highest = max((int(ids.max()) for ids in [*prompts, *responses]), default=0)
         if highest >= vocabulary:
             raise EngineError(
                 f"token id {highest} is outside the {vocabulary} ids of {self.model.name}: another model's rollouts?"
@@ -203,8 +195,8 @@ class _Draw(LogitsProcessor):
         return responses
 
 
-def _asked(asked: list[np.ndarray | None]) -> torch.Tensor | None:
-    """One padded matrix from those of the sequences."""
+def _pad_asked(asked: list[np.ndarray | None]) -> torch.Tensor | None:
+    """Lay the sequences' matrices end to end, as wide as the widest."""
     widths = [0 if ids is None else ids.shape[1] for ids in asked]
     if not any(widths):
         return None

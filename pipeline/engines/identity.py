@@ -1,10 +1,11 @@
-"""What of an engine can change a number, and which libraries it computes with."""
+"""Facts of an engine without opening a model: what can change a number, how tails come about, its libraries."""
 
 import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pipeline.engines.engine import EngineUse
 from pipeline.errors import ModelError
 from pipeline.settings.models import EngineSettings
 from pipeline.storage import hashing
@@ -12,15 +13,24 @@ from pipeline.storage.made_with import library_versions
 
 
 def identify_engine(settings: EngineSettings) -> dict[str, Any]:
-    """What of an engine can change a number; settings that came later enter only where they are used."""
+    """Say what of an engine can change a number; settings that came later enter only where they are used."""
     version = _module(settings.engine).VERSION
     facts: dict[str, Any] = {"engine": settings.engine, "version": version, "dtype": settings.dtype}
     later = {"quantization": settings.quantization, "adapter": _adapter(settings.adapter)}
     return facts | {name: value for name, value in later.items() if value is not None}
 
 
+def name_tail(engine: str, use: EngineUse) -> str:
+    """Say how an engine's `tail_logprobs` come about.
+
+    Returns:
+        `exact`: a logsumexp over all ids outside the entries. `derived`: log1p(−Σ) of the top k, floored at −11 nats.
+    """
+    return "exact" if use.scores_by == "hidden_states" else _module(engine).TAIL
+
+
 def engine_libraries(engine: str) -> dict[str, str]:
-    """The versions of what an engine computes with, for footers."""
+    """Look up the versions of what an engine computes with, for footers."""
     return library_versions(*_module(engine).LIBRARIES)
 
 

@@ -5,7 +5,8 @@ live top k, the tail outside them, the entropy. They are computed in chunks of t
 each chunk again, so memory is O(tokens × k + chunk × vocabulary). The scorer uses the forward half.
 
 `layer` is a model's output layer and all that is done to its logits; `answer` is what training asks of each token, with
-a `gradient` that computes each chunk again; `scores` is what scoring asks. Torch alone is imported here.
+a `gradient` that computes each chunk again; `scores` is what scoring asks, of the ids that a `support` names. Torch
+alone is imported here.
 """
 
 VERSION = 1  # raise it when a log-probability would change; scores and checkpoints are then made again

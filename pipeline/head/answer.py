@@ -1,7 +1,10 @@
-"""What training asks of each token, and the answer: small tensors, with gradient."""
+"""Ask and Answer: what training wants to know of each token, as small tensors with gradient."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import register_dataclass
@@ -9,7 +12,7 @@ from torch.utils._pytree import register_dataclass
 
 @dataclass(frozen=True)
 class Ask:
-    """What is wanted of each of T tokens.
+    """The question about each of T tokens.
 
     Attributes:
         sampled_ids: int64 [T], the response tokens.
@@ -47,3 +50,9 @@ class Answer:
 
 # FSDP2 finds the tensors that a forward gives by way of pytrees, to gather the parameters again before their backward.
 register_dataclass(Answer)
+
+
+def concatenate_fields(chunks: Sequence[Any]) -> list[Any]:
+    """Lay the tensors of a dataclass end to end: of each field those of all chunks, or None where they have none."""
+    columns = [[getattr(chunk, field.name) for chunk in chunks] for field in fields(chunks[0])]
+    return [None if column[0] is None else torch.cat(column) for column in columns]

@@ -12,6 +12,7 @@ forward, three products and one exponential backward, all in the buffer that the
 above 0, and nothing of a chunk outlives it.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.head.answer import Answer, Ask
+from pipeline.head.answer import Answer, Ask, concatenate_fields
 from pipeline.head.layer import OutputLayer
 
 BLOCK = 2**18
@@ -58,11 +59,14 @@ class Chunks(torch.autograd.Function):
         ask: Ask,
     ) -> tuple[Tensor | None, ...]:
         """Compute every chunk once; the matrices are those of `output`, named for the gradient's sake."""
-        parts = [
-            answer_chunk(logits, ask.sampled_ids[piece], ask.ids[piece], ask) for piece, logits in output.chunks(hidden)
-        ]
-        columns = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
-        total, sampled, logprobs, tail, top_ids, top_logprobs, entropy = columns
+        totals, answers = [], []
+        for piece, logits in output.chunks(hidden):
+            part = replace(ask, sampled_ids=ask.sampled_ids[piece], ids=ask.ids[piece])
+            total, answer = answer_chunk(logits, part)
+            totals.append(total)
+            answers.append(answer)
+        total = torch.cat(totals)
+        sampled, logprobs, tail, top_ids, top_logprobs, entropy = concatenate_fields(answers)
         ctx.output, ctx.ask = output, ask
         ctx.save_for_backward(hidden, weight, bias, down, up, total, logprobs, tail, top_ids)
         ctx.mark_non_differentiable(top_ids, *([] if entropy is None else [entropy]))
@@ -121,10 +125,9 @@ def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def answer_chunk(
-    logits: Tensor, sampled_ids: Tensor, ids: Tensor, ask: Ask
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """The normaliser, then the answer's fields, of one chunk; `logits` is used up."""
+def answer_chunk(logits: Tensor, ask: Ask) -> tuple[Tensor, Answer]:
+    """Give each token's normaliser, and the answer to what is asked of one chunk, whose logits are used up."""
+    sampled_ids, ids = ask.sampled_ids, ask.ids
     at_sampled = logits.gather(-1, sampled_ids.unsqueeze(-1)).squeeze(-1)
     at_ids = logits.gather(-1, ids.clamp_min(0)).masked_fill_(ids < 0, -torch.inf)
     top = logits.topk(min(ask.top_k, logits.shape[-1]), dim=-1)
@@ -143,7 +146,7 @@ def answer_chunk(
         of_rest = tail.exp() * (mean + largest.squeeze(-1) - total)
         entropy = -(of_rest + (logprobs.exp() * logprobs.clamp_min(smallest)).sum(dim=-1))
     top_logprobs = top.values - total.unsqueeze(-1)
-    return total, at_sampled - total, logprobs, tail, top.indices, top_logprobs, entropy
+    return total, Answer(at_sampled - total, logprobs, tail, top.indices, top_logprobs, entropy)
 
 
 def _moments(distance: Tensor) -> tuple[Tensor, Tensor]:

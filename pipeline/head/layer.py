@@ -16,7 +16,7 @@ CHUNK = 2**25
 
 @dataclass(frozen=True)
 class LowRank:
-    """What LoRA adds to an output layer: its matrix becomes W + up · down, which nobody needs to hold.
+    """LoRA's change of an output layer: its matrix becomes W + up · down, which nobody needs to hold.
 
     Attributes:
         down: [rank, hidden], with the adapter's scaling.
@@ -27,7 +27,7 @@ class LowRank:
     up: Float[Tensor, "vocabulary rank"]
 
     def inner(self, hidden: Float[Tensor, "token hidden"]) -> Float[Tensor, "token rank"]:
-        """Between the two matrices; in their precision, as peft does."""
+        """Compute what lies between the two matrices, in their precision, as peft does."""
         return functional.linear(hidden.to(self.down.dtype), self.down)
 
 
@@ -55,7 +55,7 @@ class OutputLayer:
         return max(1, CHUNK // len(self.weight))
 
     def to(self, dtype: torch.dtype) -> "OutputLayer":
-        """The same layer with other matrices; gradient flows back to these."""
+        """Convert the matrices to a dtype; gradient flows back to the original ones."""
         bias = None if self.bias is None else self.bias.to(dtype)
         adapter = None if self.adapter is None else LowRank(self.adapter.down.to(dtype), self.adapter.up.to(dtype))
         return replace(self, weight=self.weight.to(dtype), bias=bias, adapter=adapter)
@@ -63,7 +63,7 @@ class OutputLayer:
     def chunks(
         self, hidden: Float[Tensor, "token hidden"]
     ) -> Iterator[tuple[slice, Float[Tensor, "piece vocabulary"]]]:
-        """The logits of a few tokens at a time, each chunk in the memory of the one before; no tokens are one chunk.
+        """Give the logits of a few tokens at a time, each chunk in the memory of the one before (no tokens: one chunk).
 
         In the precision of the matrices; everything that sums over the vocabulary is at least fp32. They have no
         gradient, and the caller may write over them.
@@ -98,7 +98,7 @@ class OutputLayer:
 
 
 def logit_scale(config: Any) -> float:
-    """The factor that an architecture puts on its logits, from its text configuration in transformers."""
+    """Find the factor that an architecture puts on its logits, from its text configuration in transformers."""
     for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):  # Cohere, Muse Glimmer, Falcon-H1
         if getattr(config, name, None) is not None:
             return float(getattr(config, name))

@@ -1,4 +1,4 @@
-"""What scoring asks of each token: the model's own likeliest ids, those asked for, and the tail."""
+"""Scoring tokens: log-probabilities at the model's own likeliest ids and at those asked for, and the tail."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pipeline.head.answer import Ask
+from pipeline.head.answer import Ask, concatenate_fields
 from pipeline.head.gradient import answer_chunk
 from pipeline.head.layer import OutputLayer
+from pipeline.head.support import Support
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One chunk-free score of T tokens, entries padded with id −1 behind the last.
+class PaddedScores:
+    """The scores of T tokens, in nats; entries are padded with id −1 behind the last.
 
     Attributes:
         sampled: [T] log-probability of the response tokens.
@@ -38,11 +39,8 @@ def score_tokens(
     output: OutputLayer,
     sampled_ids: Int[Tensor, " token"],
     asked_ids: Int[Tensor, "token asked"] | None,
-    top_k: int,
-    mass: float | None = None,
-    min_k: int = 1,
-    entropies: bool = True,
-) -> Scored:
+    support: Support,
+) -> PaddedScores:
     """Compute a score shard's columns.
 
     Args:
@@ -50,33 +48,28 @@ def score_tokens(
         output: the output layer.
         sampled_ids: the response tokens.
         asked_ids: ids to score besides the model's own, padded with −1; repeated ids count once.
-        top_k: so many of the model's likeliest ids; 0 for none.
-        mass: of these, only the shortest prefix that holds this probability of the whole vocabulary.
-        min_k: with `mass`, at least so many.
-        entropies: also give the entropy.
+        support: which of the model's own ids are kept, and whether entropies are.
     """
     asked = sampled_ids.new_empty(len(sampled_ids), 0) if asked_ids is None else asked_ids.sort(dim=-1).values
-    parts = []
-    for piece, logits in output.chunks(hidden):
-        parts.append(_score_chunk(logits, sampled_ids[piece], asked[piece], top_k, mass, min_k, entropies))
-    joined = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
-    return Scored(*joined)  # pyright: ignore[reportArgumentType]
+    chunks = [
+        _score_chunk(logits, sampled_ids[piece], asked[piece], support) for piece, logits in output.chunks(hidden)
+    ]
+    return PaddedScores(*concatenate_fields(chunks))
 
 
-def _score_chunk(
-    logits: Tensor, sampled_ids: Tensor, asked: Tensor, top_k: int, mass: float | None, min_k: int, entropies: bool
-) -> tuple[Tensor | None, ...]:
-    """The columns of one chunk, whose logits are used up: only what is outside all entries is summed over."""
-    likeliest = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+def _score_chunk(logits: Tensor, sampled_ids: Tensor, asked: Tensor, support: Support) -> PaddedScores:
+    """The scores of one chunk, whose logits are used up: only what is outside all entries is summed over."""
+    likeliest = logits.topk(min(support.top_k, logits.shape[-1]), dim=-1)
     at_asked = logits.gather(-1, asked.clamp_min(0))
     every = _entries_first(torch.cat([likeliest.indices, _without(asked, likeliest.indices)], dim=-1))[0]
-    ask = Ask(sampled_ids, every, entropy=entropies)
-    total, sampled, _, tail, _, _, entropy = answer_chunk(logits, sampled_ids, every, ask)
+    total, answer = answer_chunk(logits, Ask(sampled_ids, every, entropy=support.entropies))
     own_ids, own = _by_falling_probability(likeliest.indices, likeliest.values - total.unsqueeze(-1))
-    if mass is not None:
+    tail = answer.tail
+    if support.mass is not None:
         probabilities = own.double().exp()
         before = probabilities.cumsum(dim=-1) - probabilities
-        is_kept = (before < mass) | (torch.arange(own_ids.shape[-1], device=own_ids.device) < min_k)
+        is_first = torch.arange(own_ids.shape[-1], device=own_ids.device) < support.min_k
+        is_kept = (before < support.mass) | is_first
         is_asked = (own_ids.unsqueeze(-1) == asked.unsqueeze(-2)).any(dim=-1)
         dropped = own.masked_fill(is_kept | is_asked, -torch.inf)
         tail = torch.cat([tail.unsqueeze(-1), dropped], dim=-1).logsumexp(dim=-1)
@@ -84,7 +77,7 @@ def _score_chunk(
     others_ids, others = _by_falling_probability(_without(asked, own_ids), at_asked - total.unsqueeze(-1))
     ids, order = _entries_first(torch.cat([own_ids, others_ids], dim=-1))
     logprobs = torch.cat([own, others], dim=-1).gather(-1, order).masked_fill(ids < 0, -torch.inf)
-    return sampled, ids, logprobs, (own_ids >= 0).sum(dim=-1), tail, entropy
+    return PaddedScores(answer.sampled, ids, logprobs, (own_ids >= 0).sum(dim=-1), tail, answer.entropy)
 
 
 def _entries_first(ids: Tensor) -> tuple[Tensor, Tensor]:

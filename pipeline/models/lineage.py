@@ -5,7 +5,9 @@ every score says who gave it. With two teachers the gradient of offline distilla
 at the teacher (arXiv:2604.13010, theorems 3.8 and 3.9).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import ConsistencyError
 from pipeline.models.record import read_checkpoint
@@ -26,7 +28,11 @@ def read_checkpoint_teacher(folder: Path) -> dict[str, str]:
 
 def read_rollouts_teacher(path: Path) -> dict[str, str]:
     """Read which teacher the writer of a shard learned from."""
-    about = read_about(path)
+    return teacher_in(read_about(path))
+
+
+def teacher_in(about: Mapping[str, Any]) -> dict[str, str]:
+    """Find the teacher that the writer of a shard learned from in the shard's footer."""
     return name_teacher(about["made_with"].get("sft_teacher", UNKNOWN), about["identity"].get("sft_teacher", UNKNOWN))
 
 

@@ -36,7 +36,7 @@ class Pack:
     sequences: np.ndarray
 
     def to(self, device: torch.device) -> "Pack":
-        """The same on another device; the copy may still be under way when this returns."""
+        """Copy the pack to another device; the copy may still be under way when this returns."""
         moved = (tensor.to(device, non_blocking=True) for tensor in self.tensors)
         return Pack(*moved, sequences=self.sequences)
 
@@ -49,10 +49,10 @@ class Pack:
 def plan_packs(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[list[list[int]]]:
     """Spread sequences over packs: pack → row → sequences.
 
-    Longest first, each into the first row with room (first-fit decreasing). A row is as wide as the longest sequence;
-    one shorter than 1/`SPREAD` of that opens a row only where a pack is begun, else in narrower packs that follow:
-    attention costs the square of a row's width. Packs hold rows of similar fill; a sequence longer than `tokens` has
-    one of its own.
+    Longest first, each into the first row with room (first-fit decreasing). Rows are as wide as the longest sequence.
+    Attention costs the square of a row's width, so a sequence shorter than 1/`SPREAD` of it gets a row of its own only
+    to fill a pack that is begun; the others wait for narrower packs. Packs hold rows of similar fill; a sequence
+    longer than `tokens` has a pack to itself.
 
     Args:
         lengths: tokens of each sequence.
@@ -92,7 +92,7 @@ def share_packs(packs: list[list[list[int]]], parts: int) -> list[list[list[int]
     """Halve the fullest packs until their number is a multiple of `parts`: each device gets as many of them.
 
     Args:
-        packs: as `plan` gives them, of a multiple of `parts` sequences.
+        packs: as `plan_packs` gives them, of a multiple of `parts` sequences.
         parts: devices that share them.
     """
     packs = list(packs)
@@ -109,7 +109,7 @@ def build_pack(rows: list[list[int]], prompts: Sequence[np.ndarray], responses: 
     """Lay out one pack.
 
     Args:
-        rows: which sequences stand in which row, as `plan` gives them.
+        rows: which sequences stand in which row, as `plan_packs` gives them.
         prompts: token ids of every prompt, at least one each.
         responses: token ids of every response.
     """

@@ -66,7 +66,7 @@ class Student(nn.Module):
 
 
 def _adapter(layer: Any) -> LowRank | None:
-    """What the active LoRA adapters add to an output layer; several add up.
+    """Read what the active LoRA adapters add to an output layer; several add up.
 
     Raises:
         ModelError: it is another change than that of plain LoRA.

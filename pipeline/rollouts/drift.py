@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.engines.engine import Engine, Support, ToScore
+from pipeline.engines.engine import Engine
 from pipeline.errors import SettingsError
+from pipeline.head.support import Support
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import read_groups, read_shard
@@ -61,7 +62,7 @@ def measure_drift(engine: Engine, path: Path, rows: int) -> Drift:
     chosen = sorted(range(len(ids)), key=lambda row: ids[row])[:rows]
     found = dict(_rows(path, set(chosen)))
     prompts, responses, behaviour = zip(*[found[row] for row in chosen], strict=True)
-    sequences = [ToScore(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+    sequences = [ScoreRequest(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
     now = engine.score(sequences, Support(0, entropies=False)).sampled_logprobs
     return estimate_drift(now - np.concatenate(behaviour))
 

@@ -1,42 +1,64 @@
-"""What of a view is refused before a model loads: what it would cost GPU hours to find out, or never be found."""
+"""Checks of a plan before a model loads: of what would cost GPU hours to find out, or never be found."""
 
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+import numpy as np
+
+from pipeline.engines.engine import check_top_k, find_context_limit
 from pipeline.errors import EngineError, SettingsError, ShardError
-from pipeline.models.lineage import check_teacher, name_teacher, read_rollouts_teacher
+from pipeline.models.lineage import check_teacher, name_teacher, teacher_in
 from pipeline.models.record import Model
-from pipeline.scoring.contexts import Contexts, describe_rows
+from pipeline.scoring.plan import PlannedBucket, ScoreJob, ScorePlan
 from pipeline.settings import params
 from pipeline.settings.views import Plain, View
-from pipeline.storage.bucket import Bucket, require_path
-from pipeline.storage.prompts import PROMPTS
-from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
-from pipeline.storage.shards import read_about, read_groups, read_shard
+from pipeline.storage.shards import read_shard
 
 log = logging.getLogger("score")
 
 
-def check_models(settings: params.Score, by_view: Mapping[str, Model], rollouts: Sequence[Path]) -> None:
-    """Compare the views with their models, with each other, and with who wrote the rollouts.
-
-    Args:
-        settings: with the views.
-        by_view: each view's model.
-        rollouts: the shards that are scored; their footers are read.
+def check_views(settings: params.Score, models: Mapping[str, Model]) -> None:
+    """Compare the views with their models and with each other; no file is read.
 
     Raises:
-        SettingsError: a view asks for ids that its model does not have, or would teach the student what it is, or is
-            the reference of the very model and context that it is.
+        SettingsError: a view asks for an id that its model does not have, or is the reference of the very model and
+            context that it is.
+        EngineError: a view asks for more ids than its model has.
+    """
+    for name, view in settings.views.items():
+        _check_ids(name, view, models[name])
+    _check_references(settings.views, models)
+
+
+def check_plan(plan: ScorePlan, settings: params.Score) -> None:
+    """Check that every view has rows to score, and that the model's context holds each of them.
+
+    Raises:
+        SettingsError: a domain that a view names does not occur.
+        ShardError: a view has no row to score.
+        EngineError: a context and a response are together too long.
+    """
+    for name, jobs in plan.views.items():
+        check_rows(name, jobs, plan.buckets)
+    for name, jobs in plan.views.items():
+        missing = [job for job in jobs if job.contexts is not None]
+        limit = find_context_limit(missing[0].model, settings) if missing else None
+        for job in missing:
+            check_lengths(name, job, limit)
+
+
+def check_writers(settings: params.Score, models: Mapping[str, Model], buckets: Sequence[PlannedBucket]) -> None:
+    """Compare the views that a student learns from with who wrote the rollouts.
+
+    Raises:
+        SettingsError: a view would teach the student what it is.
         ConsistencyError: a target's model is not the teacher of the SFT data.
     """
-    writers = {read_about(path)["identity"]["model"]["weights"] for path in rollouts}
+    writers = {bucket.about["identity"]["model"]["weights"] for bucket in buckets}
     for name, view in settings.views.items():
-        model = by_view[name]
-        _check_ids(name, view, model)
+        model = models[name]
         if not view.target:
             continue
         if isinstance(view.context, Plain) and (view.model == "student" or model.weights_hash in writers):
@@ -47,73 +69,72 @@ def check_models(settings: params.Score, by_view: Mapping[str, Model], rollouts:
             )
         if view.model != "student":
             scorer = name_teacher(model.name, model.weights_hash)
-            for path in rollouts:
-                check_teacher(read_rollouts_teacher(path), scorer, str(path), settings.allow_sft_teacher, "score")
-    _check_references(settings.views, by_view)
+            for each in buckets:
+                where = str(each.bucket.rollouts)
+                check_teacher(teacher_in(each.about), scorer, where, settings.allow_sft_teacher, "score")
 
 
-def check_rows(name: str, view: View, buckets: Sequence[Bucket]) -> None:
+def check_rows(name: str, jobs: Sequence[ScoreJob], buckets: Sequence[PlannedBucket]) -> None:
     """Count the rows that a view has no score for, and tell.
+
+    Args:
+        name: of the view.
+        jobs: of the view.
+        buckets: what is scored.
 
     Raises:
         SettingsError: a domain that is named does not occur.
         ShardError: no row would be scored.
     """
-    if view.domains:
-        known = {domain for bucket in buckets for domain in _domains(require_path(bucket.prompts))}
-        if unknown := sorted(set(view.domains) - known):
-            raise SettingsError(
-                f"score.views.{name}.domains names {', '.join(unknown)}; the prompts' domains are "
-                f"{', '.join(sorted(known))} (prompts.sources)."
-            )
-    told = [row for bucket in buckets for row in describe_rows(bucket, view)]
-    reasons = Counter(row.skipped for row in told if row.skipped is not None)
+    view, rows = jobs[0].view, sum(len(job.response_lengths) for job in jobs)
+    known = {domain for bucket in buckets for domain in bucket.domains}
+    if unknown := sorted(set(view.domains) - known):
+        raise SettingsError(
+            f"score.views.{name}.domains names {', '.join(unknown)}; the prompts' domains are "
+            f"{', '.join(sorted(known))} (prompts.sources)."
+        )
+    reasons = sum((Counter(job.skipped) for job in jobs), Counter())
     listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    if told and reasons.total() == len(told):
+    if reasons and reasons.total() == rows:
         raise ShardError(
-            f"score.views.{name}: none of the {len(told)} responses in {buckets[0].rollouts.parent} can be scored "
+            f"score.views.{name}: none of the {rows} responses in {jobs[0].bucket.rollouts.parent} can be scored "
             f"({listed}). Give the prompts or the grades what `context: {view.context.kind}` shows "
             "(prompts.sources.*.fields, grade.grader), or remove the view."
         )
     if reasons:
-        log.info("view %s: %d of %d responses have no score: %s", name, reasons.total(), len(told), listed)
+        log.info("view %s: %d of %d responses have no score: %s", name, reasons.total(), rows, listed)
 
 
-def check_lengths(name: str, view: View, model: Model, bucket: Bucket, limit: int | None) -> None:
+def check_lengths(name: str, job: ScoreJob, limit: int | None) -> None:
     """Refuse a shard with a context and a response that are together longer than the model's context.
 
     Args:
         name: of the view.
-        view: whose contexts are made.
-        model: that scores.
-        bucket: with the shard.
+        job: with its contexts.
         limit: tokens; None where the model states none.
 
     Raises:
         EngineError: names the row, its lengths and the limit.
     """
-    if limit is None:
+    if limit is None or job.contexts is None:
         return
-    made = Contexts(bucket, view, model)
-    for group in read_groups(bucket.rollouts, ROLLOUTS, ("rollout_id", "prompt_ids", "response_ids")):
-        responses = from_lists(group.column("response_ids")).lengths
-        ids = group.column("rollout_id").to_pylist()
-        for rollout_id, context, response in zip(ids, made.of(group), responses, strict=True):
-            if not isinstance(context, str) and len(context) + response > limit:
-                raise EngineError(
-                    f"score.views.{name}: response {rollout_id} in {bucket.rollouts} has {response} tokens, the "
-                    f"`{view.context.kind}` context before it {len(context)}: together {len(context) + response}, and "
-                    f"{model.name} takes {limit}. Show less (score.views.{name}.context), write shorter responses "
-                    "(refresh.sampling.max_tokens), or leave long prompts out of prompts.sources."
-                )
+    contexts, responses = job.contexts.lengths, job.response_lengths
+    too_long = np.flatnonzero((contexts > 0) & (contexts + responses > limit))
+    if not len(too_long):
+        return
+    row, rollouts = int(too_long[0]), job.bucket.rollouts
+    rollout_id = read_shard(rollouts, ROLLOUTS, ["rollout_id"]).column("rollout_id")[row].as_py()
+    raise EngineError(
+        f"score.views.{name}: response {rollout_id} in {rollouts} has {responses[row]} tokens, the "
+        f"`{job.view.context.kind}` context before it {contexts[row]}: together {contexts[row] + responses[row]}, and "
+        f"{job.model.name} takes {limit}. Show less (score.views.{name}.context), write shorter responses "
+        "(refresh.sampling.max_tokens), or leave long prompts out of prompts.sources."
+    )
 
 
 def _check_ids(name: str, view: View, model: Model) -> None:
-    top_k, highest = view.support.top_k or 0, max(view.support.ids, default=0)
-    if top_k > model.vocabulary:
-        raise SettingsError(
-            f"score.views.{name}.support.top_k is {top_k}, {model.name} has {model.vocabulary} token ids. Lower it."
-        )
+    check_top_k(view.support.top_k or 0, model, f"score.views.{name}.support.top_k")
+    highest = max(view.support.ids, default=0)
     if highest >= model.vocabulary:
         raise SettingsError(
             f"score.views.{name}.support.ids has {highest}; the token ids of {model.name} go from 0 to "
@@ -121,19 +142,15 @@ def _check_ids(name: str, view: View, model: Model) -> None:
         )
 
 
-def _check_references(views: Mapping[str, View], by_view: Mapping[str, Model]) -> None:
+def _check_references(views: Mapping[str, View], models: Mapping[str, Model]) -> None:
     """A log-ratio between a target and its reference is 0 everywhere where both are one model in one context."""
     targets = [name for name, view in views.items() if view.target]
     for name, view in views.items():
         for target in targets:
-            same_model = by_view[name].weights_hash == by_view[target].weights_hash
+            same_model = models[name].weights_hash == models[target].weights_hash
             if not view.target and same_model and view.context == views[target].context:
                 raise SettingsError(
                     f"score.views.{name} (`target: false`) and score.views.{target} are one model in one context "
-                    f"({by_view[name].name}): as a reference it would differ from its target nowhere. Name another "
+                    f"({models[name].name}): as a reference it would differ from its target nowhere. Name another "
                     f"model or context; or leave `target` out, if {name} is the target at other ids."
                 )
-
-
-def _domains(prompts: Path) -> set[str]:
-    return set(read_shard(prompts, PROMPTS, ["domain"]).column("domain").to_pylist())

@@ -5,20 +5,17 @@ authors of arXiv:2605.02943 report it of their own runs, in HINT_FIX.md of their
 stored, so a run that finds every shard compares again.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import ShardError
-from pipeline.models.record import Model
-from pipeline.settings.views import View
-from pipeline.storage.ragged import Ragged, from_lists, from_nested_lists
-from pipeline.storage.rounding import normalise
-from pipeline.storage.scores import SCORES
-from pipeline.storage.shards import read_groups, read_shard
+from pipeline.scoring.plan import ScoreJob
+from pipeline.storage.scores import SCORES, Scores, decode_scores
+from pipeline.storage.shards import open_shard, read_group
 
 LEAST_KL = 1e-4
 """Nats per token that two contexts must be apart, in the mean."""
@@ -27,29 +24,13 @@ SHARDS, ROWS = 16, 4
 """The KL is taken over so many shards at most, and so many rows of each: a sample, whatever the run's size."""
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What a view kept of some tokens, as a distribution.
-
-    Attributes:
-        sampled: [T], nats, of the response's own token, kept or not.
-        ids: int32 ragged [T][...], distinct at a token.
-        logprobs: float, nats, of the ids' values end to end.
-        tails: [T], nats, log of the mass outside them.
-    """
-
-    sampled: np.ndarray
-    ids: Ragged
-    logprobs: np.ndarray
-    tails: np.ndarray
-
-
-def views_to_compare(name: str, views: Mapping[str, View], by_view: Mapping[str, Model]) -> list[str]:
-    """The views of the same model as this one's in another context."""
+def views_to_compare(name: str, jobs: Mapping[str, ScoreJob]) -> list[str]:
+    """List the views of the same model as this one's in another context; `jobs` has one of each view."""
+    own = jobs[name]
     return [
         other
-        for other, view in views.items()
-        if by_view[other].weights_hash == by_view[name].weights_hash and view.context != views[name].context
+        for other, job in jobs.items()
+        if job.model.weights_hash == own.model.weights_hash and job.view.context != own.view.context
     ]
 
 
@@ -69,13 +50,16 @@ def check_contexts_differ(folders: Mapping[str, Path]) -> None:
         "Look at the templates of both and at what they show (`context_hash` in the shards tells contexts apart), "
         "correct score.views and run `dvc repro score`; or remove one of the two."
     )
-    for paths in pairs:
-        if (rollout_id := _same_context(paths)) is not None:
+    sampled: list[tuple[str, Scores, Scores]] = []
+    step = -(-len(pairs) // SHARDS)
+    for number, paths in enumerate(pairs):
+        shards = [_read_shard(path, number % step == 0) for path in paths]
+        if (rollout_id := _same_context(*(shard.contexts for shard in shards))) is not None:
             raise ShardError(
                 f"{what}, but response {rollout_id} ({paths[1]}) was scored after the same tokens in both: what one of "
                 f"them adds does not arrive. {remedy}"
             )
-    sampled = [row for paths in pairs[:: -(-len(pairs) // SHARDS)] for row in _rows_of_both(paths)]
+        sampled += _rows_of_both([shard.first_rows for shard in shards], paths)
     values = np.concatenate([least_kl(one, other) for _, one, other in sampled]) if sampled else np.array([])
     if len(values) and values.mean() < LEAST_KL:
         raise ShardError(
@@ -84,8 +68,8 @@ def check_contexts_differ(folders: Mapping[str, Path]) -> None:
         )
 
 
-def least_kl(one: Kept, other: Kept) -> np.ndarray:
-    """What KL(one ‖ other) is at least at each token, from what both views stored.
+def least_kl(one: Scores, other: Scores) -> np.ndarray:
+    """Bound KL(one ‖ other) from below at each token, from what both views stored.
 
     The larger of two KLs of coarser outcomes, each at most the KL over the vocabulary (data-processing inequality): the
     ids that both kept and all else; the sampled token and all else, for views that have few or no ids in common.
@@ -93,60 +77,79 @@ def least_kl(one: Kept, other: Kept) -> np.ndarray:
     Returns:
         [T], nats.
     """
-    tokens = len(one.tails)
+    tokens = len(one.tail_logprobs)
     shared, of_one, of_other = np.intersect1d(_keys(one), _keys(other), assume_unique=True, return_indices=True)
-    at_shared = np.bincount(shared >> 32, _divergence(one.logprobs[of_one], other.logprobs[of_other]), tokens)
+    differences = _divergence(one.logprobs.values[of_one], other.logprobs.values[of_other])
+    at_shared = np.bincount(shared >> 32, differences, tokens)
     rest, other_rest = _log_mass_outside(one, of_one), _log_mass_outside(other, of_other)
-    not_sampled, other_not_sampled = _log(-np.expm1(one.sampled)), _log(-np.expm1(other.sampled))
-    at_sampled = _divergence(one.sampled, other.sampled) + _divergence(not_sampled, other_not_sampled)
+    sampled, other_sampled = (scores.sampled_logprobs.astype(np.float64) for scores in (one, other))
+    not_sampled, other_not_sampled = _log(-np.expm1(sampled)), _log(-np.expm1(other_sampled))
+    at_sampled = _divergence(sampled, other_sampled) + _divergence(not_sampled, other_not_sampled)
     return np.maximum(at_shared + _divergence(rest, other_rest), at_sampled)
 
 
 def _divergence(logprobs: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """What an outcome adds to the KL, from its two log-probabilities."""
+    """An outcome's share of the KL, from its two log-probabilities."""
     logprobs = logprobs.astype(np.float64)
     return np.exp(logprobs) * (logprobs - others)
 
 
-def _keys(kept: Kept) -> np.ndarray:
-    """Token and id in one number."""
-    return (np.repeat(np.arange(len(kept.tails)), kept.ids.lengths) << 32) + kept.ids.values
+def _keys(scores: Scores) -> np.ndarray:
+    """Token and id of each entry in one number."""
+    return (_tokens_of_entries(scores) << 32) + scores.ids.values
 
 
-def _log_mass_outside(kept: Kept, entries: np.ndarray) -> np.ndarray:
-    """Of each token the log of the probability outside these entries."""
-    is_outside = np.ones(len(kept.ids.values), bool)
+def _tokens_of_entries(scores: Scores) -> np.ndarray:
+    return np.repeat(np.arange(len(scores.ids)), scores.ids.lengths)
+
+
+def _log_mass_outside(scores: Scores, entries: np.ndarray) -> np.ndarray:
+    """Log of the probability outside these entries, [T]."""
+    is_outside = np.ones(len(scores.ids.values), bool)
     is_outside[entries] = False
-    token = np.repeat(np.arange(len(kept.tails)), kept.ids.lengths)[is_outside]
-    masses = np.exp(kept.logprobs[is_outside].astype(np.float64))
-    return _log(np.bincount(token, masses, len(kept.tails)) + np.exp(kept.tails.astype(np.float64)))
+    masses = np.exp(scores.logprobs.values[is_outside].astype(np.float64))
+    of_entries = np.bincount(_tokens_of_entries(scores)[is_outside], masses, len(scores.ids))
+    return _log(of_entries + np.exp(scores.tail_logprobs.astype(np.float64)))
 
 
 def _log(masses: np.ndarray) -> np.ndarray:
-    """Of 0, which rounding can leave, the log of what would not count either."""
+    """Logarithm of masses that rounding may have made 0: these count as 1e-30."""
     return np.log(np.maximum(masses, 1e-30))
 
 
-def _same_context(paths: tuple[Path, Path]) -> str | None:
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    """A shard of scores as it is compared: the context of every row, and the rows of the first row group."""
+
+    contexts: pa.Table
+    first_rows: pa.Table
+
+
+def _read_shard(path: Path, is_sampled: bool) -> _Shard:
+    """Open a shard once; of one that is not sampled there are no first rows."""
+    with open_shard(path, SCORES) as file:
+        numbers = range(file.num_row_groups)
+        contexts = [read_group(path, file, number, ("rollout_id", "context_hash")) for number in numbers]
+        first = [read_group(path, file, number, _COMPARED) for number in numbers[:1] if is_sampled]
+    return _Shard(_join(contexts, ("rollout_id", "context_hash")), _join(first, _COMPARED))
+
+
+_COMPARED = ("rollout_id", "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "skipped")
+
+
+def _join(groups: Sequence[pa.Table], columns: Sequence[str]) -> pa.Table:
+    return pa.concat_tables(groups) if groups else SCORES.empty_table().select(list(columns))
+
+
+def _same_context(one: pa.Table, other: pa.Table) -> str | None:
     """The first row that two views scored after the same tokens."""
-    columns = ("rollout_id", "context_hash")
-    one, other = (read_shard(path, SCORES, columns).to_pylist() for path in paths)
-    both = zip(one, other, strict=True)
+    both = zip(one.to_pylist(), other.to_pylist(), strict=True)
     return next((row["rollout_id"] for row, twin in both if row == twin and row["context_hash"] is not None), None)
 
 
-def _rows_of_both(paths: tuple[Path, Path]) -> Iterator[tuple[str, Kept, Kept]]:
-    """The first rows of a shard's first row group that both views scored."""
-    groups = [next(read_groups(path, SCORES), SCORES.empty_table()) for path in paths]
+def _rows_of_both(groups: Sequence[pa.Table], paths: Sequence[Path]) -> Iterator[tuple[str, Scores, Scores]]:
+    """The first rows of a row group that both views scored."""
     is_scored = [group.column("skipped").is_null().to_numpy() for group in groups]
     for row in np.flatnonzero(np.logical_and(*is_scored))[:ROWS]:
-        one, other = (_kept(group.slice(row, 1), path) for group, path in zip(groups, paths, strict=True))
+        one, other = (decode_scores(group.slice(row, 1), path)[1] for group, path in zip(groups, paths, strict=True))
         yield groups[0].column("rollout_id")[row].as_py(), one, other
-
-
-def _kept(row: Any, path: Path) -> Kept:
-    _, ids = from_nested_lists(row.column("support_ids"))
-    _, logprobs = from_nested_lists(row.column("support_logprobs"))
-    values, tails = normalise(logprobs, from_lists(row.column("tail_logprobs")).values, path)
-    sampled = from_lists(row.column("sampled_logprobs")).values.astype(np.float64)
-    return Kept(sampled, ids, values, tails)

@@ -38,9 +38,3 @@ def list_buckets(rollouts: Path, prompts: Path, grades: Path) -> list[Bucket]:
     """
     found = list_shards(rollouts, "refresh")
     return [Bucket(path, prompts / path.name, grades / path.name) for path in found]
-
-
-def require_path(path: Path | None) -> Path:
-    """Take the path of a bucket's file that is to be read; who makes a bucket names those that its reader needs."""
-    assert path is not None, "a bucket names every file that is read of it"
-    return path

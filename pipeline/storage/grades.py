@@ -37,9 +37,13 @@ class Grade:
     feedback: str | None
 
 
+_ROW = [field.name for field in fields(Grade)]
+"""The columns of a row besides whose it is."""
+
+
 def grade_table(rollout_ids: Sequence[str], grades: Sequence[Grade]) -> pa.Table:
     """Make the rows of a shard of grades."""
-    columns = {field.name: [getattr(grade, field.name) for grade in grades] for field in fields(Grade)}
+    columns = {name: [getattr(grade, name) for grade in grades] for name in _ROW}
     return make_table({"rollout_id": rollout_ids, **columns}, GRADES)
 
 
@@ -49,10 +53,24 @@ def read_grades(path: Path, rollouts: Path) -> list[Grade]:
     Raises:
         ShardError: they are not of these rollouts.
     """
-    names = [field.name for field in fields(Grade)]
-    table = read_shard(path, GRADES, ["rollout_id", *names])
-    if table.column("rollout_id") != read_shard(rollouts, ROLLOUTS, ["rollout_id"]).column("rollout_id"):
+    rollout_ids = read_shard(rollouts, ROLLOUTS, ["rollout_id"]).column("rollout_id").to_pylist()
+    return list_grades(read_shard(path, GRADES, ["rollout_id", *_ROW]), path, rollout_ids, rollouts)
+
+
+def list_grades(table: pa.Table, path: Path, rollout_ids: Sequence[str], rollouts: Path) -> list[Grade]:
+    """List the grades of a shard that has been read.
+
+    Args:
+        table: the shard.
+        path: where it was read.
+        rollout_ids: of the rollouts, in their order.
+        rollouts: where these were read.
+
+    Raises:
+        ShardError: they are not of these rollouts.
+    """
+    if table.column("rollout_id").to_pylist() != list(rollout_ids):
         raise ShardError(
             f"{path} does not grade the rows of {rollouts}, in their order. Remove it and run `dvc repro`."
         )
-    return [Grade(**row) for row in table.select(names).to_pylist()]
+    return [Grade(**row) for row in table.select(_ROW).to_pylist()]

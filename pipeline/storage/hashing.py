@@ -11,7 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from pipeline.storage.ragged import list_lengths
-from pipeline.storage.shards import open_parquet, read_groups
+from pipeline.storage.shards import count_tokens, open_parquet, read_group, read_groups
 
 
 def digest(*parts: str | bytes) -> str:
@@ -36,13 +36,32 @@ def fingerprint(identity: dict[str, Any]) -> str:
 
 def hash_columns(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:
     """Hash exactly these columns, in row order; what the others hold does not enter."""
-    names = sorted(columns)
-    states = {name: xxhash.xxh3_128() for name in names}
-    for group in read_groups(path, schema, names):
-        for name in names:
+    hashes = ColumnHashes(columns)
+    for group in read_groups(path, schema, hashes.names):
+        hashes.feed(group)
+    return hashes.join(hashes.names)
+
+
+class ColumnHashes:
+    """Hashes of a shard's columns, fed row group by row group: those of any few are joined without reading again."""
+
+    def __init__(self, columns: Iterable[str]):
+        self._states = {name: xxhash.xxh3_128() for name in sorted(columns)}
+
+    @property
+    def names(self) -> list[str]:
+        """The columns."""
+        return list(self._states)
+
+    def feed(self, group: pa.Table) -> None:
+        """Add the next row group, which may have other columns too."""
+        for name, state in self._states.items():
             for chunk in group.column(name).chunks:
-                _feed(states[name], chunk)
-    return digest(*[f"{name}:{states[name].hexdigest()}" for name in names])
+                _feed(state, chunk)
+
+    def join(self, columns: Iterable[str]) -> str:
+        """Hash over exactly these columns, as `hash_columns` gives it."""
+        return digest(*[f"{name}:{self._states[name].hexdigest()}" for name in sorted(columns)])
 
 
 def _feed(state: Any, array: pa.Array) -> None:
@@ -72,9 +91,20 @@ def hash_path(path: Path) -> str:
         return digest(*[f"{file.relative_to(path)}:{_bytes_hash(file)}" for file in inside])
     if path.suffix != ".parquet":
         return _bytes_hash(path)
+    return measure_shard(path)[0]
+
+
+def measure_shard(path: Path) -> tuple[str, int, int]:
+    """Read a shard once: the hash over all its columns, its rows, and its response tokens where it has any."""
+    rows, tokens = 0, 0
     with open_parquet(path) as file:
-        schema = file.schema_arrow
-    return hash_columns(path, schema, schema.names)
+        hashes = ColumnHashes(file.schema_arrow.names)
+        for number in range(file.num_row_groups):
+            group = read_group(path, file, number, file.schema_arrow.names)
+            hashes.feed(group)
+            rows += group.num_rows
+            tokens += count_tokens(group)
+    return hashes.join(hashes.names), rows, tokens
 
 
 def _bytes_hash(path: Path) -> str:

@@ -59,7 +59,12 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         ShardError: the file is missing, damaged or of another format.
     """
-    rows = read_shard(path, PROMPTS, [field.name for field in fields(Prompt)]).to_pylist()
+    return list_prompts(read_shard(path, PROMPTS, [field.name for field in fields(Prompt)]))
+
+
+def list_prompts(table: pa.Table) -> list[Prompt]:
+    """List the prompts of some rows of a shard."""
+    rows = table.to_pylist()
     return [Prompt(**row | {"messages": tuple(row["messages"])}) for row in rows]
 
 

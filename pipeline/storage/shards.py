@@ -134,7 +134,7 @@ def read_shard(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
 def read_groups(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Read as `read_shard`, a row group at a time."""
     wanted = columns or schema.names
-    file = _open(path, wanted)
+    file = open_shard(path, wanted)
     for number in range(file.num_row_groups):
         yield read_group(path, file, number, wanted)
 
@@ -160,7 +160,15 @@ def read_about(path: Path) -> dict[str, Any]:
         ShardError: it says nothing, so another program wrote the file.
     """
     with open_parquet(path) as file:
-        return _about(path, file)
+        return parse_footer(path, file)
+
+
+def parse_footer(path: Path, file: pq.ParquetFile) -> dict[str, Any]:
+    """Parse what the footer of an open shard says: `identity` and `made_with`."""
+    metadata = file.schema_arrow.metadata or {}
+    if _ABOUT not in metadata:
+        raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
+    return json.loads(metadata[_ABOUT])
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -177,7 +185,12 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise _unreadable(path, error) from None
 
 
-def _open(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
+def open_shard(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
+    """Open a shard that is to have these columns; its caller closes it.
+
+    Raises:
+        ShardError: it is missing, cut off, damaged, or lacks one of them.
+    """
     file = open_parquet(path)
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
@@ -204,8 +217,17 @@ def count_rows_and_tokens(path: Path) -> tuple[int, int]:
     """Count the rows, and the response tokens where the shard has any."""
     with open_parquet(path) as file:
         names, total = file.schema_arrow.names, file.metadata.num_rows
-        per_token = next((name for name in ("response_ids", "sampled_logprobs") if name in names), None)
-        if per_token is None:
-            return total, 0
-        columns = [read_group(path, file, number, [per_token]).column(0) for number in range(file.num_row_groups)]
-    return total, sum(int(list_lengths(chunk).sum()) for column in columns for chunk in column.chunks)
+        per_token = [name for name in _PER_TOKEN if name in names][:1]
+        groups = (
+            read_group(path, file, number, per_token) for number in range(file.num_row_groups if per_token else 0)
+        )
+        return total, sum(count_tokens(group) for group in groups)
+
+
+_PER_TOKEN = ("response_ids", "sampled_logprobs")
+
+
+def count_tokens(group: pa.Table) -> int:
+    """Count the response tokens of some rows of a shard; 0 of one that has none."""
+    name = next((name for name in _PER_TOKEN if name in group.column_names), None)
+    return 0 if name is None else sum(int(list_lengths(chunk).sum()) for chunk in group.column(name).chunks)

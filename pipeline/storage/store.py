@@ -19,7 +19,6 @@ from typing import Any
 from pipeline.errors import ShardError
 from pipeline.storage import hashing
 from pipeline.storage.manifest import MANIFEST, Entry, read_identity, write_manifest
-from pipeline.storage.shards import count_rows_and_tokens
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Store:
         """Say where an entry is, or would be; a folder has the suffix ''."""
         return self.root / fingerprint[:2] / f"{fingerprint}{suffix}"
 
-    def has(self, identity: dict[str, Any], suffix: str = ".parquet") -> bool:
-        """Tell whether this was made already."""
-        return self.path(hashing.fingerprint(identity), suffix).exists()
+    def has(self, identity: dict[str, Any], suffix: str = ".parquet", fingerprint: str | None = None) -> bool:
+        """Tell whether this was made already; the fingerprint of the identity is given where it is known."""
+        return self.path(fingerprint or hashing.fingerprint(identity), suffix).exists()
 
     def obtain(
         self,
@@ -52,6 +51,7 @@ class Store:
         make: Callable[[Path], None],
         suffix: str = ".parquet",
         target: Path | None = None,
+        fingerprint: str | None = None,
     ) -> Obtained:
         """Find or make what `identity` describes, and link it to `target`.
 
@@ -60,11 +60,12 @@ class Store:
             make: writes the file (or folder) at the path that it is given.
             suffix: of the file's name; '' for a folder.
             target: where it shall appear; what was there is replaced.
+            fingerprint: of the identity, where it is known already.
 
         Raises:
             ShardError: what was found has another size than when it was finished.
         """
-        fingerprint = hashing.fingerprint(identity)
+        fingerprint = fingerprint or hashing.fingerprint(identity)
         final = self.path(fingerprint, suffix)
         made = not final.exists()
         if made:
@@ -81,13 +82,17 @@ class Store:
             _link(final, target)
         return Obtained(entry, made, note["seconds"])
 
-    def adopt(self, path: Path) -> Entry:
+    def adopt(self, path: Path, identity: dict[str, Any] | None = None) -> Entry:
         """Take a file that a stage reads (pulled from a remote, say): it is as good as one made here.
+
+        Args:
+            path: of the file or folder.
+            identity: that it carries, where it was read already.
 
         Raises:
             ShardError: it is damaged, or does not say how it was made.
         """
-        fingerprint = hashing.fingerprint(read_identity(path))
+        fingerprint = hashing.fingerprint(read_identity(path) if identity is None else identity)
         final = self.path(fingerprint, path.suffix)
         if not final.exists():
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -121,8 +126,9 @@ class Store:
         return final.with_name(f"{final.stem}.making-{uuid.uuid4().hex}{final.suffix}")
 
     def _note(self, final: Path, fingerprint: str, seconds: float | None) -> None:
-        rows, tokens = count_rows_and_tokens(final) if final.suffix == ".parquet" else (0, 0)
-        entry = Entry(fingerprint, hashing.hash_path(final), rows, tokens, _bytes(final))
+        is_shard = final.suffix == ".parquet"
+        content, rows, tokens = hashing.measure_shard(final) if is_shard else (hashing.hash_path(final), 0, 0)
+        entry = Entry(fingerprint, content, rows, tokens, _bytes(final))
         side = _side(final)
         temporary = side.with_name(f"{side.name}.making-{uuid.uuid4().hex}")
         temporary.write_text(json.dumps({"entry": asdict(entry), "seconds": seconds}))
@@ -140,9 +146,11 @@ class Folder:
         path.mkdir(parents=True, exist_ok=True)
         (path / MANIFEST).unlink(missing_ok=True)
 
-    def obtain(self, name: str, identity: dict[str, Any], make: Callable[[Path], None]) -> Entry:
-        """Find or make what `identity` describes, as `Store.obtain` does, under `name` in this folder."""
-        obtained = self.store.obtain(identity, make, Path(name).suffix, self.path / name)
+    def obtain(
+        self, name: str, identity: dict[str, Any], make: Callable[[Path], None], fingerprint: str | None = None
+    ) -> Entry:
+        """Find or make a file as `Store.obtain` does, with `name` in this folder as target."""
+        obtained = self.store.obtain(identity, make, Path(name).suffix, self.path / name, fingerprint)
         self.entries[name] = obtained.entry
         self.seconds.append(obtained.seconds)
         self.made += obtained.made

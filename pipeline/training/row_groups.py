@@ -13,9 +13,10 @@ from pipeline.errors import ShardError
 from pipeline.settings.recipe import Recipe
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.ragged import Ragged, from_lists
+from pipeline.storage.scores import Scores
 from pipeline.storage.shards import read_group, rows_per_group
 from pipeline.training.facts import Facts, rollout_columns
-from pipeline.training.targets import ViewGroup, decode_view, target_columns
+from pipeline.training.targets import decode_view, target_columns
 
 Place = tuple[int, int]
 """A row: the number of its row group, through all shards, and its own number there."""
@@ -34,7 +35,7 @@ class RowGroup:
 
     prompts: Ragged
     responses: Ragged
-    views: Mapping[str, ViewGroup]
+    views: Mapping[str, Scores]
     facts: Mapping[str, np.ndarray]
 
     def tokens(self, row: int) -> slice:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.engines.engine import Request, Response, Support, ToScore, context_limit
-from pipeline.engines.scores import concatenate, from_head
+from pipeline.engines.engine import WRITING, EngineUse, Request, Response, ScoreRequest, check_top_k, find_context_limit
+from pipeline.engines.scores import unpad_scores
 from pipeline.engines.vllm import process
 from pipeline.engines.vllm.lora import read_rank
 from pipeline.engines.vllm.process import Runner, VllmRequest
@@ -23,10 +23,10 @@ from pipeline.engines.vllm.prompt_logprobs import read_scores
 from pipeline.errors import EngineError
 from pipeline.head.layer import OutputLayer
 from pipeline.head.scores import score_tokens
+from pipeline.head.support import Support
 from pipeline.models.output_layer import load_output_layer
 from pipeline.models.record import Model
 from pipeline.progress import Progress
-from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage.scores import Scores
@@ -37,27 +37,33 @@ LEAST_TEMPERATURE = 0.01
 BATCHES_IN_FLIGHT = 8
 """Scoring hands vLLM so many batches ahead: it never waits for the head, and few hidden states wait for it."""
 
+VLLM_MAX_LOGPROBS = 20
+"""Ids that vLLM gives at a position unless it is opened to give more."""
+
 LOGITS_AT_ONCE = 2**28
 """Most logits of one batch, 1 GiB in fp32. For prompt log-probabilities vLLM holds some such matrices, tokens ×
 vocabulary, that it leaves out when it measures how much memory the cache may take (vllm#5907): long batches of a
 large vocabulary ran out of it."""
 
-_Use = Literal["writing", "hidden_states", "prompt_logprobs"]
+_Mode = Literal["writing", "hidden_states", "prompt_logprobs"]
+"""How vLLM is opened."""
 
 
 class VllmEngine:
     """A model of vLLM's; generating and scoring by hidden states are two engines, of which one is open at a time."""
 
-    def __init__(self, model: Model, settings: EngineSettings, machine: Machine):
+    def __init__(self, model: Model, settings: EngineSettings, machine: Machine, use: EngineUse = WRITING):
         model.check_unchanged()
         self.device = process.find_device(machine)
         self.model, self.settings, self.machine = model, settings, machine
-        self.context = context_limit(model, settings)
-        self.by_hidden_states = isinstance(settings, params.Score) and settings.hidden_states
-        self.tail = "exact" if self.by_hidden_states else "derived"
+        self.context = find_context_limit(model, settings)
+        self.by_hidden_states = use.scores_by == "hidden_states"
+        # An engine that writes scores on what it writes with: `refresh` measures drift so.
+        self._scoring_mode: _Mode = use.scores_by or "writing"
+        self._max_logprobs = max(VLLM_MAX_LOGPROBS, use.top_k)
         self._lora_rank = read_rank(settings.adapter, self.by_hidden_states) if settings.adapter else None
         self._runner: Runner | None = None
-        self._use: _Use | None = None
+        self._mode: _Mode | None = None
         self._output: OutputLayer | None = None
 
     def __enter__(self) -> "VllmEngine":
@@ -76,7 +82,7 @@ class VllmEngine:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, top_k: int = 0, progress: Progress | None = None
     ) -> list[Response]:
-        """As `Engine.generate`."""
+        """Write one response to each request, as `Engine.generate` says."""
         if not requests:
             return []
         if 0 < sampling.temperature < LEAST_TEMPERATURE:
@@ -86,7 +92,7 @@ class VllmEngine:
             )
         prompts = [np.asarray(request.prompt_ids, np.int64) for request in requests]
         lengths = [len(prompt) + sampling.max_tokens for prompt in prompts]
-        self._check(prompts, top_k, own_head=False)
+        self._check(prompts, top_k, "refresh.behaviour_top_k", own_head=False)
         runner = self._open("writing", lengths, "a prompt and sampling.max_tokens")
         jobs = [
             VllmRequest(request.prompt_ids, self._sampling_params(request, sampling, top_k)) for request in requests
@@ -98,54 +104,44 @@ class VllmEngine:
                 progress(1, len(responses[number].ids))
         return [responses[number] for number in range(len(jobs))]
 
-    def score(self, sequences: Sequence[ToScore], support: Support, progress: Progress | None = None) -> Scores:
-        """As `Engine.score`; entropies are None where it scores by prompt log-probabilities."""
-        if not sequences:
-            return concatenate([])
+    def score(self, requests: Sequence[ScoreRequest], support: Support, progress: Progress | None = None) -> Scores:
+        """Score each response, as `Engine.score` says; entropies are None by prompt log-probabilities."""
+        if not requests:
+            return Scores.concatenate([])
         by_hidden_states = self.by_hidden_states
         if not by_hidden_states:
-            self._check_prompt_logprobs(sequences)
-        wholes = [
-            np.concatenate([sequence.prompt_ids, sequence.response_ids]).astype(np.int64) for sequence in sequences
-        ]
-        self._check(wholes, support.top_k, own_head=by_hidden_states)
+            self._check_prompt_logprobs(requests)
+        wholes = [np.concatenate([request.prompt_ids, request.response_ids]).astype(np.int64) for request in requests]
+        self._check(wholes, support.top_k, "score.views.*.support.top_k", own_head=by_hidden_states)
         # vLLM gives no log-probabilities of a prompt to a request that writes nothing.
         lengths = [len(whole) + (not by_hidden_states) for whole in wholes]
         what = "a sequence" if by_hidden_states else "a sequence, and one token that vLLM wants room for behind it,"
-        runner = self._open(self._scoring_use, lengths, what)
-        part = self._part_of_hidden if by_hidden_states else self._part_of_prompt_logprobs
+        runner = self._open(self._scoring_mode, lengths, what)
+        score = self._score_hidden_states if by_hidden_states else self._read_prompt_logprobs
         # The last token's own hidden state predicts nothing that is asked.
         ends = -1 if by_hidden_states else None
         jobs = [VllmRequest(whole[:ends].tolist(), self._scoring_params(support)) for whole in wholes]
         parts: dict[int, Scores] = {}
         for number, output in runner.run(jobs, BATCHES_IN_FLIGHT * self.machine.vllm.max_num_batched_tokens):
-            parts[number] = part(output, sequences[number], support)
+            parts[number] = score(output, requests[number], support)
             if progress is not None:
-                progress(1, len(sequences[number].response_ids))
-        return concatenate([parts[number] for number in range(len(jobs))])
+                progress(1, len(requests[number].response_ids))
+        return Scores.concatenate([parts[number] for number in range(len(jobs))])
 
-    def _part_of_hidden(self, output: Any, sequence: ToScore, support: Support) -> Scores:
+    def _score_hidden_states(self, output: Any, request: ScoreRequest, support: Support) -> Scores:
         import torch
 
         if self._output is None:  # after vLLM has taken its share of the memory
             self._output = load_output_layer(self.model, torch.device(self.device))
         device = self._output.weight.device
-        hidden = output.outputs.data[len(sequence.prompt_ids) - 1 :].to(device, torch.float32)
-        asked = sequence.asked_ids
-        scored = score_tokens(
-            hidden,
-            self._output,
-            torch.from_numpy(np.asarray(sequence.response_ids, np.int64)).to(device),
-            None if asked is None else torch.from_numpy(np.asarray(asked, np.int64)).to(device),
-            support.top_k,
-            support.mass,
-            support.min_k,
-            support.entropies,
-        )
-        return from_head(scored)
+        hidden = output.outputs.data[len(request.prompt_ids) - 1 :].to(device, torch.float32)
+        asked = request.asked_ids
+        asked = None if asked is None else torch.from_numpy(np.asarray(asked, np.int64)).to(device)
+        sampled_ids = torch.from_numpy(np.asarray(request.response_ids, np.int64)).to(device)
+        return unpad_scores(score_tokens(hidden, self._output, sampled_ids, asked, support))
 
-    def _part_of_prompt_logprobs(self, output: Any, sequence: ToScore, support: Support) -> Scores:
-        return read_scores(output.prompt_logprobs, len(sequence.prompt_ids), self.model.vocabulary, support)
+    def _read_prompt_logprobs(self, output: Any, request: ScoreRequest, support: Support) -> Scores:
+        return read_scores(output.prompt_logprobs, len(request.prompt_ids), self.model.vocabulary, support)
 
     def _sampling_params(self, request: Request, sampling: Sampling, top_k: int) -> Any:
         from vllm import SamplingParams
@@ -179,8 +175,8 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _check(self, sequences: list[np.ndarray], top_k: int, own_head: bool) -> None:
-        """What vLLM would not notice, or notice late."""
+    def _check(self, sequences: list[np.ndarray], top_k: int, setting: str, own_head: bool) -> None:
+        """Refuse what vLLM would not notice, or notice late."""
         for ids in sequences:
             if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.vocabulary:
                 found = f"{int(ids.min())} to {int(ids.max())}" if len(ids) else "none"
@@ -188,15 +184,15 @@ class VllmEngine:
                     f"token ids from 0 to {self.model.vocabulary - 1} are expected by {self.model.name}, found {found}:"
                     " another model's prompts or rollouts?"
                 )
-        limit = self.model.vocabulary if own_head else min(self.model.vocabulary, self._max_logprobs)
-        if top_k > limit:
+        check_top_k(top_k, self.model, setting)
+        if not own_head and top_k > self._max_logprobs:
             raise EngineError(
-                f"top_k is {top_k}, and {self.model.name} can give {limit} ids at a position "
-                f"({self.model.vocabulary} in its vocabulary): lower it, or set `score.hidden_states: true`."
+                f"{setting} is {top_k}, and vLLM was opened to give {self._max_logprobs} ids at a position: lower it, "
+                "or set `score.hidden_states: true`."
             )
 
-    def _check_prompt_logprobs(self, sequences: Sequence[ToScore]) -> None:
-        if any(sequence.asked_ids is not None and (sequence.asked_ids >= 0).any() for sequence in sequences):
+    def _check_prompt_logprobs(self, requests: Sequence[ScoreRequest]) -> None:
+        if any(request.asked_ids is not None and (request.asked_ids >= 0).any() for request in requests):
             raise EngineError(
                 "ids besides the model's own top k (`same_as`, `behaviour`) cannot be scored from vLLM's prompt "
                 "log-probabilities: set `score.hidden_states: true`."
@@ -208,33 +204,19 @@ class VllmEngine:
                 "`score.hidden_states: true`; where `refresh` measures drift, merge the adapter or use `engine: hf`."
             )
 
-    @property
-    def _scoring_use(self) -> _Use:
-        """`refresh` measures drift on the engine that writes; `score` never writes."""
-        if self.by_hidden_states:
-            return "hidden_states"
-        return "prompt_logprobs" if isinstance(self.settings, params.Score) else "writing"
-
-    @property
-    def _max_logprobs(self) -> int:
-        """The largest K that the settings ask for; vLLM's own limit otherwise."""
-        if isinstance(self.settings, params.Score):
-            return max(20, *(view.support.top_k or 0 for view in self.settings.views.values()))
-        return max(20, self.settings.behaviour_top_k if isinstance(self.settings, params.Refresh) else 0)
-
-    def _open(self, use: _Use, lengths: list[int], what: str) -> Runner:
-        """The engine for the task, once everything is known to fit."""
+    def _open(self, mode: _Mode, lengths: list[int], what: str) -> Runner:
+        """Open vLLM for the task, once everything is known to fit."""
         longest = max(lengths)
         if self.context is not None and longest > self.context:
             raise EngineError(
                 f"{what} of {longest} tokens does not fit {self.model.name}, whose context is {self.context} tokens. "
                 "Shorten sampling.max_tokens, or leave long prompts out in `prompts`."
             )
-        if self._use != use:
+        if self._mode != mode:
             self.close()
         if self._runner is None:
-            self._runner = Runner(self._arguments(use), self.model.name, self.settings.adapter)
-            self._use = use
+            self._runner = Runner(self._arguments(mode), self.model.name, self.settings.adapter)
+            self._mode = mode
         if longest > self._runner.context:
             raise EngineError(
                 f"{what} of {longest} tokens does not fit the memory that vLLM found: {self._runner.context} tokens do "
@@ -242,7 +224,7 @@ class VllmEngine:
             )
         return self._runner
 
-    def _arguments(self, use: _Use) -> dict[str, Any]:
+    def _arguments(self, mode: _Mode) -> dict[str, Any]:
         machine, settings = self.machine.vllm, self.settings
         arguments: dict[str, Any] = {
             "model": self.model.location,
@@ -254,7 +236,7 @@ class VllmEngine:
             "tensor_parallel_size": machine.tensor_parallel_size,
             "gpu_memory_utilization": machine.gpu_memory_utilization,
             "max_num_seqs": machine.max_num_seqs,
-            "max_num_batched_tokens": self._batched_tokens(use),
+            "max_num_batched_tokens": self._batched_tokens(mode),
             "enforce_eager": machine.enforce_eager,
             "generation_config": "vllm",  # the sampling is ours, not what the checkpoint recommends
             "skip_tokenizer_init": True,
@@ -263,21 +245,21 @@ class VllmEngine:
         }
         if self._lora_rank is not None:
             arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": self._lora_rank}
-        if use == "hidden_states":
+        if mode == "hidden_states":
             arguments |= {"runner": "pooling", "convert": "embed", "enable_prefix_caching": False}
             arguments |= {"pooler_config": {"task": "token_embed", "use_activation": False}}
-        elif use == "writing" and self.device == "cpu":
+        elif mode == "writing" and self.device == "cpu":
             # A prompt in pieces draws a token for each piece and winds its generator back, which torch has for CUDA
             # alone ("CPU Generator does not use offset").
             arguments |= {"enable_chunked_prefill": False}
         return arguments
 
-    def _batched_tokens(self, use: _Use) -> int:
-        """Tokens that vLLM computes at once."""
+    def _batched_tokens(self, mode: _Mode) -> int:
+        """Choose how many tokens vLLM computes at once."""
         wanted = self.machine.vllm.max_num_batched_tokens
-        if use == "hidden_states":
+        if mode == "hidden_states":
             return wanted
-        if use == "writing" and self.device == "cpu":  # whole prompts
+        if mode == "writing" and self.device == "cpu":  # whole prompts
             return max(wanted, self.context or wanted)
         # vLLM wants a token for each of its sequences.
         return min(wanted, max(self.machine.vllm.max_num_seqs, LOGITS_AT_ONCE // self.model.vocabulary))

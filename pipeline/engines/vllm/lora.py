@@ -1,4 +1,4 @@
-"""What vLLM must know of a LoRA adapter before it opens: its rank, and whether it can serve it."""
+"""LoRA adapters for vLLM, which must know the rank before it opens, and cannot serve every adapter."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ _OUTPUT_LAYERS = {"lm_head", "embed_tokens", "embed_out"}
 
 
 def read_rank(adapter: str, own_head: bool) -> int:
-    """The least rank that vLLM can be opened with to serve this adapter.
+    """Find the least rank that vLLM can be opened with to serve this adapter.
 
     Args:
         adapter: a folder in peft's format.

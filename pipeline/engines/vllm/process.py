@@ -44,7 +44,7 @@ class VllmRequest:
 
 
 def find_device(machine: Machine) -> str:
-    """The device that vLLM runs on here, `cpu` or `cuda`.
+    """Find the device that vLLM runs on here, `cpu` or `cuda`.
 
     Raises:
         EngineError: vLLM is missing, broken, or not the build for this machine.
@@ -169,7 +169,7 @@ class Runner:
         try:
             return call(*arguments)
         except Exception as error:
-            raise self._told(error) from error
+            raise self._explain(error) from error
 
     def _add(self, number: int, job: VllmRequest) -> None:
         from vllm.inputs import tokens_input
@@ -191,7 +191,7 @@ class Runner:
 
         threading.Thread(target=wait, daemon=True).start()
 
-    def _told(self, error: Exception) -> EngineError:
+    def _explain(self, error: Exception) -> EngineError:
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 

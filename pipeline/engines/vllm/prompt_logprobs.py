@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.engines.engine import Support
+from pipeline.head.support import Support
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.scores import Scores
 
@@ -17,7 +17,7 @@ SMALLEST_TAIL = -11.0
 
 
 def read_scores(flat: Any, prompt: int, vocabulary: int, support: Support) -> Scores:
-    """The columns of one response.
+    """Read the scores of one response.
 
     Args:
         flat: `vllm.logprobs.FlatLogprobs` of the prompt and the response as one prompt, with `support.top_k` ids.

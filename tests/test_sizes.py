@@ -20,9 +20,9 @@ def length(node: ast.FunctionDef) -> int:
 
 
 def arguments(node: ast.FunctionDef) -> int:
-    """How many a caller can give."""
-    all_of_them = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    return len([one for one in all_of_them if one.arg not in ("self", "cls")])
+    """How many a caller can give; none where torch is the caller, which gives a `ctx` first."""
+    names = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return 0 if names[:1] == ["ctx"] else len([name for name in names if name not in ("self", "cls")])
 
 
 def is_command(path: Path, name: str) -> bool:

@@ -131,10 +131,10 @@ def pin_again(project: Project, name: str) -> None:
     """Put the new fingerprints in the places of the old ones, as one does after a VERSION was raised."""
     project.touched.add(name)
     for _ in range(9):
-        said = run_pytest(project.folder, "-x", "-vv", name).stdout
-        if (found := re.search(r"AssertionError: assert '(\w{32})' == '(\w{32})'", said)) is None:
+        said = run_pytest(project.folder, "-x", name).stdout
+        if (found := re.search(r"^E\s+- (\w{32})\nE\s+\+ (\w{32})$", said, re.MULTILINE)) is None:
             return
-        project.replace(name, found[2], found[1])
+        project.replace(name, found[1], found[2])
 
 
 def add_engine(project: Project) -> None:

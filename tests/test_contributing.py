@@ -4,15 +4,19 @@ Which files are touched, and which tests then hold, is read from its table; an a
 """
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.planting import ROOT, copy_project, run_pytest
+from tests.planting import ROOT, run_pytest
 
 TABLE = (ROOT / ".github" / "CONTRIBUTING.md").read_text().partition("## To add")[2].partition("\n\n**")[0]
+
+NOT_THE_PROJECT = (".git", ".venv", ".*_cache", ".hypothesis", ".potstill", "__pycache__", "cache", "data", "tmp")
+"""What lies in the folder and is not in git."""
 
 RECIPE = """\
 paper: "arXiv:0000.00000"
@@ -75,11 +79,7 @@ class Project:
     """A copy of the project, and the files in it that were touched."""
 
     def __init__(self, folder: Path):
-        copy_project(folder)
-        for name in ("presets", "benchmarks", ".github"):
-            subprocess.run(["cp", "-r", str(ROOT / name), str(folder)], check=True)
-        for name in ("README.md", "Makefile"):
-            (folder / name).write_text((ROOT / name).read_text())
+        shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_THE_PROJECT), dirs_exist_ok=True)
         self.folder = folder
         self.touched: set[str] = set()
 

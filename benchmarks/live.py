@@ -31,7 +31,7 @@ import typer
 
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline.engines.engine import OnDemand
+from pipeline.engines.open import OnDemand
 from pipeline.models.record import Model, record_model
 from pipeline.models.student import open_student
 from pipeline.rollouts.write import Author, Writing, identify_rollouts, write_rollouts

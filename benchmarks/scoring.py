@@ -26,8 +26,9 @@ from benchmarks import qwen3
 from benchmarks.measure import in_child, seconds
 from benchmarks.qwen3 import VOCABULARY
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
-from pipeline.engines.engine import EngineUse, ScoreRequest, open_engine
+from pipeline.engines.engine import EngineUse, ScoreRequest
 from pipeline.engines.hf import HfEngine
+from pipeline.engines.open import open_engine
 from pipeline.engines.vllm import process
 from pipeline.head.support import Support
 from pipeline.models.packing import build_pack, plan_packs

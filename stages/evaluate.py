@@ -15,7 +15,7 @@ import typer
 
 from pipeline import command
 from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
-from pipeline.engines.engine import OnDemand
+from pipeline.engines.open import OnDemand
 from pipeline.grading.metrics import Answered, compute_metrics, repetition
 from pipeline.grading.write import Grading
 from pipeline.models.record import CHECKPOINT, Model, read_model

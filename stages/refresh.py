@@ -17,8 +17,9 @@ import typer
 
 from pipeline import command
 from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
-from pipeline.engines.engine import EngineUse, OnDemand
+from pipeline.engines.engine import EngineUse
 from pipeline.engines.identity import identify_engine
+from pipeline.engines.open import OnDemand
 from pipeline.grading.write import grade_shards
 from pipeline.models.lineage import read_checkpoint_teacher
 from pipeline.models.record import Model, read_model

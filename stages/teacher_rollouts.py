@@ -13,7 +13,7 @@ import typer
 
 from pipeline import command
 from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
-from pipeline.engines.engine import OnDemand
+from pipeline.engines.open import OnDemand
 from pipeline.grading.write import grade_shards
 from pipeline.models.record import read_model
 from pipeline.rollouts.write import Author, Writing, identify_rollouts, obtain_rollouts

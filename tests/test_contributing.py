@@ -142,7 +142,7 @@ def add_engine(project: Project) -> None:
     project.create("pipeline/engines/twin.py", source.replace("HfEngine", "TwinEngine"))
     case = '        case "twin":\n            from pipeline.engines.twin import TwinEngine\n\n'
     case += "            return TwinEngine(model, settings, machine)\n"
-    project.insert_before("pipeline/engines/engine.py", '        case "fake":\n', case)
+    project.insert_before("pipeline/engines/open.py", '        case "fake":\n', case)
     project.replace("pipeline/settings/models.py", '"fake"]', '"fake", "twin"]')
     stages = (ROOT / "dvc.yaml").read_text()
     hf = re.compile(r"^( +- pipeline/engines/)hf(\.py: \[VERSION\]\n)", re.MULTILINE)

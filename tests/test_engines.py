@@ -11,9 +11,10 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from pipeline.engines.engine import WRITING, EngineUse, Request, ScoreRequest, open_engine
+from pipeline.engines.engine import WRITING, EngineUse, Request, ScoreRequest
 from pipeline.engines.fake import bigram_logprobs
 from pipeline.engines.identity import name_tail
+from pipeline.engines.open import open_engine
 from pipeline.errors import EngineError
 from pipeline.head.support import Support
 from pipeline.models.record import record_model

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.engines.engine import open_engine
+from pipeline.engines.open import open_engine
 from pipeline.models.record import read_model
 from pipeline.scoring import contexts
 from pipeline.scoring.obtain import obtain_scores

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engines import engine
+from pipeline.engines import open as engines_open
 from pipeline.errors import (
     ConsistencyError,
     EngineError,
@@ -187,7 +187,7 @@ def test_a_mistake_is_told_before_the_expensive_part_and_nothing_is_lost(mistake
     kept = {path: path.stat().st_ino for path in Store(project / ".potstill/store").entries()}
     stage.delete_outs(project)
     opened = []
-    monkeypatch.setattr(engine, "open_engine", lambda model, *_: opened.append(model.name))
+    monkeypatch.setattr(engines_open, "open_engine", lambda model, *_: opened.append(model.name))
     monkeypatch.setattr("pipeline.training.checkpoints.open_student", lambda model, *_: opened.append(model.name))
     with pytest.raises(mistake.error) as told:
         stage.run()

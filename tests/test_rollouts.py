@@ -2,8 +2,9 @@
 
 import pytest
 
-from pipeline.engines.engine import OnDemand, Request
+from pipeline.engines.engine import Request
 from pipeline.engines.identity import identify_engine
+from pipeline.engines.open import OnDemand
 from pipeline.errors import ModelError
 from pipeline.models.record import record_model, render_prompt
 from pipeline.rollouts import write

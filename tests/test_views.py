@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.engines.engine import open_engine
+from pipeline.engines.open import open_engine
 from pipeline.errors import EngineError, SettingsError, ShardError
 from pipeline.models.record import Model, record_model, render_prompt
 from pipeline.scoring.checks import check_lengths, check_rows, check_views, check_writers

@@ -17,7 +17,8 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipeline.engines.engine import EngineUse, ScoreRequest, open_engine
+from pipeline.engines.engine import EngineUse, ScoreRequest
+from pipeline.engines.open import open_engine
 from pipeline.head.support import Support
 from pipeline.models.record import Model, read_model, record_model
 from pipeline.settings.machine import Machine, VllmMachine

@@ -1,9 +1,4 @@
-"""Where models write and score: arrays in and arrays out, three implementations behind one name.
-
-`hf` is transformers: exact, everywhere. `vllm` is fast, spread over GPUs, quantised. `fake` is a bigram model whose
-probabilities are known exactly. One contract test runs on all of them, above all: *scoring a response gives back
-the log-probabilities that it was drawn with*.
-"""
+"""The protocol of engines: what is asked of one, and what it answers; arrays in and arrays out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +6,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-import pipeline.engines.vllm  # noqa: F401 - it silences vLLM, which has to be done before vLLM is imported
 from pipeline.errors import EngineError
 from pipeline.head.support import Support
 from pipeline.models.record import Model
 from pipeline.progress import Progress
-from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage.scores import Scores
 
@@ -153,48 +146,3 @@ def check_top_k(top_k: int, model: Model, setting: str) -> None:
     """
     if top_k > model.vocabulary:
         raise EngineError(f"{setting} is {top_k}, {model.name} has {model.vocabulary} token ids. Lower it.")
-
-
-def open_engine(model: Model, settings: EngineSettings, machine: Machine, use: EngineUse = WRITING) -> Engine:
-    """Open a model for writing, or for scoring alone.
-
-    Raises:
-        ModelError: its files are not those that were recorded, or it has no tokenizer.
-        EngineError: this machine cannot run the engine.
-    """
-    # Each implementation brings its own library; whoever uses one need not have the others.
-    match settings.engine:
-        case "hf":
-            from pipeline.engines.hf import HfEngine
-
-            return HfEngine(model, settings, machine)
-        case "vllm":
-            from pipeline.engines.vllm.engine import VllmEngine
-
-            return VllmEngine(model, settings, machine, use)
-        case "fake":
-            from pipeline.engines.fake import BigramEngine
-
-            return BigramEngine(model, settings)
-
-
-class OnDemand:
-    """Opens a model when it is first needed, and closes it at the end of the `with` block: found shards need none."""
-
-    def __init__(self, model: Model, settings: EngineSettings, machine: Machine, use: EngineUse = WRITING):
-        self.model = model
-        self._settings, self._machine, self._use = settings, machine, use
-        self._engine: Engine | None = None
-
-    def __enter__(self) -> "OnDemand":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._engine is not None:
-            self._engine.close()
-
-    def open(self) -> Engine:
-        """Open the model at the first call; later ones give the same engine."""
-        if self._engine is None:
-            self._engine = open_engine(self.model, self._settings, self._machine, self._use)
-        return self._engine

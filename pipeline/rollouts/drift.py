@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.engines.engine import Engine
+from pipeline.engines.engine import Engine, ScoreRequest
 from pipeline.errors import SettingsError
 from pipeline.head.support import Support
 from pipeline.storage.ragged import from_lists

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.engines.engine import OnDemand, Request
+from pipeline.engines.engine import Request
 from pipeline.engines.identity import engine_libraries, identify_engine
+from pipeline.engines.open import OnDemand
 from pipeline.models.record import Model, render_prompt
 from pipeline.progress import Bar, Progress
 from pipeline.settings.models import EngineSettings, Sampling

@@ -127,7 +127,7 @@ class _Shard:
 
 def _read_shard(path: Path, is_sampled: bool) -> _Shard:
     """Open a shard once; of one that is not sampled there are no first rows."""
-    with open_shard(path, SCORES) as file:
+    with open_shard(path, ("context_hash", *_COMPARED)) as file:
         numbers = range(file.num_row_groups)
         contexts = [read_group(path, file, number, ("rollout_id", "context_hash")) for number in numbers]
         first = [read_group(path, file, number, _COMPARED) for number in numbers[:1] if is_sampled]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline.engines.engine import OnDemand
+from pipeline.engines.open import OnDemand
 from pipeline.models.record import Model
 from pipeline.progress import Bar
 from pipeline.scoring.context_effect import check_contexts_differ, views_to_compare

@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from pipeline.settings.views import Feedback, Plain, Sibling, View
 from pipeline.storage.bucket import Bucket
-from pipeline.storage.grades import GRADES, Grade, list_grades
+from pipeline.storage.grades import GRADE_COLUMNS, GRADES, Grade, list_grades
 from pipeline.storage.hashing import ColumnHashes
-from pipeline.storage.prompts import PROMPTS, Prompt, list_prompts
+from pipeline.storage.prompts import PROMPT_COLUMNS, PROMPTS, Prompt, list_prompts
 from pipeline.storage.ragged import from_lists
-from pipeline.storage.rollouts import ROLLOUTS, TOKEN_COLUMNS
+from pipeline.storage.rollouts import TOKEN_COLUMNS
 from pipeline.storage.shards import open_shard, parse_footer, read_group, read_groups
 
 
@@ -62,14 +62,14 @@ def read_bucket(bucket: Bucket, views: Iterable[View]) -> BucketRows:
     rows = _read_rollouts(bucket, columns)
     if has_prompts:
         assert bucket.prompts is not None, "a bucket that is scored names its prompts"
-        groups = list(read_groups(bucket.prompts, PROMPTS))
-        rows.hashes["prompts"] = _hash_groups(groups, PROMPTS)
+        groups = list(read_groups(bucket.prompts, PROMPTS, PROMPT_COLUMNS))
+        rows.hashes["prompts"] = _hash_groups(groups, PROMPT_COLUMNS)
         rows.prompts.update({prompt.prompt_id: prompt for group in groups for prompt in list_prompts(group)})
     if has_grades:
         assert bucket.grades is not None, "a bucket that is scored names its grades"
-        groups = list(read_groups(bucket.grades, GRADES))
-        rows.hashes["grades"] = _hash_groups(groups, GRADES)
-        table = pa.concat_tables(groups) if groups else GRADES.empty_table()
+        groups = list(read_groups(bucket.grades, GRADES, GRADE_COLUMNS))
+        rows.hashes["grades"] = _hash_groups(groups, GRADE_COLUMNS)
+        table = pa.concat_tables(groups) if groups else GRADES.empty_table().select(GRADE_COLUMNS)
         rows.grades.extend(list_grades(table, bucket.grades, rows.rollout_ids, bucket.rollouts))
     return rows
 
@@ -79,7 +79,7 @@ def _read_rollouts(bucket: Bucket, columns: list[str]) -> BucketRows:
     hashes = ColumnHashes(columns)
     kept: dict[str, list[str]] = {"rollout_id": [], "prompt_id": [], "text": []}
     lengths: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.int32)] for name in ("prompt_ids", "response_ids")}
-    with open_shard(bucket.rollouts, ROLLOUTS) as file:
+    with open_shard(bucket.rollouts, columns) as file:
         about = parse_footer(bucket.rollouts, file)
         for number in range(file.num_row_groups):
             group = read_group(bucket.rollouts, file, number, columns)
@@ -94,8 +94,8 @@ def _read_rollouts(bucket: Bucket, columns: list[str]) -> BucketRows:
     return BucketRows(bucket, about, {"rollouts": hashes}, prompt_lengths, response_lengths, ids, keys, texts)
 
 
-def _hash_groups(groups: list[pa.Table], schema: pa.Schema) -> ColumnHashes:
-    hashes = ColumnHashes(schema.names)
+def _hash_groups(groups: list[pa.Table], columns: Iterable[str]) -> ColumnHashes:
+    hashes = ColumnHashes(columns)
     for group in groups:
         hashes.feed(group)
     return hashes

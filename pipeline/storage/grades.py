@@ -37,13 +37,14 @@ class Grade:
     feedback: str | None
 
 
-_ROW = [field.name for field in fields(Grade)]
-"""The columns of a row besides whose it is."""
+_GIVEN = [field.name for field in fields(Grade)]
+GRADE_COLUMNS = ("rollout_id", *_GIVEN)
+"""The columns that a `Grade` is read from."""
 
 
 def grade_table(rollout_ids: Sequence[str], grades: Sequence[Grade]) -> pa.Table:
     """Make the rows of a shard of grades."""
-    columns = {name: [getattr(grade, name) for grade in grades] for name in _ROW}
+    columns = {name: [getattr(grade, name) for grade in grades] for name in _GIVEN}
     return make_table({"rollout_id": rollout_ids, **columns}, GRADES)
 
 
@@ -54,7 +55,7 @@ def read_grades(path: Path, rollouts: Path) -> list[Grade]:
         ShardError: they are not of these rollouts.
     """
     rollout_ids = read_shard(rollouts, ROLLOUTS, ["rollout_id"]).column("rollout_id").to_pylist()
-    return list_grades(read_shard(path, GRADES, ["rollout_id", *_ROW]), path, rollout_ids, rollouts)
+    return list_grades(read_shard(path, GRADES, GRADE_COLUMNS), path, rollout_ids, rollouts)
 
 
 def list_grades(table: pa.Table, path: Path, rollout_ids: Sequence[str], rollouts: Path) -> list[Grade]:
@@ -73,4 +74,4 @@ def list_grades(table: pa.Table, path: Path, rollout_ids: Sequence[str], rollout
         raise ShardError(
             f"{path} does not grade the rows of {rollouts}, in their order. Remove it and run `dvc repro`."
         )
-    return [Grade(**row) for row in table.select(_ROW).to_pylist()]
+    return [Grade(**row) for row in table.select(_GIVEN).to_pylist()]

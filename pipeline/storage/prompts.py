@@ -47,6 +47,10 @@ class Prompt:
     split: str
 
 
+PROMPT_COLUMNS = tuple(field.name for field in fields(Prompt))
+"""The columns that a `Prompt` is read from."""
+
+
 def write_prompts(path: Path, identity: dict[str, Any], made_with: dict[str, Any], prompts: Iterable[Prompt]) -> None:
     """Write one shard of prompts."""
     with Writer(path, PROMPTS, identity, made_with) as writer:
@@ -59,7 +63,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         ShardError: the file is missing, damaged or of another format.
     """
-    return list_prompts(read_shard(path, PROMPTS, [field.name for field in fields(Prompt)]))
+    return list_prompts(read_shard(path, PROMPTS, PROMPT_COLUMNS))
 
 
 def list_prompts(table: pa.Table) -> list[Prompt]:

@@ -154,17 +154,17 @@ def rows_per_group(path: Path) -> list[int]:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """Read what the footer says: `identity` and `made_with`.
-
-    Raises:
-        ShardError: it says nothing, so another program wrote the file.
-    """
+    """Open a shard and parse its footer, as `parse_footer` does."""
     with open_parquet(path) as file:
         return parse_footer(path, file)
 
 
 def parse_footer(path: Path, file: pq.ParquetFile) -> dict[str, Any]:
-    """Parse what the footer of an open shard says: `identity` and `made_with`."""
+    """Parse what the footer of an open shard says: `identity` and `made_with`.
+
+    Raises:
+        ShardError: it says nothing, so another program wrote the file.
+    """
     metadata = file.schema_arrow.metadata or {}
     if _ABOUT not in metadata:
         raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
@@ -194,19 +194,12 @@ def open_shard(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
     file = open_parquet(path)
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
-        stage = _about(path, file)["identity"].get("stage", "unknown")
+        stage = parse_footer(path, file)["identity"].get("stage", "unknown")
         raise ShardError(
             f"{path} lacks {', '.join(missing)}: it has {', '.join(file.schema_arrow.names)}. It was written by "
             f"the stage `{stage}` of another version of Potstill; `dvc repro` runs it again and makes the file anew."
         )
     return file
-
-
-def _about(path: Path, file: pq.ParquetFile) -> dict[str, Any]:
-    metadata = file.schema_arrow.metadata or {}
-    if _ABOUT not in metadata:
-        raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
-    return json.loads(metadata[_ABOUT])
 
 
 def _unreadable(path: Path, error: Exception) -> ShardError:

@@ -12,5 +12,5 @@ TAIL = "derived"
 """How tails come about where vLLM's own prompt log-probabilities are read: log1p(−Σ) of the top k, floored."""
 
 # vLLM says a first thing before it has read VLLM_LOGGING_LEVEL, in its own process too. That one imports the main
-# module of ours, and with it `engines.engine` and this, before it imports vLLM.
+# module of ours, and with it `engines.open` and this, before it imports vLLM.
 logging.getLogger("vllm").setLevel(logging.ERROR)

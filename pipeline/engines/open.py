@@ -1,0 +1,52 @@
+"""Opening an engine by name, at once or when it is first needed."""
+
+import pipeline.engines.vllm  # noqa: F401 - it silences vLLM, which has to be done before vLLM is imported
+from pipeline.engines.engine import WRITING, Engine, EngineUse
+from pipeline.models.record import Model
+from pipeline.settings.machine import Machine
+from pipeline.settings.models import EngineSettings
+
+
+def open_engine(model: Model, settings: EngineSettings, machine: Machine, use: EngineUse = WRITING) -> Engine:
+    """Open a model for writing, or for scoring alone.
+
+    Raises:
+        ModelError: its files are not those that were recorded, or it has no tokenizer.
+        EngineError: this machine cannot run the engine.
+    """
+    # Each implementation brings its own library; whoever uses one need not have the others.
+    match settings.engine:
+        case "hf":
+            from pipeline.engines.hf import HfEngine
+
+            return HfEngine(model, settings, machine)
+        case "vllm":
+            from pipeline.engines.vllm.engine import VllmEngine
+
+            return VllmEngine(model, settings, machine, use)
+        case "fake":
+            from pipeline.engines.fake import BigramEngine
+
+            return BigramEngine(model, settings)
+
+
+class OnDemand:
+    """Opens a model when it is first needed, and closes it at the end of the `with` block: found shards need none."""
+
+    def __init__(self, model: Model, settings: EngineSettings, machine: Machine, use: EngineUse = WRITING):
+        self.model = model
+        self._settings, self._machine, self._use = settings, machine, use
+        self._engine: Engine | None = None
+
+    def __enter__(self) -> "OnDemand":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+    def open(self) -> Engine:
+        """Open the model at the first call; later ones give the same engine."""
+        if self._engine is None:
+            self._engine = open_engine(self.model, self._settings, self._machine, self._use)
+        return self._engine

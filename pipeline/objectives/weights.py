@@ -55,7 +55,7 @@ class Seen:
 
     @property
     def facts(self) -> Mapping[str, Float[Tensor, " token"]]:
-        """[T] by name."""
+        """Facts of the tokens, [T] by name."""
         return self.inputs.facts
 
     @property

@@ -74,7 +74,7 @@ class Perplexity(DerivedColumn):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The one that it names, unless it is the student's own."""
+        """The view that it names, unless it is the student's own."""
         return () if self.of == "behaviour" else (self.of,)
 
 
@@ -93,7 +93,7 @@ class Margin(DerivedColumn):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The one that it names."""
+        """The view that it names."""
         return (self.view,)
 
 
@@ -128,7 +128,7 @@ class AgreementCut(DerivedColumn):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The one that it names."""
+        """The view that it names."""
         return (self.view,)
 
 
@@ -149,7 +149,7 @@ class CrossFittedBias(DerivedColumn):
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The one that it names."""
+        """The view that it names."""
         return (self.view,)
 
 

@@ -140,12 +140,12 @@ class Corrected(ComposedTarget):
 
     @property
     def view_names(self) -> tuple[str, ...]:
-        """The one that it names."""
+        """The view that it names."""
         return (self.view,)
 
     @property
     def columns(self) -> frozenset[str]:
-        """The one that it names."""
+        """The column that it names."""
         return frozenset({self.column})
 
 

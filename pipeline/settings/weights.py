@@ -85,12 +85,12 @@ class HasView(TokenWeight):
 
     @property
     def views(self) -> frozenset[str]:
-        """The one that it names."""
+        """The view that it names."""
         return frozenset({self.view})
 
     @property
     def required_views(self) -> frozenset[str]:
-        """The one that it names, unless it asks for the rows without."""
+        """The view that it names, unless it asks for the rows without."""
         return self.views if self.kind == "has_view" else frozenset()
 
 
@@ -104,7 +104,7 @@ class ColumnWeight(TokenWeight):
 
     @property
     def columns(self) -> frozenset[str]:
-        """The one that it names."""
+        """The column that it names."""
         return frozenset({self.name})
 
 
@@ -141,7 +141,7 @@ class Earliness(TokenWeight):
 
 
 class StepRatio(TokenWeight):
-    """By how much the teacher disagrees in a token's step, against the first."""
+    """Disagreement of the teacher in a token's step, as a multiple of that in the first."""
 
     kind: Literal["step_ratio"]
     cap: NonNegativeFloat

@@ -49,21 +49,21 @@ class Stored:
 
     @property
     def row(self) -> np.ndarray:
-        """[T], the row of each token."""
+        """Row of each token, [T]."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     @property
     def position(self) -> np.ndarray:
-        """[T], from 0 in each row."""
+        """Position of each token in its row, from 0, [T]."""
         ends = np.cumsum(self.lengths)
         return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - self.lengths, self.lengths)
 
     def grade(self, name: Literal["correct", "reward"]) -> np.ndarray:
-        """[R], one of the grades."""
+        """One of the grades, [R]."""
         return _known(self.correct if name == "correct" else self.reward)
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """[R], mean of a token column over each row."""
+        """Mean of a token column over each row, [R]."""
         return np.bincount(self.row, values, len(self.lengths)) / self.lengths
 
 

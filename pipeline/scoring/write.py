@@ -14,12 +14,18 @@ from pipeline.progress import Progress
 from pipeline.scoring.plan import ScoreJob
 from pipeline.storage import hashing
 from pipeline.storage.ragged import from_lists, from_nested_lists
-from pipeline.storage.rollouts import ROLLOUTS, TOKEN_COLUMNS
+from pipeline.storage.rollouts import TOKEN_COLUMNS
 from pipeline.storage.scores import SCORES, score_table, skipped_table
-from pipeline.storage.shards import Writer, read_groups
+from pipeline.storage.shards import ShardReader, Writer, read_groups
 
 
-def write_scores(path: Path, job: ScoreJob, engine: Engine, progress: Progress | None = None) -> None:
+def write_scores(
+    path: Path,
+    job: ScoreJob,
+    engine: Engine,
+    progress: Progress | None = None,
+    rollouts: ShardReader | None = None,
+) -> None:
     """Score one shard.
 
     Args:
@@ -27,6 +33,7 @@ def write_scores(path: Path, job: ScoreJob, engine: Engine, progress: Progress |
         job: what to score.
         engine: the job's model, open.
         progress: told of scored responses.
+        rollouts: reads the job's rollouts, and may have them open; None opens them for this job alone.
     """
     assert job.contexts is not None, f"{job.bucket.rollouts} had scores when the plan was made"
     its = job.view.support
@@ -35,7 +42,7 @@ def write_scores(path: Path, job: ScoreJob, engine: Engine, progress: Progress |
     made_with = {**engine_libraries(job.identity["engine"]["engine"]), "model": job.model.name}
     with Writer(path, SCORES, job.identity, made_with) as writer:
         start = 0
-        for group in read_groups(job.bucket.rollouts, ROLLOUTS, columns):
+        for group in (rollouts or ShardReader(job.bucket.rollouts)).read_groups(columns):
             contexts = job.contexts.of_rows(start, from_lists(group.column("prompt_ids")))
             asked = _collect_asked(group, [next(other) for other in others], its.ids)
             writer.write(_score_group(group, _Wanted(contexts, asked, job.support), engine, progress))

@@ -192,6 +192,38 @@ def open_shard(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
         ShardError: it is missing, cut off, damaged, or lacks one of them.
     """
     file = open_parquet(path)
+    _require_columns(path, file, columns)
+    return file
+
+
+class ShardReader:
+    """A shard that is opened when it is first read, can be read several times, and is closed with the `with` block."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: pq.ParquetFile | None = None
+
+    def __enter__(self) -> "ShardReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def read_groups(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Read some columns, a row group at a time.
+
+        Raises:
+            ShardError: the file is missing, cut off, damaged, or lacks one of them.
+        """
+        if self._file is None:
+            self._file = open_parquet(self.path)
+        _require_columns(self.path, self._file, columns)
+        for number in range(self._file.num_row_groups):
+            yield read_group(self.path, self._file, number, columns)
+
+
+def _require_columns(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> None:
     missing = [name for name in columns if name not in file.schema_arrow.names]
     if missing:
         stage = parse_footer(path, file)["identity"].get("stage", "unknown")
@@ -199,7 +231,6 @@ def open_shard(path: Path, columns: Sequence[str]) -> pq.ParquetFile:
             f"{path} lacks {', '.join(missing)}: it has {', '.join(file.schema_arrow.names)}. It was written by "
             f"the stage `{stage}` of another version of Potstill; `dvc repro` runs it again and makes the file anew."
         )
-    return file
 
 
 def _unreadable(path: Path, error: Exception) -> ShardError:

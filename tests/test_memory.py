@@ -170,7 +170,7 @@ def everything(folder) -> int:
 
 @pytest.mark.parametrize("work", [refresh, grade, score, train])
 def test_a_hundred_times_the_rows_take_no_more_memory(folder, everything, work):
-    """But for a segment of Arrow's own pool, which takes memory by 32 MiB: less than a twelfth of what all scores are."""
+    """But for a segment of Arrow's own pool, which takes memory by 32 MiB: a twelfth of all scores is more."""
     assert growth(work, folder) <= everything / 12
 
 

@@ -3,6 +3,7 @@
 Which files are touched, and which tests then hold, is read from its table; an addition that needs another file fails.
 """
 
+import ast
 import re
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ import pytest
 
 from tests.planting import ROOT, run_pytest
 
-TABLE = (ROOT / ".github" / "CONTRIBUTING.md").read_text().partition("## To add")[2].partition("\n\n**")[0]
+TEXT = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+TABLE = TEXT.partition("## To add")[2].partition("\n\n**")[0]
 
 NOT_THE_PROJECT = (".git", ".venv", ".*_cache", ".hypothesis", ".potstill", "__pycache__", "cache", "data", "tmp")
 """What lies in the folder and is not in git."""
@@ -64,14 +66,8 @@ def _every_nth(weight: EveryNth, seen: Seen) -> Float[Tensor, " token"]:
     return weight_formulas.every_nth(seen.inputs.position, weight.step)
 """
 
-WEIGHT_TEST = """
-
-def test_every_second_token_counts():
-    term = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}
-    weighted = {"terms": [term | {"weights": [{"kind": "every_nth", "step": 2}]}]}
-    case = Case(load_recipe(weighted), seed=0)
-    expected = formulas.token_mean(case.tokens(), formulas.reverse, lambda k: float(k.place % 2 == 0))
-    assert case.loss(case.logits).item() == pytest.approx(expected, rel=1e-6)
+WEIGHT_TEST = """\
+    "every second token": ({"kind": "every_nth", "step": 2}, lambda k: float(k.place % 2 == 0)),
 """
 
 
@@ -114,7 +110,7 @@ def add_weight(project: Project) -> None:
     project.append("pipeline/objectives/weight_formulas.py", WEIGHT_FORMULA)
     project.replace(meeting, "    EntropyGate,\n", "    EntropyGate,\n    EveryNth,\n")
     project.append(meeting, WEIGHT_MEETS)
-    project.append("tests/test_formulas.py", WEIGHT_TEST)
+    project.insert_before("tests/test_axes.py", '}\n"""Token weights as a user', WEIGHT_TEST)
 
 
 def add_column(project: Project) -> None:
@@ -155,6 +151,18 @@ def row_of(what: str) -> tuple[set[str], list[str]]:
     (row,) = (line for line in TABLE.splitlines() if line.startswith(f"| {what} |"))
     _, _, files, tests, _ = row.split("|")
     return set(re.findall(r"`([^`]+)`", files)), re.findall(r"`([^`]+)`", tests)
+
+
+def test_every_place_that_is_named_exists():
+    """Files, and functions in them: a walk that leads nowhere is worse than none."""
+    walks = TEXT.partition("## Walks")[2].partition("## Tests")[0]
+    places = re.findall(r"`([\w/]+)\.py:([\w.]+)`", walks)
+    assert len(places) > 20
+    for file, name in places:
+        (path,) = (folder / f"{file}.py" for folder in (ROOT, ROOT / "pipeline") if (folder / f"{file}.py").exists())
+        inside = ast.parse(path.read_text())
+        for part in name.split("."):
+            (inside,) = (node for node in ast.iter_child_nodes(inside) if getattr(node, "name", None) == part)
 
 
 @pytest.mark.slow

@@ -78,11 +78,26 @@ class Perplexity(DerivedColumn):
         return () if self.of == "behaviour" else (self.of,)
 
 
-class Margin(DerivedColumn):
+class ComparedColumn(DerivedColumn):
+    """A derived column that compares what a view gave tokens with what the student that wrote them did."""
+
+    view: Name
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What the student that wrote a token gave it, at temperature 1."""
+        return frozenset({"behaviour_logprobs"})
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The view that it names."""
+        return (self.view,)
+
+
+class Margin(ComparedColumn):
     """What must be added to the advantages of a row for correct ones to rank above wrong ones, nats per token."""
 
     kind: Literal["margin"]
-    view: Name
     margin: NonNegativeFloat
     needs_groups: ClassVar[bool] = True
 
@@ -90,11 +105,6 @@ class Margin(DerivedColumn):
     def reads(self) -> frozenset[str]:
         """Which rows are to rank above which, and what their student gave their tokens."""
         return frozenset({"correct", "behaviour_logprobs"})
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The view that it names."""
-        return (self.view,)
 
 
 class Balance(DerivedColumn):
@@ -110,47 +120,25 @@ class Balance(DerivedColumn):
         return frozenset({"correct"})
 
 
-class AgreementCut(DerivedColumn):
+class AgreementCut(ComparedColumn):
     """0 from the start of the first long run of agreement between view and behaviour on, else 1, per token."""
 
     kind: Literal["agreement_cut"]
-    view: Name
     window: Positive
     runs: Positive
     quantile: Share
     exempt: NonNegative = 0
     is_of_tokens: ClassVar[bool] = True
 
-    @property
-    def reads(self) -> frozenset[str]:
-        """What the student that wrote a token gave it, at temperature 1."""
-        return frozenset({"behaviour_logprobs"})
 
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The view that it names."""
-        return (self.view,)
-
-
-class CrossFittedBias(DerivedColumn):
+class CrossFittedBias(ComparedColumn):
     """What of log view − log behaviour other prompts predict from token, position and surprisal, per token."""
 
     kind: Literal["cross_fitted_bias"]
-    view: Name
     folds: Annotated[int, Field(ge=2)] = 5
     shrink: NonNegativeFloat = 10.0
     seed: NonNegative = 0
     is_of_tokens: ClassVar[bool] = True
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """What the student that wrote a token gave it, at temperature 1."""
-        return frozenset({"behaviour_logprobs"})
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The view that it names."""
-        return (self.view,)
 
 
 AnyDerived = Annotated[

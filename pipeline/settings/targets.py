@@ -91,43 +91,36 @@ class Mixture(ComposedTarget):
         return tuple(self.views)
 
 
-class Extrapolation(ComposedTarget):
+class ReferencedTarget(ComposedTarget):
+    """A view, and the reference that it is moved away from."""
+
+    view: Name
+    reference: Name
+
+    @property
+    def view_names(self) -> tuple[str, ...]:
+        """The view and the reference."""
+        return self.view, self.reference
+
+    @property
+    def learned_views(self) -> tuple[str, ...]:
+        """The view."""
+        return (self.view,)
+
+
+class Extrapolation(ReferencedTarget):
     """View^factor · reference^(1 − factor): past the view, away from the reference, where the factor is over 1."""
 
     kind: Literal["extrapolate"]
-    view: Name
-    reference: Name
     factor: PositiveFloat
 
-    @property
-    def view_names(self) -> tuple[str, ...]:
-        """The view and the reference."""
-        return self.view, self.reference
 
-    @property
-    def learned_views(self) -> tuple[str, ...]:
-        """The view."""
-        return (self.view,)
-
-
-class Contrast(ComposedTarget):
+class Contrast(ReferencedTarget):
     """View · (view / reference)^α with α = scale · Σ|view − reference| + 1e-3; the loss is divided by α."""
 
     kind: Literal["contrast"]
-    view: Name
-    reference: Name
     scale: PositiveFloat
     needs_ids: ClassVar[bool] = True
-
-    @property
-    def view_names(self) -> tuple[str, ...]:
-        """The view and the reference."""
-        return self.view, self.reference
-
-    @property
-    def learned_views(self) -> tuple[str, ...]:
-        """The view."""
-        return (self.view,)
 
 
 class Corrected(ComposedTarget):

@@ -18,7 +18,7 @@ import typer
 
 from benchmarks import runs
 from benchmarks.runs import Facts, Run
-from pipeline.settings.recipe import recipe_names
+from pipeline.settings.recipe import list_recipes
 
 PRESET = Path("presets/league.yaml")
 TARGETS = ("score@r1", "score_teacher@r1", "evaluate_start@r0", "evaluate_start@teacher")
@@ -50,7 +50,7 @@ def main(
     project = (scratch / "project").resolve()
     runs.prepare(project, settings, TARGETS)
     prepared = time.monotonic()
-    chosen = [CONTROL, *(name for name in names or recipe_names() if name != CONTROL)]
+    chosen = [CONTROL, *(name for name in names or list_recipes() if name != CONTROL)]
     changes = {} if steps is None else {"steps": steps}
     wanted = [Run(name, name, seed, changes) for seed in range(seeds) for name in chosen]
     facts = without_teacher(wanted, project, workers)

@@ -21,7 +21,7 @@ from pipeline.head.layer import OutputLayer
 from pipeline.objectives.inputs import Inputs, Target
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.outcomes import Outcomes
-from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
+from pipeline.settings.recipe import Recipe, list_recipes, load_recipe
 
 BASELINE = "topk_reverse_kl"
 
@@ -40,7 +40,7 @@ def main(
     torch.manual_seed(0)
     states = torch.randn(tokens, hidden).requires_grad_()
     weight = (0.05 * torch.randn(vocabulary, hidden)).requires_grad_()
-    chosen = [BASELINE, *(name for name in names or recipe_names() if name != BASELINE)]
+    chosen = [BASELINE, *(name for name in names or list_recipes() if name != BASELINE)]
     steps = {name: _step(load_recipe(name), states, weight, k) for name in chosen}
     seconds = measure.seconds(steps, rounds)
     bar = Bar("≤", 1.25)

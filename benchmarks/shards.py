@@ -24,7 +24,7 @@ from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
 from pipeline.storage.ragged import Ragged, from_lists, from_nested_lists
 from pipeline.storage.rounding import normalise, round_to_half
-from pipeline.storage.scores import SCORES, Scores, score_table
+from pipeline.storage.scores import SCORES, Scores, make_score_table
 from pipeline.storage.shards import Writer, count_rows_and_tokens, read_group, read_shard
 from pipeline.training.targets import COLUMNS
 
@@ -166,7 +166,7 @@ def write(path: Path, kept: Kept, tokens: tuple[np.ndarray, np.ndarray], rounded
         counts.astype(np.uint16), tails.astype(np.float32), None,
     )  # fmt: skip
     rows = len(ids) // PER_ROW
-    table = score_table([str(row) for row in range(rows)], np.full(rows, PER_ROW), made, ["context"] * rows)
+    table = make_score_table([str(row) for row in range(rows)], np.full(rows, PER_ROW), made, ["context"] * rows)
     if not rounded:
         place = table.schema.get_field_index("support_logprobs")
         of_rows = table.column(place).chunk(0)

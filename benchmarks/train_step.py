@@ -34,7 +34,7 @@ from pipeline.settings.recipe import load_recipe
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.rollouts import ROLLOUTS
-from pipeline.storage.scores import Scores, score_table
+from pipeline.storage.scores import Scores, make_score_table
 from pipeline.storage.shards import Writer
 from pipeline.training.loader import Loader
 from pipeline.training.rows import Rows
@@ -153,7 +153,7 @@ def _shards(folder: Path, sequences: int, response: int, vocabulary: int) -> Buc
         counts.astype(np.uint16), logprobs[:, K], None,
     )  # fmt: skip
     names, lengths = [row["rollout_id"] for row in written], np.full(sequences, response)
-    table = score_table(names, lengths, scores, ["context"] * sequences)
+    table = make_score_table(names, lengths, scores, ["context"] * sequences)
     paths = folder / "rollouts.parquet", folder / "scores.parquet"
     for path, rows in zip(paths, (pa.Table.from_pylist(written, ROLLOUTS), table), strict=True):
         with Writer(path, rows.schema, {"stage": "benchmark"}, {}) as writer:

@@ -155,10 +155,10 @@ def recipes(
     data: DataFolder = DATA,
 ) -> None:
     """List the objectives that `train.objective` can name, or explain one: its paper, its loss, what it needs."""
-    from pipeline.settings.recipe import load_recipe, recipe_names
+    from pipeline.settings.recipe import list_recipes, load_recipe
 
     if name is None:
-        for each in map(load_recipe, recipe_names()):
+        for each in map(load_recipe, list_recipes()):
             print(f"{each.name:26} {each.fidelity.level:8} {each.paper}")
         return
     recipe = load_recipe(name)

@@ -19,7 +19,7 @@ from pipeline.prompts.collect import collect_prompts, group_by_bucket, hash_prom
 from pipeline.settings import params
 from pipeline.settings.prompts import Prompts
 from pipeline.storage import prompts as prompts_format
-from pipeline.storage.made_with import library_versions
+from pipeline.storage.made_with import find_versions
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.store import Folder, Store
 
@@ -39,9 +39,7 @@ def run(settings: Prompts, store: Store, *, out: Path) -> StageSummary:
         folder = Folder(store, out / split)
         for bucket, inside in group_by_bucket(found).items():
             facts = identify_prompts(inside)
-            make = functools.partial(
-                write_prompts, identity=facts, made_with=library_versions("pyarrow"), prompts=inside
-            )
+            make = functools.partial(write_prompts, identity=facts, made_with=find_versions("pyarrow"), prompts=inside)
             folder.obtain(f"{bucket:05d}.parquet", facts, make)
         folder.close()
         folders.append(folder)

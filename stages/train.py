@@ -23,7 +23,7 @@ from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.shards import list_shards, read_shard
 from pipeline.storage.store import Store
-from pipeline.training.facts import grade_columns, prompt_columns
+from pipeline.training.facts import list_grade_columns, list_prompt_columns
 
 VERSION = 1  # raise it when equal shards and settings would give another student
 log = logging.getLogger("train")
@@ -112,8 +112,8 @@ def _list_student(trained: list[Bucket], recipe: Recipe, folders: TrainFolders) 
         Bucket(
             source.rollouts,
             scores={view: source.scores[view] for view in recipe.views},
-            grades=folders.grades / source.rollouts.name if grade_columns(recipe) else None,
-            prompts=folders.prompts / source.rollouts.name if prompt_columns(recipe) else None,
+            grades=folders.grades / source.rollouts.name if list_grade_columns(recipe) else None,
+            prompts=folders.prompts / source.rollouts.name if list_prompt_columns(recipe) else None,
         )
         for source in trained
     ]
@@ -126,7 +126,7 @@ def _list_teacher(recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
         Bucket(
             path,
             scores={view: _find_teacher_scores(scores / view, view, path, recipe) for view in recipe.teacher_views},
-            grades=folders.teacher_grades / path.name if grade_columns(recipe) else None,
+            grades=folders.teacher_grades / path.name if list_grade_columns(recipe) else None,
             source="teacher",
         )
         for path in list_shards(folders.teacher_rollouts, "teacher_rollouts")

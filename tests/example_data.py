@@ -13,7 +13,7 @@ from pipeline.storage.grades import GRADES
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.rollouts import ROLLOUTS
-from pipeline.storage.scores import Scores, score_table, skipped_table
+from pipeline.storage.scores import Scores, make_score_table, make_skipped_table
 from pipeline.storage.shards import Writer
 from pipeline.storage.store import Folder, Store
 
@@ -134,7 +134,7 @@ def _scores(rollouts: pa.Table, seed: int, skip: int | None = None) -> pa.Table:
     tables = []
     for number, row in enumerate(rollouts.to_pylist()):
         if number == skip:
-            tables.append(skipped_table([row["rollout_id"]], ["no hint"]))
+            tables.append(make_skipped_table([row["rollout_id"]], ["no hint"]))
             continue
         random = np.random.default_rng([seed, *row["response_ids"]])
         length = len(row["response_ids"])
@@ -152,7 +152,7 @@ def _scores(rollouts: pa.Table, seed: int, skip: int | None = None) -> pa.Table:
             tail_logprobs=np.log1p(-np.exp(kept).sum(axis=1)),
             entropies=-(np.exp(logprobs) * logprobs).sum(axis=1),
         )
-        tables.append(score_table([row["rollout_id"]], np.array([length]), scores, ["plain"]))
+        tables.append(make_score_table([row["rollout_id"]], np.array([length]), scores, ["plain"]))
     return pa.concat_tables(tables)
 
 

@@ -14,7 +14,7 @@ from pipeline.objectives.inputs import Inputs
 from pipeline.objectives.targets import compose_views
 from pipeline.objectives.weights import compute_weight, count_kept
 from pipeline.settings.derived import AnyDerived
-from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
+from pipeline.settings.recipe import Recipe, list_recipes, load_recipe
 from pipeline.settings.targets import AnyTarget
 from pipeline.settings.weights import AnyWeight
 from pipeline.training.derived import compute_column
@@ -76,7 +76,7 @@ def test_a_weight_that_no_recipe_has_is_what_a_slow_loop_says(name):
 
 
 def test_every_kind_of_weight_and_target_is_compared_with_a_slow_loop():
-    terms = [term for name in recipe_names() for term in load_recipe(name).terms]
+    terms = [term for name in list_recipes() for term in load_recipe(name).terms]
     of_recipes = {weight.kind for term in terms for weight in term.weights}
     assert of_recipes | {weight["kind"] for weight, _ in WRITTEN_OUT.values()} == kinds(AnyWeight)
     assert {term.target.kind for term in terms if term.target is not None} == kinds(AnyTarget)
@@ -114,8 +114,8 @@ class Lean(Case):
 
 
 @pytest.mark.parametrize(
-    "recipe", [*map(load_recipe, recipe_names()), *(weighed(weight) for weight, _ in WRITTEN_OUT.values())],
-    ids=[*recipe_names(), *WRITTEN_OUT],
+    "recipe", [*map(load_recipe, list_recipes()), *(weighed(weight) for weight, _ in WRITTEN_OUT.values())],
+    ids=[*list_recipes(), *WRITTEN_OUT],
 )  # fmt: skip
 def test_a_recipe_reads_the_facts_that_its_terms_name_and_no_others(recipe):
     whole, lean = Case(recipe, seed=0), Lean(recipe, seed=0)

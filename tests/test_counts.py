@@ -193,8 +193,8 @@ def every_default_written_out(project: Path, _: pytest.MonkeyPatch) -> None:
 
 def other_libraries(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("engines.identity", "grading.write", "training.checkpoints", "storage.made_with"):
-        monkeypatch.setattr(f"pipeline.{module}.library_versions", lambda *names: dict.fromkeys(names, "99"))
-    assert made_with.library_versions("torch") == {"torch": "99"}
+        monkeypatch.setattr(f"pipeline.{module}.find_versions", lambda *names: dict.fromkeys(names, "99"))
+    assert made_with.find_versions("torch") == {"torch": "99"}
 
 
 def models_elsewhere(project: Path, _: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def without_store(project: Path, _: pytest.MonkeyPatch) -> None:
 
 
 def other_numbers(_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.rollouts.write.request_seed", lambda *_: 7)
+    monkeypatch.setattr("pipeline.rollouts.write.derive_seed", lambda *_: 7)
 
 
 WIDE = {"support": {"top_k": 2}}

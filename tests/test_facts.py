@@ -18,11 +18,11 @@ from pipeline.objectives.targets import find_target
 from pipeline.settings.models import EngineSettings, Sampling, Training
 from pipeline.settings.recipe import load_recipe
 from pipeline.storage.bucket import Bucket
-from pipeline.storage.grades import GRADES, Grade, grade_table
+from pipeline.storage.grades import GRADES, Grade, make_grade_table
 from pipeline.storage.prompts import PROMPTS, Prompt, write_prompts
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
-from pipeline.storage.scores import SCORES, skipped_table
+from pipeline.storage.scores import SCORES, make_skipped_table
 from pipeline.storage.shards import Writer, read_about, read_shard
 from pipeline.training.checkpoints import hash_shard
 from pipeline.training.facts import Facts
@@ -85,7 +85,7 @@ def made(tmp_path_factory):
         graded = [Grade([True, False, None][row % 3], rewards[row], None) for row in range(count)]
         grades, asked = root / f"grades-{number}.parquet", root / f"prompts-{number}.parquet"
         with Writer(grades, GRADES, {}, {}) as writer:
-            writer.write(grade_table([row["rollout_id"] for row in rows], graded))
+            writer.write(make_grade_table([row["rollout_id"] for row in rows], graded))
         known = sorted({row["prompt_id"] for row in rows})
         told = [{"role": "user", "content": "?"}]
         of_domain = {prompt: "words" if prompt.endswith("1") else "sums" for prompt in known}
@@ -95,7 +95,7 @@ def made(tmp_path_factory):
             scores[view] = root / f"{view}-{number}.parquet"
             table = read_shard(shard.scores["teacher"], SCORES)
             if view == "hinted":
-                skipped = skipped_table(table.column("rollout_id").to_pylist(), ["no hint"] * count)
+                skipped = make_skipped_table(table.column("rollout_id").to_pylist(), ["no hint"] * count)
                 rows_of = [(table if row % 2 else skipped).slice(row, 1) for row in range(count)]
                 table = pa.concat_tables(rows_of)
             support = {"top_k": 4, "mass": None, "min_k": 1}
@@ -289,7 +289,7 @@ def of_one_domain(shard, domain, tmp_path):
     by_prompt = {row["prompt_id"]: row["domain"] for row in known}
     rows = read_shard(shard.rollouts, ROLLOUTS, ["rollout_id", "prompt_id"]).to_pylist()
     table = read_shard(shard.scores["teacher_b"], SCORES)
-    skipped = skipped_table([row["rollout_id"] for row in rows], ["other domain"] * len(rows))
+    skipped = make_skipped_table([row["rollout_id"] for row in rows], ["other domain"] * len(rows))
     is_of = [by_prompt[row["prompt_id"]] == domain for row in rows]
     path = tmp_path / "teacher_b.parquet"
     with Writer(path, SCORES, read_about(shard.scores["teacher_b"])["identity"], {}) as writer:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from pipeline.settings.recipe import load_recipe, recipe_names
+from pipeline.settings.recipe import list_recipes, load_recipe
 from tests import formulas, reference
 from tests.cases import STEP, Case, Token
 
@@ -22,18 +22,18 @@ STEPS = {0: STEP, 1: 0, 2: 60}
 
 
 def test_every_recipe_has_a_formula_of_its_own():
-    assert sorted(formulas.BY_NAME) == recipe_names()
+    assert sorted(formulas.BY_NAME) == list_recipes()
 
 
 @pytest.mark.parametrize("seed", STEPS)
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_a_recipe_has_the_value_of_its_formula(name, seed):
     case, step = Case(load_recipe(name), seed), STEPS[seed]
     expected = formulas.BY_NAME[name](case.tokens(step=step))
     assert case.loss(case.logits, step=step).item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_a_recipe_has_the_gradient_of_its_formula(name):
     _compare_gradients(name, STEP)
 

@@ -17,7 +17,7 @@ import pytest
 from pipeline.errors import GradeError
 from pipeline.grading.graders import identify_grader, open_grader
 from pipeline.settings import params
-from pipeline.storage.grades import GRADES, Grade, grade_table
+from pipeline.storage.grades import GRADES, Grade, make_grade_table
 
 GSM8K = Path("../shared/data/gsm8k_train_500.jsonl")
 NOTHING = Grade(None, None, None)
@@ -306,7 +306,7 @@ def test_naming_a_grader_runs_none_of_it(own: params.GradeSettings) -> None:
 
 def test_grades_become_the_rows_of_a_shard() -> None:
     grades = [Grade(True, 1.0, None), Grade(None, 0.25, "close"), NOTHING]
-    rows = grade_table(["a", "b", "c"], grades).to_pylist()
+    rows = make_grade_table(["a", "b", "c"], grades).to_pylist()
     assert [row.pop("rollout_id") for row in rows] == ["a", "b", "c"]
     assert [Grade(**row) for row in rows] == grades
-    assert grade_table([], []).schema == GRADES
+    assert make_grade_table([], []).schema == GRADES

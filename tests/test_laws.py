@@ -11,13 +11,13 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
+from pipeline.settings.recipe import Recipe, list_recipes, load_recipe
 from pipeline.settings.targets import Contrast, Corrected, Extrapolation, Mixture, Route
 from pipeline.settings.term import Term
 from tests import reference
 from tests.cases import VOCABULARY, Case
 
-ALL = [(name, place) for name in recipe_names() for place in range(len(load_recipe(name).terms))]
+ALL = [(name, place) for name in list_recipes() for place in range(len(load_recipe(name).terms))]
 each_term = pytest.mark.parametrize(("name", "place"), ALL, ids=[f"{name}-{place}" for name, place in ALL])
 few = settings(max_examples=2, phases=[Phase.explicit, Phase.generate])  # a failure has two numbers: nothing to shrink
 seeds = st.integers(0, 10_000)
@@ -145,7 +145,7 @@ def test_a_term_has_a_gradient_where_it_is_not_at_rest(name, place, seed):
     assert case.gradient().abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 @few
 @given(seed=seeds, padding=st.integers(1, 3))
 def test_padding_changes_nothing(name, seed, padding):
@@ -156,7 +156,7 @@ def test_padding_changes_nothing(name, seed, padding):
 
 
 @pytest.mark.parametrize("packs", [((0,), (1,), (2,)), ((2, 0), (1,)), ((1, 2, 0),)])
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_how_a_step_is_cut_into_packs_changes_nothing(name, packs):
     """So neither do the order of its rollouts, micro-batches, or which rank has which pack."""
     case = Case(load_recipe(name), seed=5)
@@ -235,7 +235,7 @@ def test_a_sampled_gradient_is_that_of_the_full_reverse_kl_in_expectation(estima
 
 SMOOTH = [
     name
-    for name in recipe_names()
+    for name in list_recipes()
     if all(
         term.estimator in ("analytic", "nll", "preference")
         and term.tail in ("bucket", "renormalise", "renormalise_target")

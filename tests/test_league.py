@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import league, league_plot, runs
 from benchmarks.runs import Run
-from pipeline.settings.recipe import load_recipe, recipe_names
+from pipeline.settings.recipe import list_recipes, load_recipe
 from tests import dag
 
 TO_SCORES = ["models", "prompts", "teacher_rollouts", "sft", "refresh@r1", "score@r1", "score_teacher@r1"]
@@ -106,7 +106,7 @@ def test_an_interval_is_students():
 
 def test_the_preset_has_every_view_that_a_recipe_needs():
     views = runs.read_settings(league.PRESET)["score"]["views"]
-    for name in recipe_names():
+    for name in list_recipes():
         recipe = load_recipe(name)
         assert set(recipe.views) <= set(views), name
         assert all(views[view].get("teacher_rollouts") for view in recipe.teacher_views), name

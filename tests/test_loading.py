@@ -13,7 +13,7 @@ from pipeline.errors import ShardError
 from pipeline.models.record import record_model
 from pipeline.settings.models import EngineSettings
 from pipeline.storage.bucket import Bucket
-from pipeline.storage.scores import SCORES, skipped_table
+from pipeline.storage.scores import SCORES, make_skipped_table
 from pipeline.storage.shards import Writer, read_shard
 from pipeline.training.rows import Rows
 from tests import tiny_models, tiny_shards
@@ -172,7 +172,7 @@ def _other_lengths(table):
 
 
 def _skipped(table):
-    return pa.concat_tables([skipped_table([table.column("rollout_id")[0].as_py()], ["no hint"]), table.slice(1)])
+    return pa.concat_tables([make_skipped_table([table.column("rollout_id")[0].as_py()], ["no hint"]), table.slice(1)])
 
 
 def _halved(table):

@@ -29,7 +29,7 @@ from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import Prompt, read_prompts, write_prompts
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.rollouts import ROLLOUTS
-from pipeline.storage.scores import SCORES, Scores, score_table
+from pipeline.storage.scores import SCORES, Scores, make_score_table
 from pipeline.storage.shards import Writer, read_shard
 
 PROMPTS, MORE = 64, 100
@@ -149,7 +149,7 @@ def folder(tmp_path_factory) -> Path:
     few = pa.Table.from_pylist(written, ROLLOUTS)
     long = pa.Table.from_pylist([one | {"text": TEXT, "response_ids": [5]} for one in written], ROLLOUTS)
     scored = ENGINE.score([SimpleNamespace(response_ids=RESPONSE)] * PROMPTS, None)
-    table = score_table(ids, np.full(PROMPTS, TOKENS), scored, ["c"] * PROMPTS)
+    table = make_score_table(ids, np.full(PROMPTS, TOKENS), scored, ["c"] * PROMPTS)
     for times in (1, MORE):
         for name, of_rows in (("rollouts", few), ("long", long), ("scores", table)):
             write(made / f"{name}-{times}", of_rows, times)

@@ -15,7 +15,7 @@ from pipeline.objectives.inputs import Inputs, Target
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.outcomes import Outcomes
 from pipeline.settings.reading import parse
-from pipeline.settings.recipe import load_recipe, recipe_names
+from pipeline.settings.recipe import list_recipes, load_recipe
 from pipeline.settings.views import View
 
 ANALYTIC = {"estimator": "analytic", "divergence": "reverse_kl", "support": "view"}
@@ -25,7 +25,7 @@ MEAN = {"kind": "geometric", "views": {"a": 0.5, "b": 0.5}}
 NLL = {"estimator": "nll", "support": "sampled", "view": None}
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_every_shipped_recipe_says_what_it_is(name):
     recipe = load_recipe(name)
     assert recipe.name == name
@@ -36,7 +36,7 @@ def test_every_shipped_recipe_says_what_it_is(name):
     assert set(recipe.needs) == set(recipe.views) - {"teacher"}
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", list_recipes())
 def test_the_settings_that_a_recipe_names_exist(name):
     for text in load_recipe(name).needs.values():
         for quoted in re.findall("`(.+?)`", text):

@@ -8,7 +8,7 @@ from pipeline.engines.open import OnDemand
 from pipeline.errors import ModelError
 from pipeline.models.record import record_model, render_prompt
 from pipeline.rollouts import write
-from pipeline.rollouts.write import Author, Writing, identify_rollouts, request_seed, write_rollouts
+from pipeline.rollouts.write import Author, Writing, derive_seed, identify_rollouts, write_rollouts
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage.prompts import Prompt, write_prompts
@@ -35,7 +35,7 @@ def test_every_row_is_the_engines_own_response(monkeypatch, tmp_path, at_once):
             (prompt.prompt_id, sample) for prompt in asked for sample in range(SAMPLES)
         ]
         for row in rows:
-            seed = request_seed(7, "r1", row["prompt_id"], row["sample"])
+            seed = derive_seed(7, "r1", row["prompt_id"], row["sample"])
             (response,) = opened.open().generate([Request(row["prompt_ids"], seed)], sampling, TOP_K)
             assert response.topk_ids is not None
             assert row["response_ids"] == response.ids.tolist()

@@ -17,18 +17,18 @@ from pipeline.storage import hashing
 from pipeline.storage.grades import GRADES
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.ragged import Ragged, from_lists, from_nested_lists, list_lengths
-from pipeline.storage.rollouts import ROLLOUTS, Rollout, rollout_table
+from pipeline.storage.rollouts import ROLLOUTS, Rollout, make_rollout_table
 from pipeline.storage.rounding import normalise, round_to_half
-from pipeline.storage.scores import SCORES, Scores, score_table, skipped_table
+from pipeline.storage.scores import SCORES, Scores, make_score_table, make_skipped_table
 from pipeline.storage.shards import (
     Writer,
+    count_group_rows,
     count_rows_and_tokens,
     list_shards,
     make_table,
     read_about,
     read_groups,
     read_shard,
-    rows_per_group,
 )
 
 ABOUT = {"stage": "test", "number": 1}
@@ -107,7 +107,7 @@ def test_rows_are_in_groups_however_they_were_written(tmp_path):
     written = table("grades", 150)
     for pieces in (1, 7, 150):
         path = write(tmp_path / f"{pieces}.parquet", written, pieces=pieces)
-        assert rows_per_group(path) == [64, 64, 22]
+        assert count_group_rows(path) == [64, 64, 22]
         assert read_shard(path, GRADES).equals(written)
         assert [group.num_rows for group in read_groups(path, GRADES)] == [64, 64, 22]
 
@@ -166,7 +166,7 @@ def test_a_score_table_has_one_list_for_each_row():
         tail_logprobs=np.array([-3, 0, -np.inf], np.float32),
         entropies=None,
     )
-    first, second = score_table(["a", "b"], np.array([1, 2]), scores, ["x", "y"]).to_pylist()
+    first, second = make_score_table(["a", "b"], np.array([1, 2]), scores, ["x", "y"]).to_pylist()
     assert first["support_ids"], first["support_logprobs"] == ([[4, 5]], [[-0.5, -1.5]])
     assert (second["support_ids"], second["support_logprobs"]) == ([[], [6]], [[], [-0.25]])
     assert (first["sampled_logprobs"], second["sampled_logprobs"]) == ([-1.0], [-2.0, -3.0])
@@ -175,7 +175,7 @@ def test_a_score_table_has_one_list_for_each_row():
 
 
 def test_a_skipped_row_has_a_reason_and_nothing_else():
-    (row,) = skipped_table(["a"], ["no hint"]).to_pylist()
+    (row,) = make_skipped_table(["a"], ["no hint"]).to_pylist()
     assert {name for name, value in row.items() if value is not None} == {"rollout_id", "skipped"}
 
 
@@ -317,11 +317,11 @@ def test_a_column_that_must_be_filled_or_that_no_schema_has_is_a_mistake_of_ours
 def test_a_rollout_becomes_the_row_that_it_says():
     rows: list[dict[str, Any]] = [_row("rollouts", number) | {"segments": None} for number in range(3)]
     said = [{name: value for name, value in row.items() if name != "segments"} for row in rows]
-    assert rollout_table([Rollout(**row) for row in said]).to_pylist() == rows
+    assert make_rollout_table([Rollout(**row) for row in said]).to_pylist() == rows
     none: dict[str, Any] = {"sampling_logprobs": None, "behaviour_topk_ids": None}
-    bare = rollout_table([Rollout(**(row | none)) for row in said])
+    bare = make_rollout_table([Rollout(**(row | none)) for row in said])
     assert bare.to_pylist() == [row | none for row in rows]
-    assert rollout_table([]).schema.equals(ROLLOUTS)
+    assert make_rollout_table([]).schema.equals(ROLLOUTS)
 
 
 def test_a_folder_without_shards_names_the_stage(tmp_path):

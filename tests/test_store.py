@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import ShardError
 from pipeline.storage import hashing
 from pipeline.storage.manifest import MANIFEST, read_identity, read_manifest, verify_folder
-from pipeline.storage.scores import SCORES, skipped_table
+from pipeline.storage.scores import SCORES, make_skipped_table
 from pipeline.storage.shards import Writer, read_about
 from pipeline.storage.store import Folder, Store
 
@@ -24,7 +24,7 @@ def kept(tmp_path):
 
 def shard(path, identity=IDENTITY, rows=2):
     """A small shard of grades that says how it was made."""
-    written = skipped_table([f"r{number}" for number in range(rows)], ["no hint"] * rows)
+    written = make_skipped_table([f"r{number}" for number in range(rows)], ["no hint"] * rows)
     with Writer(path, SCORES, identity, {}) as writer:
         writer.write(written)
 

@@ -22,7 +22,7 @@ from pipeline.objectives.diagnostics import Alarm
 from pipeline.objectives.objective import Objective
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Training
-from pipeline.settings.recipe import Recipe, load_recipe, recipe_names
+from pipeline.settings.recipe import Recipe, list_recipes, load_recipe
 from pipeline.training.checkpoints import Origin, save_checkpoint
 from pipeline.training.fit import fit_student
 from pipeline.training.loader import Loader
@@ -157,7 +157,7 @@ def test_three_steps_are_those_of_a_plain_adamw_loop(folders, sources, tmp_path)
 
 ON_THE_TEACHERS_VIEW_ALONE = [
     name
-    for name in recipe_names()
+    for name in list_recipes()
     if load_recipe(name).views == ("teacher",)
     and load_recipe(name).sources == ("student",)
     and not load_recipe(name).reads & {"correct", "reward"}

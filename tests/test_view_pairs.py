@@ -17,7 +17,7 @@ from pipeline.errors import ShardError
 from pipeline.scoring import context_effect
 from pipeline.scoring.context_effect import ROWS, SHARDS, check_contexts_differ, least_kl
 from pipeline.storage.ragged import Ragged
-from pipeline.storage.scores import SCORES, Scores, score_table, skipped_table
+from pipeline.storage.scores import SCORES, Scores, make_score_table, make_skipped_table
 from pipeline.storage.shards import Writer
 
 VOCABULARY, TOKENS = 12, 5
@@ -86,10 +86,10 @@ def write(path: Path, logprobs: Sequence[np.ndarray | None], hashes: Sequence[st
     tables = []
     for number, (row, context_hash) in enumerate(zip(logprobs, hashes, strict=True)):
         if row is None:
-            tables.append(skipped_table([f"row-{number}"], ["no hint"]))
+            tables.append(make_skipped_table([f"row-{number}"], ["no hint"]))
             continue
         scores = top(row, 4, np.zeros(TOKENS, int))
-        tables.append(score_table([f"row-{number}"], np.array([TOKENS]), scores, [context_hash]))
+        tables.append(make_score_table([f"row-{number}"], np.array([TOKENS]), scores, [context_hash]))
     with Writer(path, SCORES, {}, {}) as writer:
         writer.write(pa.concat_tables(tables))
 

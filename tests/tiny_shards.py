@@ -11,8 +11,8 @@ from pipeline.head.support import Support
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import Sampling, Training
 from pipeline.storage.bucket import Bucket
-from pipeline.storage.rollouts import ROLLOUTS, Rollout, rollout_table
-from pipeline.storage.scores import SCORES, score_table
+from pipeline.storage.rollouts import ROLLOUTS, Rollout, make_rollout_table
+from pipeline.storage.scores import SCORES, make_score_table
 from pipeline.storage.shards import GROUP_ROWS, Writer, read_shard
 from pipeline.training.loader import Loader
 from pipeline.training.rows import Rows
@@ -84,7 +84,7 @@ def _rollouts(number: int, requests: list[Request], responses: list[np.ndarray])
         )
         for row, (request, response) in enumerate(zip(requests, responses, strict=True))
     ]  # fmt: skip
-    return rollout_table(rows)
+    return make_rollout_table(rows)
 
 
 def _scores(
@@ -96,4 +96,4 @@ def _scores(
     ]
     lengths = np.array([len(response) for response in responses])
     ids = [f"{number}-{row}" for row in range(len(responses))]
-    return score_table(ids, lengths, scorer.score(scored, Support(top_k)), ["c"] * len(ids))
+    return make_score_table(ids, lengths, scorer.score(scored, Support(top_k)), ["c"] * len(ids))

@@ -9,7 +9,7 @@ from pipeline.engines.engine import EngineUse
 from pipeline.errors import ModelError
 from pipeline.settings.models import EngineSettings
 from pipeline.storage import hashing
-from pipeline.storage.made_with import library_versions
+from pipeline.storage.made_with import find_versions
 
 
 def identify_engine(settings: EngineSettings) -> dict[str, Any]:
@@ -29,9 +29,9 @@ def name_tail(engine: str, use: EngineUse) -> str:
     return "exact" if use.scores_by == "hidden_states" else _module(engine).TAIL
 
 
-def engine_libraries(engine: str) -> dict[str, str]:
+def find_engine_libraries(engine: str) -> dict[str, str]:
     """Look up the versions of what an engine computes with, for footers."""
-    return library_versions(*_module(engine).LIBRARIES)
+    return find_versions(*_module(engine).LIBRARIES)
 
 
 def _module(engine: str) -> ModuleType:

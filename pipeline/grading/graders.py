@@ -85,14 +85,14 @@ def identify_grader(settings: params.GradeSettings) -> dict[str, Any]:
     return facts
 
 
-def final_answer(response: str) -> str:
+def find_final_answer(response: str) -> str:
     """Take what follows the last `####`, or the whole response where there is none; stripped."""
     return response.rpartition(MARKER)[2].strip()
 
 
 def exact(response: str, answer: str) -> bool:
     """Tell whether the final answer is the answer, as text or as a number."""
-    found, expected = final_answer(response), answer.strip()
+    found, expected = find_final_answer(response), answer.strip()
     if _NUMBER.fullmatch(found) and _NUMBER.fullmatch(expected):
         return Decimal(found.replace(",", "")) == Decimal(expected.replace(",", ""))
     return found == expected

@@ -8,7 +8,7 @@ import re
 
 from math_verify import parse, verify
 
-from pipeline.grading.graders import final_answer
+from pipeline.grading.graders import find_final_answer
 
 _DELIMITED = re.compile(r"\$|\\boxed|\\\(|\\\[")
 # It warns that its own clock is off. The pool's is on: math-verify's calls what takes too long wrong, ours says so.
@@ -25,5 +25,5 @@ def grade_math(response: str, answer: str) -> bool:
     gold = parse(answer if _DELIMITED.search(answer) else f"${answer}$", parsing_timeout=0)
     if not gold:
         raise ValueError(f"math-verify cannot read the answer {answer!r}")
-    found = parse(final_answer(response), parsing_timeout=0)
+    found = parse(find_final_answer(response), parsing_timeout=0)
     return verify(gold, found, timeout_seconds=0)

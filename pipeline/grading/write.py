@@ -10,8 +10,8 @@ from pipeline.grading.graders import Grader, identify_grader, open_grader
 from pipeline.settings import params
 from pipeline.storage import grades as grades_format
 from pipeline.storage import hashing
-from pipeline.storage.grades import GRADES, grade_table
-from pipeline.storage.made_with import library_versions
+from pipeline.storage.grades import GRADES, make_grade_table
+from pipeline.storage.made_with import find_versions
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import Writer, read_groups, read_shard
@@ -56,10 +56,10 @@ class Grading:
             self._grader = self._open.enter_context(open_grader(self._settings))
         known = read_shard(prompts, PROMPTS, ("prompt_id", "answer"))
         answers = dict(zip(known.column("prompt_id").to_pylist(), known.column("answer").to_pylist(), strict=True))
-        with Writer(path, GRADES, identity, library_versions("math-verify")) as writer:
+        with Writer(path, GRADES, identity, find_versions("math-verify")) as writer:
             for ids, asked, texts in _batches(rollouts):
                 graded = self._grader.grade(texts, [answers[prompt_id] for prompt_id in asked])
-                writer.write(grade_table(ids, graded))
+                writer.write(make_grade_table(ids, graded))
 
 
 def _batches(rollouts: Path) -> Iterator[list[list[str]]]:

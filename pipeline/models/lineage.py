@@ -28,10 +28,10 @@ def read_checkpoint_teacher(folder: Path) -> dict[str, str]:
 
 def read_rollouts_teacher(path: Path) -> dict[str, str]:
     """Read which teacher the writer of a shard learned from."""
-    return teacher_in(read_about(path))
+    return parse_teacher(read_about(path))
 
 
-def teacher_in(about: Mapping[str, Any]) -> dict[str, str]:
+def parse_teacher(about: Mapping[str, Any]) -> dict[str, str]:
     """Find the teacher that the writer of a shard learned from in the shard's footer."""
     return name_teacher(about["made_with"].get("sft_teacher", UNKNOWN), about["identity"].get("sft_teacher", UNKNOWN))
 

@@ -13,7 +13,7 @@ from pipeline.errors import PromptError
 from pipeline.prompts.sources import Row, read_source
 from pipeline.settings.prompts import Prompts, Split
 from pipeline.storage import hashing
-from pipeline.storage.prompts import Prompt, prompt_row
+from pipeline.storage.prompts import Prompt, make_prompt_row
 
 VALIDATION = "validation"
 """The split that the opd prompts of the held-out bucket say they belong to."""
@@ -71,7 +71,7 @@ def choose_bucket(prompt_id: str, buckets: int) -> int:
 
 def hash_prompts(prompts: Iterable[Prompt]) -> str:
     """Hash the prompts in their order; where they were read from does not enter."""
-    return hashing.digest(*[hashing.canonical(prompt_row(prompt)) for prompt in prompts])
+    return hashing.digest(*[hashing.canonical(make_prompt_row(prompt)) for prompt in prompts])
 
 
 def _add(known: dict[str, Row], rows: Sequence[Row]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engines.engine import Request
-from pipeline.engines.identity import engine_libraries, identify_engine
+from pipeline.engines.identity import find_engine_libraries, identify_engine
 from pipeline.engines.open import OnDemand
 from pipeline.models.record import Model, render_prompt
 from pipeline.progress import Bar, Progress
@@ -16,7 +16,7 @@ from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage import hashing
 from pipeline.storage import rollouts as rollouts_format
 from pipeline.storage.prompts import PROMPTS, Prompt, read_prompts
-from pipeline.storage.rollouts import ROLLOUTS, Rollout, rollout_table
+from pipeline.storage.rollouts import ROLLOUTS, Rollout, make_rollout_table
 from pipeline.storage.shards import Writer, count_rows_and_tokens
 from pipeline.storage.store import Folder
 
@@ -70,7 +70,7 @@ def identify_rollouts(stage: str, version: int, prompts: Path, writing: Writing,
     }
 
 
-def request_seed(seed: int, round_: str, prompt_id: str, sample: int) -> int:
+def derive_seed(seed: int, round_: str, prompt_id: str, sample: int) -> int:
     """Choose the seed of one response, of 63 bits; the response then does not depend on what else is written."""
     return int(hashing.digest(str(seed), round_, prompt_id, str(sample))[:16], 16) >> 1
 
@@ -130,12 +130,12 @@ def write_rollouts(
         progress: told of finished responses.
     """
     asked = [(prompt, sample) for prompt in prompts for sample in range(identity["samples"])]
-    footer = {**engine_libraries(identity["engine"]["engine"]), **author.made_with}
+    footer = {**find_engine_libraries(identity["engine"]["engine"]), **author.made_with}
     with Writer(path, ROLLOUTS, dict(identity), footer) as writer:
         tokenizer = author.model.model.load_tokenizer()
         for start in range(0, len(asked), AT_ONCE):
             some = asked[start : start + AT_ONCE]
-            writer.write(rollout_table(_draw_rollouts(some, identity, tokenizer, author, progress)))
+            writer.write(make_rollout_table(_draw_rollouts(some, identity, tokenizer, author, progress)))
 
 
 def _draw_rollouts(
@@ -150,7 +150,7 @@ def _draw_rollouts(
     round_, writer = str(identity.get("round", "")), author.model.model.weights_hash
     rendered = {prompt.prompt_id: render_prompt(tokenizer, prompt.messages) for prompt, _ in asked}
     requests = [
-        Request(rendered[prompt.prompt_id], request_seed(identity["seed"], round_, prompt.prompt_id, sample))
+        Request(rendered[prompt.prompt_id], derive_seed(identity["seed"], round_, prompt.prompt_id, sample))
         for prompt, sample in asked
     ]
     responses = author.model.open().generate(requests, sampling, author.top_k, progress)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.engines.engine import check_top_k, find_context_limit
 from pipeline.errors import EngineError, SettingsError, ShardError
-from pipeline.models.lineage import check_teacher, name_teacher, teacher_in
+from pipeline.models.lineage import check_teacher, name_teacher, parse_teacher
 from pipeline.models.record import Model
 from pipeline.scoring.plan import PlannedBucket, ScoreJob, ScorePlan
 from pipeline.settings import params
@@ -71,7 +71,7 @@ def check_writers(settings: params.Score, models: Mapping[str, Model], buckets: 
             scorer = name_teacher(model.name, model.weights_hash)
             for each in buckets:
                 where = str(each.bucket.rollouts)
-                check_teacher(teacher_in(each.about), scorer, where, settings.allow_sft_teacher, "score")
+                check_teacher(parse_teacher(each.about), scorer, where, settings.allow_sft_teacher, "score")
 
 
 def check_rows(name: str, jobs: Sequence[ScoreJob], buckets: Sequence[PlannedBucket]) -> None:

@@ -24,7 +24,7 @@ SHARDS, ROWS = 16, 4
 """The KL is taken over so many shards at most, and so many rows of each: a sample, whatever the run's size."""
 
 
-def views_to_compare(name: str, jobs: Mapping[str, ScoreJob]) -> list[str]:
+def list_views_to_compare(name: str, jobs: Mapping[str, ScoreJob]) -> list[str]:
     """List the views of the same model as this one's in another context; `jobs` has one of each view."""
     own = jobs[name]
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.engines.open import OnDemand
 from pipeline.progress import Bar
-from pipeline.scoring.context_effect import check_contexts_differ, views_to_compare
+from pipeline.scoring.context_effect import check_contexts_differ, list_views_to_compare
 from pipeline.scoring.plan import ScoreJob, ScorePlan, choose_use, complete_job
 from pipeline.scoring.write import write_scores
 from pipeline.settings import params
@@ -122,7 +122,7 @@ def _compare(plan: ScorePlan, folders: Mapping[str, Path], known: Sequence[str],
     """Refuse new views whose contexts make no difference to a view of the same model, known or new too."""
     examples = {name: plan.views[name][0] for name in (*known, *new)}
     for number, name in enumerate(new):
-        for other in views_to_compare(name, examples):
+        for other in list_views_to_compare(name, examples):
             if other in known or other in new[:number]:
                 check_contexts_differ({other: folders[other], name: folders[name]})
 

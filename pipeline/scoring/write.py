@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.engines.engine import Engine, ScoreRequest
-from pipeline.engines.identity import engine_libraries
+from pipeline.engines.identity import find_engine_libraries
 from pipeline.head.support import Support
 from pipeline.progress import Progress
 from pipeline.scoring.plan import ScoreJob
 from pipeline.storage import hashing
 from pipeline.storage.ragged import from_lists, from_nested_lists
 from pipeline.storage.rollouts import TOKEN_COLUMNS
-from pipeline.storage.scores import SCORES, score_table, skipped_table
+from pipeline.storage.scores import SCORES, make_score_table, make_skipped_table
 from pipeline.storage.shards import ShardReader, Writer, read_groups
 
 
@@ -39,7 +39,7 @@ def write_scores(
     its = job.view.support
     columns = [*TOKEN_COLUMNS, *(["behaviour_topk_ids"] if its.behaviour else [])]
     others = [read_groups(other, SCORES, ("rollout_id", "support_ids", "skipped")) for other in job.asked]
-    made_with = {**engine_libraries(job.identity["engine"]["engine"]), "model": job.model.name}
+    made_with = {**find_engine_libraries(job.identity["engine"]["engine"]), "model": job.model.name}
     with Writer(path, SCORES, job.identity, made_with) as writer:
         start = 0
         for group in (rollouts or ShardReader(job.bucket.rollouts)).read_groups(columns):
@@ -74,9 +74,9 @@ def _score_group(group: pa.Table, wanted: _Wanted, engine: Engine, progress: Pro
         hashes.append(hashing.digest(np.asarray(context, "<i4").tobytes()))
     if here:
         scores = engine.score(requests, wanted.support, progress)
-        tables.append(score_table([ids[row] for row in here], responses.lengths[here], scores, hashes))
+        tables.append(make_score_table([ids[row] for row in here], responses.lengths[here], scores, hashes))
     if skipped:
-        tables.append(skipped_table([ids[row] for row in skipped], reasons))
+        tables.append(make_skipped_table([ids[row] for row in skipped], reasons))
         if progress is not None:
             progress(len(skipped), 0)
     order = np.argsort([*here, *skipped], kind="stable")

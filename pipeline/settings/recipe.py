@@ -129,7 +129,7 @@ class Recipe(Settings):
         return {"terms": terms} | ({"derived": derived} if derived else {})
 
 
-def recipe_names() -> list[str]:
+def list_recipes() -> list[str]:
     """List the recipes that come with Potstill."""
     folder = resources.files("pipeline") / "recipes"
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
@@ -142,8 +142,8 @@ def load_recipe(objective: str | Mapping[str, Any]) -> Recipe:
         SettingsError: there is none of this name, or its terms do not fit together.
     """
     if isinstance(objective, str):
-        if objective not in recipe_names():
-            raise SettingsError(f"no recipe `{objective}`; there are {', '.join(recipe_names())}.")
+        if objective not in list_recipes():
+            raise SettingsError(f"no recipe `{objective}`; there are {', '.join(list_recipes())}.")
         with resources.as_file(resources.files("pipeline") / "recipes" / f"{objective}.yaml") as path:
             facts = {"name": objective, **read_yaml(path)}
     else:

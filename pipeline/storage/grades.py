@@ -42,7 +42,7 @@ GRADE_COLUMNS = ("rollout_id", *_GIVEN)
 """The columns that a `Grade` is read from."""
 
 
-def grade_table(rollout_ids: Sequence[str], grades: Sequence[Grade]) -> pa.Table:
+def make_grade_table(rollout_ids: Sequence[str], grades: Sequence[Grade]) -> pa.Table:
     """Make the rows of a shard of grades."""
     columns = {name: [getattr(grade, name) for grade in grades] for name in _GIVEN}
     return make_table({"rollout_id": rollout_ids, **columns}, GRADES)

@@ -3,7 +3,7 @@
 import importlib.metadata
 
 
-def library_versions(*distributions: str) -> dict[str, str]:
+def find_versions(*distributions: str) -> dict[str, str]:
     """List the versions of `potstill` and of these distributions, by their names on PyPI, where they are installed."""
     found = {}
     for name in ("potstill", *distributions):

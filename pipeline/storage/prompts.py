@@ -54,7 +54,7 @@ PROMPT_COLUMNS = tuple(field.name for field in fields(Prompt))
 def write_prompts(path: Path, identity: dict[str, Any], made_with: dict[str, Any], prompts: Iterable[Prompt]) -> None:
     """Write one shard of prompts."""
     with Writer(path, PROMPTS, identity, made_with) as writer:
-        writer.write(pa.Table.from_pylist([prompt_row(prompt) for prompt in prompts], PROMPTS))
+        writer.write(pa.Table.from_pylist([make_prompt_row(prompt) for prompt in prompts], PROMPTS))
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -72,6 +72,6 @@ def list_prompts(table: pa.Table) -> list[Prompt]:
     return [Prompt(**row | {"messages": tuple(row["messages"])}) for row in rows]
 
 
-def prompt_row(prompt: Prompt) -> dict[str, Any]:
+def make_prompt_row(prompt: Prompt) -> dict[str, Any]:
     """Spell a prompt as the columns of its row; a column that `Prompt` does not have is null in the shard."""
     return vars(prompt) | {"messages": list(prompt.messages)}

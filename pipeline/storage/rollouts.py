@@ -69,7 +69,7 @@ class Rollout:
     behaviour_topk_ids: np.ndarray | None = None
 
 
-def rollout_table(rollouts: Sequence[Rollout]) -> pa.Table:
+def make_rollout_table(rollouts: Sequence[Rollout]) -> pa.Table:
     """Make the rows of a shard of rollouts; a column that `Rollout` does not have (`segments`) is null."""
     columns = {}
     for field in fields(Rollout):

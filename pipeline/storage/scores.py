@@ -97,7 +97,7 @@ NOTHING = Scores(
 """The scores of no response."""
 
 
-def score_table(
+def make_score_table(
     rollout_ids: Sequence[str], lengths: np.ndarray, scores: Scores, context_hashes: Sequence[str]
 ) -> pa.Table:
     """Make the rows of a score shard, from one array per column; no Python object per token.
@@ -129,7 +129,7 @@ def score_table(
     return make_table(columns, SCORES)
 
 
-def skipped_table(rollout_ids: Sequence[str], reasons: Sequence[str]) -> pa.Table:
+def make_skipped_table(rollout_ids: Sequence[str], reasons: Sequence[str]) -> pa.Table:
     """Make the rows of a score shard that have no score, and say why."""
     return make_table({"rollout_id": rollout_ids, "skipped": reasons}, SCORES)
 

@@ -147,7 +147,7 @@ def read_group(path: Path, file: pq.ParquetFile, number: int, columns: Sequence[
         raise _unreadable(path, error) from None
 
 
-def rows_per_group(path: Path) -> list[int]:
+def count_group_rows(path: Path) -> list[int]:
     """Count the rows of each row group, from the footer alone."""
     with open_parquet(path) as file:
         return [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]

@@ -8,7 +8,7 @@ import torch
 from pipeline.models.packing import Pack, build_pack, plan_packs, share_packs
 from pipeline.objectives.inputs import Inputs, Target
 from pipeline.training.row_groups import Place, RowGroup, RowGroups
-from pipeline.training.targets import build_target, unscored_view
+from pipeline.training.targets import build_target, make_unscored_view
 
 
 def build_batch(
@@ -57,5 +57,5 @@ def _join_facts(groups: RowGroups, places: Sequence[Place]) -> dict[str, torch.T
 
 def _build_target(view: str, rows: Sequence[tuple[RowGroup, int]]) -> Target:
     """Build the target of some rows from a view, which was never asked about the rows of another source."""
-    parts = [(group.views.get(view) or unscored_view(group.responses), group.tokens(row)) for group, row in rows]
+    parts = [(group.views.get(view) or make_unscored_view(group.responses), group.tokens(row)) for group, row in rows]
     return build_target(parts)

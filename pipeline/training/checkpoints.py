@@ -16,16 +16,16 @@ from pipeline.settings.recipe import Recipe
 from pipeline.storage import hashing
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.grades import GRADES
-from pipeline.storage.made_with import library_versions
+from pipeline.storage.made_with import find_versions
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES
 from pipeline.storage.store import Obtained, Store
 from pipeline.training import derived, rows
-from pipeline.training.facts import grade_columns, prompt_columns, rollout_columns
+from pipeline.training.facts import list_grade_columns, list_prompt_columns, list_rollout_columns
 from pipeline.training.fit import fit_student
 from pipeline.training.run import Fitted, Run
-from pipeline.training.targets import target_columns
+from pipeline.training.targets import list_target_columns
 
 
 def identify_checkpoint(
@@ -84,7 +84,7 @@ def obtain_checkpoint(store: Store, out: Path, origin: Origin, plan: Callable[[P
 
     def make(path: Path) -> None:
         fitted = fit_student(open_student(origin.start), plan(state))
-        made_with = library_versions("torch", "transformers", "lightning")
+        made_with = find_versions("torch", "transformers", "lightning")
         save_checkpoint(path, fitted, replace(origin, about={"made_with": made_with, **origin.about}))
 
     obtained = store.obtain(identity, make, suffix="", target=out)
@@ -122,17 +122,18 @@ def _write_csv(path: Path, measured: list[dict[str, float]]) -> None:
 
 def hash_shard(shard: Bucket, recipe: Recipe | None = None) -> dict[str, Any]:
     """Hash the columns of a shard that training reads: an edit to any other column trains nothing anew."""
-    rollouts = hashing.hash_columns(shard.rollouts, ROLLOUTS, rollout_columns(recipe))
+    rollouts = hashing.hash_columns(shard.rollouts, ROLLOUTS, list_rollout_columns(recipe))
     views = {
-        view: hashing.hash_columns(path, SCORES, target_columns(recipe, view)) for view, path in shard.scores.items()
+        view: hashing.hash_columns(path, SCORES, list_target_columns(recipe, view))
+        for view, path in shard.scores.items()
     }
     found = {"rollouts": rollouts, "views": views}
     if shard.keep is not None:
         found["keep"] = hashing.digest(shard.keep.tobytes())
     if recipe is not None and shard.grades is not None:
-        found["grades"] = hashing.hash_columns(shard.grades, GRADES, grade_columns(recipe))
+        found["grades"] = hashing.hash_columns(shard.grades, GRADES, list_grade_columns(recipe))
     if recipe is not None and shard.prompts is not None:
-        found["prompts"] = hashing.hash_columns(shard.prompts, PROMPTS, prompt_columns(recipe))
+        found["prompts"] = hashing.hash_columns(shard.prompts, PROMPTS, list_prompt_columns(recipe))
     if shard.source != "student":
         found["source"] = shard.source
     return found

@@ -19,7 +19,7 @@ from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.ragged import Ragged, from_lists
 from pipeline.storage.rollouts import ROLLOUTS, TOKEN_COLUMNS
 from pipeline.storage.scores import SCORES
-from pipeline.storage.shards import read_groups, read_shard, rows_per_group
+from pipeline.storage.shards import count_group_rows, read_groups, read_shard
 from pipeline.training.derived import Stored, compute_column
 
 _BEHIND = {
@@ -31,7 +31,7 @@ _BEHIND = {
 """Columns of a shard of rollouts that a fact is made from."""
 
 
-def rollout_columns(recipe: Recipe | None) -> tuple[str, ...]:
+def list_rollout_columns(recipe: Recipe | None) -> tuple[str, ...]:
     """Names of the columns that training reads of a shard of rollouts; without a recipe those of every recipe."""
     if recipe is None:
         return TOKEN_COLUMNS
@@ -40,12 +40,12 @@ def rollout_columns(recipe: Recipe | None) -> tuple[str, ...]:
     return (*TOKEN_COLUMNS, *sorted(more | ({"prompt_id"} if needs_prompt else set())))
 
 
-def grade_columns(recipe: Recipe) -> tuple[str, ...]:
+def list_grade_columns(recipe: Recipe) -> tuple[str, ...]:
     """Names of the columns that training reads of a shard of grades."""
     return tuple(sorted(recipe.reads & {"correct", "reward"}))
 
 
-def prompt_columns(recipe: Recipe) -> tuple[str, ...]:
+def list_prompt_columns(recipe: Recipe) -> tuple[str, ...]:
     """Names of the columns that training reads of a shard of prompts."""
     return ("prompt_id", "domain") if _named(recipe, "domain=") else ()
 
@@ -107,7 +107,7 @@ class Facts:
         """Facts of the tokens of a row group: name → float64 [T].
 
         Args:
-            rollouts: the row group, with the columns that `rollout_columns` names.
+            rollouts: the row group, with the columns that `list_rollout_columns` names.
             responses: of the row group.
             path: its shard, for the error.
 
@@ -141,10 +141,10 @@ def _named(recipe: Recipe, kind: str) -> list[str]:
 
 def _rows(source: Bucket, recipe: Recipe) -> dict[str, np.ndarray]:
     """Facts of the rows of one shard, [rows] by name."""
-    columns = [name for name in rollout_columns(recipe) if name not in ("prompt_ids", "response_ids")]
+    columns = [name for name in list_rollout_columns(recipe) if name not in ("prompt_ids", "response_ids")]
     table = read_shard(source.rollouts, ROLLOUTS, [*columns, "rollout_id"])
     found: dict[str, np.ndarray] = {}
-    if wanted := grade_columns(recipe):
+    if wanted := list_grade_columns(recipe):
         assert source.grades is not None, "the stage gives the grades to a recipe that reads them"
         graded = read_grades(source.grades, source.rollouts)
         for name in wanted:
@@ -185,11 +185,11 @@ def _stored(sources: Sequence[Bucket], recipe: Recipe, rows: Mapping[str, np.nda
 
 
 def _groups(source: Bucket, recipe: Recipe) -> Iterator[Any]:
-    return read_groups(source.rollouts, ROLLOUTS, rollout_columns(recipe))
+    return read_groups(source.rollouts, ROLLOUTS, list_rollout_columns(recipe))
 
 
 def _scored(source: Bucket, views: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    counts = rows_per_group(source.rollouts)
+    counts = count_group_rows(source.rollouts)
     if not views:
         return iter([()] * len(counts))
     of_views = (read_groups(source.scores[view], SCORES, ["sampled_logprobs"]) for view in views)

@@ -19,7 +19,7 @@ from pipeline.storage.grades import read_grades
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES
-from pipeline.storage.shards import read_about, read_shard, rows_per_group
+from pipeline.storage.shards import count_group_rows, read_about, read_shard
 from pipeline.training.facts import read_domains
 from pipeline.training.preference_pairs import find_partners
 
@@ -125,7 +125,7 @@ def _check_grades(recipe: Recipe, sources: Sequence[Bucket]) -> None:
 def _check_passes(recipe: Recipe, sources: Sequence[Bucket], settings: Training) -> None:
     if not any(term.is_stored_advantage_unclipped for term in recipe.terms):
         return
-    count = sum(sum(rows_per_group(source.rollouts)) for source in sources)
+    count = sum(sum(count_group_rows(source.rollouts)) for source in sources)
     if settings.steps * settings.batch > count:
         raise SettingsError(
             f"train.steps × train.batch is {settings.steps * settings.batch} sequences, more than one pass over "

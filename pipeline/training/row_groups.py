@@ -14,9 +14,9 @@ from pipeline.settings.recipe import Recipe
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.ragged import Ragged, from_lists
 from pipeline.storage.scores import Scores
-from pipeline.storage.shards import read_group, rows_per_group
-from pipeline.training.facts import Facts, rollout_columns
-from pipeline.training.targets import decode_view, target_columns
+from pipeline.storage.shards import count_group_rows, read_group
+from pipeline.training.facts import Facts, list_rollout_columns
+from pipeline.training.targets import decode_view, list_target_columns
 
 Place = tuple[int, int]
 """A row: the number of its row group, through all shards, and its own number there."""
@@ -61,7 +61,7 @@ class RowGroups:
         self._sources, self._recipe, self._in_memory = sources, recipe, in_memory
         self._facts = Facts.read_rows(sources, recipe, special_ids)
         self.views = sorted({view for source in sources for view in source.scores})
-        counts = [rows_per_group(source.rollouts) for source in sources]
+        counts = [count_group_rows(source.rollouts) for source in sources]
         self._files = [(file, group) for file, of_file in enumerate(counts) for group in range(len(of_file))]
         self.first_row = np.concatenate([[0], np.cumsum([counts[file][group] for file, group in self._files])])
         self.first_row = self.first_row.astype(np.int64)
@@ -105,11 +105,11 @@ class RowGroups:
     def _decode(self, number: int) -> RowGroup:
         file, group = self._files[number]
         source = self._sources[file]
-        rollouts = _read(source.rollouts, group, rollout_columns(self._recipe))
+        rollouts = _read(source.rollouts, group, list_rollout_columns(self._recipe))
         responses = from_lists(rollouts.column("response_ids"))
         views = {}
         for name, path in source.scores.items():
-            scores = _read(path, group, target_columns(self._recipe, name))
+            scores = _read(path, group, list_target_columns(self._recipe, name))
             if scores.column("rollout_id").to_pylist() != rollouts.column("rollout_id").to_pylist():
                 raise ShardError(
                     f"{path} does not score the rows of {source.rollouts}, in their order. Run `dvc repro score`."

@@ -18,7 +18,7 @@ COLUMNS = ("rollout_id", "sampled_logprobs", "support_ids", "support_logprobs", 
 """Columns of a score shard that training always reads; a recipe may add some."""
 
 
-def target_columns(recipe: Recipe | None, view: str) -> tuple[str, ...]:
+def list_target_columns(recipe: Recipe | None, view: str) -> tuple[str, ...]:
     """List the columns of a score shard that training reads for a recipe."""
     if recipe is None:
         return COLUMNS
@@ -71,7 +71,7 @@ def _spread(scores: Scores, has_score: np.ndarray) -> Scores:
     )
 
 
-def unscored_view(responses: Ragged) -> Scores:
+def make_unscored_view(responses: Ragged) -> Scores:
     """Make the scores of responses that a view was never asked about, those of another source: no entries."""
     zeros = np.zeros(len(responses.values), np.float32)
     no_entries = np.zeros(len(zeros) + 1, np.int64)

@@ -135,7 +135,7 @@ def pin_again(project: Project, name: str) -> None:
 
 def add_engine(project: Project) -> None:
     source = (ROOT / "pipeline" / "engines" / "hf.py").read_text()
-    project.create("pipeline/engines/twin.py", source.replace("HfEngine", "TwinEngine"))
+    project.create("pipeline/engines/twin.py", source.replace("HfEngine", "TwinEngine").replace("_Draw", "_TwinDraw"))
     case = '        case "twin":\n            from pipeline.engines.twin import TwinEngine\n\n'
     case += "            return TwinEngine(model, settings, machine)\n"
     project.insert_before("pipeline/engines/open.py", '        case "fake":\n', case)

@@ -44,7 +44,7 @@ from pipeline.settings.recipe import load_recipe
 from pipeline.settings.views import SupportSettings, View
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import Prompt, read_prompts, write_prompts
-from pipeline.storage.shards import count_rows_and_tokens
+from pipeline.storage.shards import ShardReader, count_rows_and_tokens
 from pipeline.training.fit import fit_student
 from pipeline.training.rows import Rows
 from pipeline.training.run import Run
@@ -164,7 +164,8 @@ def offline(folder: Path, asked: list[str]) -> Seconds:
                 write_rollouts(written, identity, read_prompts(wanted), Author(writer, "student"))
             with clocked(scoring_):
                 plan = plan_scores(settings, {"teacher": teacher}, ["teacher"], [Bucket(written, wanted)])
-                write_scores(scored, plan.views["teacher"][0], scorer.open())
+                with ShardReader(written) as rollouts:
+                    write_scores(scored, plan.views["teacher"][0], scorer.open(), rollouts)
             sources.append(Bucket(written, scores={"teacher": scored}))
     timed = count_rows_and_tokens(sources[1].rollouts)[1]
     return {

@@ -26,7 +26,7 @@ from pipeline.storage.ragged import Ragged, from_lists, from_nested_lists
 from pipeline.storage.rounding import normalise, round_to_half
 from pipeline.storage.scores import SCORES, Scores, make_score_table
 from pipeline.storage.shards import Writer, count_rows_and_tokens, read_group, read_shard
-from pipeline.training.targets import COLUMNS
+from pipeline.training.targets import TARGET_COLUMNS
 
 NOISES = (0.1, 0.5)
 """Standard deviation of the noise on a student's logits: how far it is from the teacher."""
@@ -186,7 +186,7 @@ def speeds(path: Path, kept: Kept, tokens: int) -> list[Row]:
 
     The bar is for one thread each, as beside a trainer; what comes behind pyarrow's decoding is one thread always.
     """
-    columns = list(COLUMNS)
+    columns = list(TARGET_COLUMNS)
 
     def groups() -> Iterator[pa.Table]:
         with pq.ParquetFile(path) as file:

@@ -80,8 +80,8 @@ class StageSummary:
     Attributes:
         made: files made in this run.
         found: files that the store had.
-        tokens: response tokens in the first output.
-        bytes: of all of them.
+        tokens: response tokens in the first folder, or in all files where there are no folders.
+        bytes: of all outputs.
         seconds: what making them took, whenever that was; None where another machine made some.
     """
 
@@ -114,7 +114,7 @@ class StageSummary:
         )
 
     def note(self, path: Path | None, stage: str, round_: str = "") -> None:
-        """Write the timing file, which says nothing of this run: one that finds everything leaves it as it was."""
+        """Write the timing file: what making the outputs took, whenever that was; finding all changes nothing."""
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def run(settings: Prompts, store: Store, *, out: Path) -> StageSummary:
     """Write the three splits' folders; nothing is written where any row cannot be used.
 
     Raises:
-        PromptError: as `pipeline.prompts.collect`.
+        PromptError: a source cannot be read, or rows cannot be used; all are named at once.
     """
     folders = []
     for split, found in collect_prompts(settings).items():

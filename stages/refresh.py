@@ -25,7 +25,7 @@ from pipeline.models.lineage import read_checkpoint_teacher
 from pipeline.models.record import Model, read_model
 from pipeline.progress import Bar
 from pipeline.rollouts import drift
-from pipeline.rollouts.drift import COLUMNS, Drift, check_bound, measure_drift
+from pipeline.rollouts.drift import DRIFT_COLUMNS, Drift, check_bound, measure_drift
 from pipeline.rollouts.write import Author, Writing, identify_rollouts, obtain_rollouts, write_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
@@ -77,6 +77,7 @@ def run(
     wanted = {source.name: _identify(settings, source, model, folders.student, round_) for source in sources}
     found = {name: _keep_if_same(folders.previous / name, identity) for name, identity in wanted.items()}
     kept = {name: path for name, path in found.items() if path is not None}
+    # Pulled or kept: the store must have them, to give them to this round.
     for path in folders.previous.glob("*.parquet"):
         store.adopt(path)
     with OnDemand(model, settings, machine, EngineUse(top_k=settings.behaviour_top_k)) as engine:
@@ -86,11 +87,12 @@ def run(
             check_bound(settings.bound, floor.nats)
         stale = _choose_stale(settings, measured)
         kept = {name: path for name, path in kept.items() if name not in stale}
+        # A kept shard is asked for by its own identity: the store gives it as it is, and its scores are found.
         wanted |= {name: read_about(path)["identity"] for name, path in kept.items()}
         folder = Folder(store, folders.rollouts)
         pairs = [(source, wanted[source.name]) for source in sources]
-        taught_by = {"sft_teacher": read_checkpoint_teacher(folders.student)["name"]}
-        author = Author(engine, "student", settings.behaviour_top_k, taught_by)
+        made_with = {"sft_teacher": read_checkpoint_teacher(folders.student)["name"]}
+        author = Author(engine, "student", settings.behaviour_top_k, made_with)
         obtain_rollouts(folder, pairs, author, "refresh")
     graded = Folder(store, folders.grades)
     grade_shards(graded, grade, sources, folders.rollouts)
@@ -151,7 +153,7 @@ def _find_drift(store: Store, engine: OnDemand, path: Path, settings: params.Ref
         "version": [drift.VERSION, head.VERSION],
         "model": engine.model.identity,
         "engine": identify_engine(settings),
-        "rollouts": hashing.hash_columns(path, ROLLOUTS, COLUMNS),
+        "rollouts": hashing.hash_columns(path, ROLLOUTS, DRIFT_COLUMNS),
         "rows": settings.drift_rows,
     }
 

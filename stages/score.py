@@ -76,8 +76,8 @@ def run(
     check_views(settings, models)
     buckets = list_buckets(folders.rollouts, folders.prompts, folders.grades)
     plan = plan_scores(settings, models, names, buckets, store)
-    if source == "student":  # which teacher wrote and scored is asked of the student's responses alone
-        check_writers(settings, models, plan.buckets)
+    # Which teacher wrote and scored is asked of the student's responses alone.
+    check_writers(settings, models, plan.buckets if source == "student" else ())
     check_plan(plan, settings)
     for each in plan.buckets:
         store.adopt(each.bucket.rollouts, each.about["identity"])
@@ -132,7 +132,10 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    folders = ScoreFolders(rollouts, prompts, grades, teacher, student, previous, teacher_out, views_out)
+    folders = ScoreFolders(
+        rollouts=rollouts, prompts=prompts, grades=grades, teacher=teacher, student=student, previous=previous,
+        teacher_out=teacher_out, views_out=views_out,
+    )  # fmt: skip
     made = run(settings.score, machine, Store(store), folders, source)
     made.note(timing, "score", round_)
 

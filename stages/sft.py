@@ -73,7 +73,7 @@ def run(settings: params.Sft, machine: Machine, store: Store, folders: SftFolder
         "sft", VERSION, start, recipe, settings, data=data, sft_teacher=sft_teacher["weights"], eos_ids=eos_ids
     )
 
-    def plan(state: Path) -> Run:
+    def make_run(state: Path) -> Run:
         rows = Rows(sources)
         if not rows.count:
             raise ShardError(
@@ -82,7 +82,7 @@ def run(settings: params.Sft, machine: Machine, store: Store, folders: SftFolder
         return Run(recipe, rows, settings, machine, state)
 
     origin = Origin(identity, start, eos_ids, {"sft_teacher": sft_teacher, "parents": {"start": start.name}})
-    obtained = obtain_checkpoint(store, out, origin, plan)
+    obtained = obtain_checkpoint(store, out, origin, make_run)
     for folder in folders.empty:
         folder.mkdir(parents=True, exist_ok=True)
         write_manifest(folder, {})

@@ -82,13 +82,13 @@ def run(settings: params.Train, machine: Machine, store: Store, folders: TrainFo
         validate_every=settings.validate_every,
     )  # fmt: skip
 
-    def plan(state: Path) -> Run:
+    def make_run(state: Path) -> Run:
         special_ids = start.load_tokenizer().all_special_ids if "special" in recipe.reads else ()
         rows, held_out_rows = Rows(learned, recipe, special_ids), Rows(held_out) if held_out else None
         return Run(recipe, rows, settings, machine, state, held_out_rows, settings.validate_every)
 
     about = {"sft_teacher": sft_teacher, "recipe": recipe.name, "parents": {"start": str(folders.student)}}
-    obtained = obtain_checkpoint(store, out, Origin(identity, start, start.eos_ids, about), plan)
+    obtained = obtain_checkpoint(store, out, Origin(identity, start, start.eos_ids, about), make_run)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, folders.student)
     return StageSummary.from_files(obtained)
 
@@ -125,7 +125,7 @@ def _list_teacher(recipe: Recipe, folders: TrainFolders) -> list[Bucket]:
     return [
         Bucket(
             path,
-            scores={view: _find_teacher_scores(scores / view, view, path, recipe) for view in recipe.teacher_views},
+            scores={view: _find_scores(scores / view, view, path, recipe, "teacher") for view in recipe.teacher_views},
             grades=folders.teacher_grades / path.name if list_grade_columns(recipe) else None,
             source="teacher",
         )
@@ -138,27 +138,18 @@ def _entry_name(source: Bucket) -> str:
     return source.rollouts.name if source.source == "student" else f"{source.source}/{source.rollouts.name}"
 
 
-def _find_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
-    """Find a view's scores of a shard, and refuse missing ones."""
+def _find_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe, source: str = "student") -> Path:
+    """Find a view's scores of a shard of responses by `source`, and refuse missing ones."""
     path = folder / rollouts.name
-    if not path.exists():
-        raise ShardError(
-            f"{path} is missing: train.objective `{recipe.name}` needs {recipe.describe_view(view)}. Name it "
-            "in score.views and run `dvc repro score`."
-        )
-    return path
-
-
-def _find_teacher_scores(folder: Path, view: str, rollouts: Path, recipe: Recipe) -> Path:
-    """Find a view's scores of a shard of the teacher's own responses, and refuse missing ones."""
-    path = folder / rollouts.name
-    if not path.exists():
-        raise ShardError(
-            f"{path} is missing: train.objective `{recipe.name}` needs {recipe.describe_view(view)} over the "
-            f"teacher's own responses, too. Set `score.views.{view}.teacher_rollouts: true` and run "
-            "`dvc repro score_teacher`."
-        )
-    return path
+    if path.exists():
+        return path
+    needs = f"{path} is missing: train.objective `{recipe.name}` needs {recipe.describe_view(view)}"
+    if source == "student":
+        raise ShardError(f"{needs}. Name it in score.views and run `dvc repro score`.")
+    raise ShardError(
+        f"{needs} over the teacher's own responses, too. Set `score.views.{view}.teacher_rollouts: true` and run "
+        "`dvc repro score_teacher`."
+    )
 
 
 def _check_teacher(path: Path, start: Model, sft_teacher: dict[str, str], settings: params.Train) -> None:

@@ -296,7 +296,7 @@ PLANTS = [
     ),
     Plant(
         "facts of the row before",
-        "pipeline.training.row_groups:RowGroups.read_facts",
+        "pipeline.training.row_groups:RowGroups.cut_facts",
         "int(self.first_row[number]) + row",
         "max(0, int(self.first_row[number]) + row - 1)",
         ("tests/test_facts.py", "-k", "facts_of_its_own_row"),

@@ -10,8 +10,9 @@ from typing import get_args
 import pytest
 import torch
 
-from pipeline.objectives.inputs import Inputs
-from pipeline.objectives.targets import compose_views
+from pipeline.objectives.inputs import Inputs, Target
+from pipeline.objectives.outcomes import Outcomes
+from pipeline.objectives.targets import compose_views, find_target
 from pipeline.objectives.weights import compute_weight, count_kept
 from pipeline.settings.derived import AnyDerived
 from pipeline.settings.recipe import Recipe, list_recipes, load_recipe
@@ -120,5 +121,26 @@ class Lean(Case):
 def test_a_recipe_reads_the_facts_that_its_terms_name_and_no_others(recipe):
     whole, lean = Case(recipe, seed=0), Lean(recipe, seed=0)
     assert lean.loss(lean.logits).item() == whole.loss(whole.logits).item()
-    named = {fact for term in recipe.terms for fact in term.reads | term.columns}
+    named = {fact for term in recipe.terms for fact in term.reads | term.derived_columns}
     assert {name for name in lean.watched.read if not name.startswith("source=")} == named
+
+
+def test_a_routed_target_has_each_views_own_ids_and_entropy():
+    """So that a weight by entropy, and `support: own`, read what the view of a token's domain says."""
+    one, other = (
+        Target(
+            torch.tensor([[1], [2]]), Outcomes(torch.full((2, 1), -0.5), torch.full((2,), -0.9)), torch.zeros(2),
+            own=torch.tensor([number, number]), entropy=torch.tensor([number / 2, number / 2]),
+        )
+        for number in (1, 3)
+    )  # fmt: skip
+    facts = {"domain=math": torch.tensor([1.0, 0.0]), "domain=code": torch.tensor([0.0, 1.0])}
+    inputs = Inputs({"one": one, "other": other}, torch.tensor([2]), torch.tensor([0, 0]), {}, facts)
+    route = {"kind": "route", "views": {"math": "one", "code": "other"}}
+    term = {"estimator": "analytic", "divergence": "reverse_kl", "support": "own", "view": None, "target": route}
+    target = find_target(load_recipe({"terms": [term]}).terms[0], inputs)
+    assert target is not None
+    assert target.own is not None
+    assert target.own.tolist() == [1, 3]
+    assert target.entropy is not None
+    assert target.entropy.tolist() == [0.5, 1.5]

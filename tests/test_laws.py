@@ -33,7 +33,7 @@ def alone(name: str, place: int) -> Recipe:
     """A recipe of one term of another, from its first step on at full weight."""
     recipe = load_recipe(name)
     term = recipe.terms[place].model_copy(update={"coefficient": 1.0})
-    kept = {name: spec for name, spec in recipe.derived.items() if name in term.columns}
+    kept = {name: spec for name, spec in recipe.derived.items() if name in term.derived_columns}
     return recipe.model_copy(update={"terms": (term,), "derived": kept})
 
 

@@ -7,12 +7,12 @@ from pipeline.models.lineage import (
     UNKNOWN,
     check_teacher,
     name_teacher,
+    parse_teacher,
     read_checkpoint_teacher,
-    read_rollouts_teacher,
     read_scorer,
 )
 from pipeline.storage.grades import GRADES
-from pipeline.storage.shards import Writer
+from pipeline.storage.shards import Writer, read_about
 
 MATHS, OTHER = name_teacher("maths-8b", "a" * 32), name_teacher("other-8b", "b" * 32)
 UNKNOWN = name_teacher(UNKNOWN, UNKNOWN)
@@ -57,8 +57,8 @@ def _shard(path, identity, made_with):
 
 def test_rollouts_carry_the_teacher_on(tmp_path):
     written = _shard(tmp_path / "a", {"sft_teacher": OTHER["weights"]}, {"sft_teacher": OTHER["name"]})
-    assert read_rollouts_teacher(written) == OTHER
-    assert read_rollouts_teacher(_shard(tmp_path / "b", {}, {})) == UNKNOWN
+    assert parse_teacher(read_about(written)) == OTHER
+    assert parse_teacher(read_about(_shard(tmp_path / "b", {}, {}))) == UNKNOWN
 
 
 def test_scores_say_who_gave_them(tmp_path):

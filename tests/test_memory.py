@@ -30,7 +30,7 @@ from pipeline.storage.prompts import Prompt, read_prompts, write_prompts
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES, Scores, make_score_table
-from pipeline.storage.shards import Writer, read_shard
+from pipeline.storage.shards import ShardReader, Writer, read_shard
 
 PROMPTS, MORE = 64, 100
 TOKENS, K = 150, 32
@@ -102,7 +102,8 @@ def score(folder: Path, times: int) -> None:
     settings = params.Score(engine="fake", views={"teacher": VIEW}, entropies=False)
     bucket = Bucket(folder / f"rollouts-{times}", folder / "prompts")
     plan = plan_scores(settings, {"teacher": ENGINE.model}, ["teacher"], [bucket])
-    write_scores(folder / f"made-{times}", plan.views["teacher"][0], ENGINE)
+    with ShardReader(bucket.rollouts) as rollouts:
+        write_scores(folder / f"made-{times}", plan.views["teacher"][0], ENGINE, rollouts)
 
 
 def train(folder: Path, times: int) -> None:

@@ -12,16 +12,21 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.engines import open as engines_open
+from pipeline.engines.engine import Engine
 from pipeline.engines.open import open_engine
+from pipeline.errors import ModelError, ShardError
 from pipeline.models.record import read_model
 from pipeline.scoring import contexts
 from pipeline.scoring.obtain import obtain_scores
-from pipeline.scoring.plan import ScorePlan, complete_job, plan_scores
+from pipeline.scoring.plan import ScoreJob, ScorePlan, complete_job, plan_scores
 from pipeline.scoring.write import write_scores
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.storage import hashing
 from pipeline.storage.bucket import list_buckets
+from pipeline.storage.manifest import read_manifest
+from pipeline.storage.shards import ShardReader
 from pipeline.storage.store import Store
 from tests import dag
 
@@ -115,6 +120,11 @@ MUTUAL = {
 }
 
 
+def write(path: Path, job: ScoreJob, engine: Engine) -> None:
+    with ShardReader(job.bucket.rollouts) as rollouts:
+        write_scores(path, job, engine, rollouts)
+
+
 def test_the_shards_of_an_unpickled_plan_are_the_same_bytes(project, tmp_path):
     plan = planned(project, settings(**MUTUAL))
     carried = pickle.loads(pickle.dumps(plan))
@@ -124,10 +134,10 @@ def test_the_shards_of_an_unpickled_plan_are_the_same_bytes(project, tmp_path):
             first = []
             for name in ("teacher", "hinted"):
                 first.append(tmp_path / f"{number}-first-{name}")
-                write_scores(first[-1], each.first_passes[name][0], engine)
+                write(first[-1], each.first_passes[name][0], engine)
             for name, asked in (("teacher", first[1]), ("hinted", first[0])):
                 job = complete_job(each.views[name][0], [asked])
-                write_scores(tmp_path / f"{number}-{name}", job, engine)
+                write(tmp_path / f"{number}-{name}", job, engine)
     for name in ("first-teacher", "first-hinted", "teacher", "hinted"):
         assert (tmp_path / f"0-{name}").read_bytes() == (tmp_path / f"1-{name}").read_bytes()
         assert (tmp_path / f"0-{name}").stat().st_size
@@ -152,3 +162,44 @@ def test_views_that_tell_a_model_the_same_share_their_contexts(project, counted)
     for one, other in zip(plan.views["hinted"], plan.views["wide"], strict=True):
         assert one.contexts is other.contexts
         assert one.fingerprint != other.fingerprint
+
+
+def opened_for(monkeypatch) -> list[str]:
+    """The hashes of the records that engines are opened with."""
+    hashes = []
+    original = engines_open.open_engine
+    monkeypatch.setattr(
+        engines_open, "open_engine", lambda model, *more: hashes.append(model.weights_hash) or original(model, *more)
+    )
+    return hashes
+
+
+def test_views_of_one_record_share_an_engine_and_those_of_two_do_not(project, tmp_path, monkeypatch):
+    """Two records of one folder: the files can fit one of them alone, and each view is compared with its own."""
+    hinted = {"context": {"kind": "hint"}, "support": {"top_k": 3}}
+    of_views, data = settings(hinted=hinted), project / "data"
+    teacher = read_model(data / "models/teacher.json")
+    for other, wanted in ((teacher, 1), (teacher.model_copy(update={"weights_hash": "changed since"}), 2)):
+        hashes, out = opened_for(monkeypatch), tmp_path / str(wanted)
+        buckets = list_buckets(data / "rollouts/r1", data / "prompts/opd", data / "grades/r1")
+        plan = plan_scores(of_views, {"teacher": teacher, "hinted": other}, ["teacher", "hinted"], buckets)
+        with contextlib.suppress(ModelError):
+            obtain_scores(plan, of_views, Machine(), Store(out / "store"), {name: out / name for name in plan.views})
+        assert hashes == [teacher.weights_hash, other.weights_hash][:wanted]
+
+
+def test_a_view_whose_context_changes_nothing_is_refused_before_another_model_is_opened(project, tmp_path, monkeypatch):
+    """And what was made until then has its manifest: the next run finds it."""
+    template = "{prompt}\n\nHint: {hint}"
+    monkeypatch.setattr("pipeline.scoring.context_effect.LEAST_KL", 1e9)
+    hinted = {"context": {"kind": "hint", "template": template}, "support": {"top_k": 3}}
+    of_views, data = settings(hinted=hinted, other={"support": {"top_k": 2}, "target": False}), project / "data"
+    teacher, student = read_model(data / "models/teacher.json"), read_model(data / "models/student.json")
+    models = {"teacher": teacher, "hinted": teacher, "other": student}
+    buckets = list_buckets(data / "rollouts/r1", data / "prompts/opd", data / "grades/r1")
+    plan, hashes = plan_scores(of_views, models, list(models), buckets), opened_for(monkeypatch)
+    with pytest.raises(ShardError, match="the context changes nothing"):
+        obtain_scores(plan, of_views, Machine(), Store(tmp_path / "store"), {name: tmp_path / name for name in models})
+    assert hashes == [teacher.weights_hash]
+    assert read_manifest(tmp_path / "teacher")
+    assert read_manifest(tmp_path / "hinted")

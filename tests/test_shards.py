@@ -372,8 +372,6 @@ def test_rows_of_ragged_values_are_what_went_in():
     rows = Ragged.from_rows([[1, 2], [], [3]], np.int32)
     assert [row.tolist() for row in rows] == [[1, 2], [], [3]]
     assert rows.lengths.tolist() == [2, 0, 1]
-    assert [row.tolist() for row in rows.take([2, 0])] == [[3], [1, 2]]
-    assert len(rows.take([])) == 0
     assert len(Ragged.from_rows([], np.int32)) == 0
 
 

@@ -31,7 +31,7 @@ from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES
-from pipeline.storage.shards import Writer, read_shard
+from pipeline.storage.shards import ShardReader, Writer, read_shard
 from tests import tiny_models
 
 SYSTEM = {"role": "system", "content": "be kind"}
@@ -175,8 +175,8 @@ def test_a_skipped_row_keeps_its_place_and_the_others_their_scores(bucket, model
 def score(path, bucket, model, of_view) -> list[dict]:
     settings = params.Score(engine="fake", views={"teacher": of_view})
     job = plan_scores(settings, {"teacher": model}, ["teacher"], [bucket]).views["teacher"][0]
-    with open_engine(model, settings, Machine()) as engine:
-        write_scores(path, job, engine)
+    with open_engine(model, settings, Machine()) as engine, ShardReader(bucket.rollouts) as rollouts:
+        write_scores(path, job, engine, rollouts)
     return read_shard(path, SCORES).to_pylist()
 
 

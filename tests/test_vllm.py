@@ -354,16 +354,16 @@ def adapter_config(folder, **settings):
 
 def test_an_adapter_that_vllm_cannot_serve_is_refused(tmp_path):
     with pytest.raises(EngineError, match=r"adapter_config\.json is missing"):
-        read_rank(str(tmp_path), own_head=False)
-    assert read_rank(adapter_config(tmp_path, r=9), own_head=True) == 16
+        read_rank(str(tmp_path), by_hidden_states=False)
+    assert read_rank(adapter_config(tmp_path, r=9), by_hidden_states=True) == 16
     with pytest.raises(EngineError, match="rank 1000"):
-        read_rank(adapter_config(tmp_path, r=1000), own_head=False)
+        read_rank(adapter_config(tmp_path, r=1000), by_hidden_states=False)
     with pytest.raises(EngineError, match="replaces whole modules"):
-        read_rank(adapter_config(tmp_path, modules_to_save=["lm_head"]), own_head=False)
+        read_rank(adapter_config(tmp_path, modules_to_save=["lm_head"]), by_hidden_states=False)
     changed = adapter_config(tmp_path, target_modules=["q_proj", "lm_head"])
     with pytest.raises(EngineError, match="hidden_states: false"):
-        read_rank(changed, own_head=True)
-    assert read_rank(changed, own_head=False) == 8
+        read_rank(changed, by_hidden_states=True)
+    assert read_rank(changed, by_hidden_states=False) == 8
 
 
 # In one process an engine that closes ends the others: these two come after all that share engines.

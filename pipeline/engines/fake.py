@@ -21,7 +21,7 @@ from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.scores import Scores
 
-VERSION = 1
+VERSION = 1  # raise it when a rollout or a score would change; they are then made again
 
 LIBRARIES = ("numpy",)
 

@@ -3,7 +3,7 @@
 `exact` compares the text after the last `####` of the response, or the whole response where there is none, with the
 answer: both stripped, and as numbers where both are numbers (`1,234` is `1234.0`). `math` takes the same text and lets
 math-verify find and compare what is in it. A function of one's own gets (response, answer) and gives a bool, a number
-(the reward), or a dictionary of `correct`, `reward` and `feedback`.
+(the reward), or a dictionary of `correct`, `reward` and `feedback` (100,000 characters at most).
 """
 
 import importlib.machinery

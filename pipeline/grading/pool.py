@@ -111,6 +111,8 @@ class _Worker:
         try:
             is_told = self._connection.poll(START_S)
             mistake = json.loads(self._connection.recv_bytes(_LARGEST_BYTES)) if is_told else f"took over {START_S:g} s"
+        except (ValueError, RecursionError):
+            mistake = "it writes to the process's own pipe"
         except (EOFError, OSError):
             mistake = f"its process {self._describe_ending()}"
         if mistake is not None:
@@ -129,7 +131,7 @@ class _Worker:
             failure = f"timed out after {self._timeout_s:g} s"
         except (EOFError, OSError):
             failure = self._describe_ending()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             failure = "sent something else than an outcome"
         self.stop()
         return _failure(failure)

@@ -41,7 +41,7 @@ def score_tokens(
     asked_ids: Int[Tensor, "token asked"] | None,
     support: Support,
 ) -> PaddedScores:
-    """Compute a score shard's columns.
+    """Score tokens: at the model's own likeliest ids, at those asked for, and the tail.
 
     Args:
         hidden: last hidden states of the positions that predict the sampled tokens.

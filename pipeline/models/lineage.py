@@ -26,11 +26,6 @@ def read_checkpoint_teacher(folder: Path) -> dict[str, str]:
     return read_checkpoint(folder)["sft_teacher"]
 
 
-def read_rollouts_teacher(path: Path) -> dict[str, str]:
-    """Read which teacher the writer of a shard learned from."""
-    return parse_teacher(read_about(path))
-
-
 def parse_teacher(about: Mapping[str, Any]) -> dict[str, str]:
     """Find the teacher that the writer of a shard learned from in the shard's footer."""
     return name_teacher(about["made_with"].get("sft_teacher", UNKNOWN), about["identity"].get("sft_teacher", UNKNOWN))

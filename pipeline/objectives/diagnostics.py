@@ -34,7 +34,7 @@ SPAN = 10
 def measure_tokens(
     recipe: Recipe, student: Answer, ids: Int[Tensor, "token k"] | None, inputs: Inputs
 ) -> dict[str, Float[Tensor, " token"]]:
-    """Measure per token numbers whose means over a step say how far student and views are apart, and where.
+    """Measure numbers of each token, whose means over a step say how far student and views are apart, and where.
 
     Those of the recipe's main view have names of their own, those of others begin with the view's. NaN is where there
     is nothing to say: rows that a view has not scored, ratios to a model that is not the student.

@@ -18,8 +18,9 @@ class Target:
         ids: int64 [T, k], padded with −1 behind the last.
         outcomes: log-probabilities at them and outside them, a distribution again after rounding.
         sampled: [T], log-probability of the response tokens.
-        own: int64 [T], how many of the ids are the model's own likeliest; they come first. None where not read.
-        entropy: [T] of the view over the whole vocabulary, nats. None where not read.
+        own: int64 [T], how many of the ids are the model's own likeliest; they come first. 0 where not read; None where
+            nobody made it.
+        entropy: [T] of the view over the whole vocabulary, nats. 0 where not read, or None likewise.
         divisor: [T], what a loss towards it is divided by; 1 but for a `contrast`.
     """
 
@@ -32,7 +33,7 @@ class Target:
 
     @property
     def is_scored(self) -> Bool[Tensor, " token"]:
-        """Whether the view has a score of the row that a token is of."""
+        """Whether the view has scored the row that a token belongs to."""
         return (self.ids >= 0).any(dim=-1) | (self.outcomes.tail < 0) | (self.sampled < 0)
 
     @property
@@ -42,11 +43,13 @@ class Target:
         return replace(self, ids=self.ids[:, :0], outcomes=nothing)
 
     def to(self, device: torch.device) -> "Target":
-        """A copy of a view on another device."""
+        """A copy on another device."""
         outcomes = Outcomes(self.outcomes.logprobs.to(device), self.outcomes.tail.to(device))
         own = None if self.own is None else self.own.to(device)
         entropy = None if self.entropy is None else self.entropy.to(device)
-        return Target(self.ids.to(device), outcomes, self.sampled.to(device), own, entropy)
+        sampled, divisor = self.sampled.to(device), self.divisor
+        divisor = divisor.to(device) if isinstance(divisor, Tensor) else divisor
+        return Target(self.ids.to(device), outcomes, sampled, own, entropy, divisor)
 
 
 @dataclass(frozen=True)

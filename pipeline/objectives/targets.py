@@ -28,7 +28,7 @@ def find_target(term: Term, inputs: Inputs) -> Target | None:
 
 @singledispatch
 def compose_views(target: ComposedTarget, inputs: Inputs) -> Target:  # noqa: ARG001 (its formulas read it)
-    """Put the views of a target together; what is not composed (`own`, `entropy`, the ids) is the first view's."""
+    """Put the views of a target together; what is not composed (ids, `own`, `entropy`) is the first view's."""
     raise AssertionError(f"no formula is registered for a `{target.__class__.__name__}` target")
 
 
@@ -40,7 +40,8 @@ def _route(target: Route, inputs: Inputs) -> Target:
     longest = max(view.ids.shape[-1] for view in views.values())
     ids = torch.full((len(some.sampled), longest), -1, dtype=some.ids.dtype, device=some.ids.device)
     logprobs = some.sampled.new_full(ids.shape, -torch.inf)
-    tail, sampled = torch.zeros_like(some.sampled), torch.zeros_like(some.sampled)
+    tail, sampled, entropy = (torch.zeros_like(some.sampled) for _ in range(3))
+    own = torch.zeros_like(some.sampled, dtype=torch.int64)
     for domain, view in views.items():
         is_of = inputs.facts[f"domain={domain}"] > 0
         behind = (0, longest - view.ids.shape[-1])
@@ -49,7 +50,9 @@ def _route(target: Route, inputs: Inputs) -> Target:
         logprobs = torch.where(is_of.unsqueeze(-1), padded, logprobs)
         tail = torch.where(is_of, view.outcomes.tail, tail)
         sampled = torch.where(is_of, view.sampled, sampled)
-    return Target(ids, Outcomes(logprobs, tail), sampled)
+        own = own if view.own is None else torch.where(is_of, view.own, own)
+        entropy = entropy if view.entropy is None else torch.where(is_of, view.entropy, entropy)
+    return Target(ids, Outcomes(logprobs, tail), sampled, own, entropy)
 
 
 @compose_views.register

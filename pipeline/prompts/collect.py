@@ -1,4 +1,4 @@
-"""Prompts: what they are called, which split and bucket each belongs to, and how a shard of them is read and written.
+"""Prompts from all sources: what they are called, and which split and bucket each belongs to.
 
 A prompt's id is the hash of its messages and its bucket follows from the id, so adding a prompt changes one bucket.
 """

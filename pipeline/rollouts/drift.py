@@ -2,7 +2,7 @@
 
 With d = log π_now − log π_behaviour of the response tokens, both at temperature 1, the mean of e^d − 1 − d is an
 unbiased estimate of KL(behaviour ‖ now) in nats per token where sampling was at temperature 1; it is never negative.
-Sequence-level weights are useless at thousands of tokens, so the effective sample size is that of tokens.
+Ratios of whole sequences are useless at thousands of tokens, so the effective sample size is that of tokens.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import read_groups, read_shard
 
-VERSION = 1
+VERSION = 1  # raise it when a drift would change; it is then measured again
 
-COLUMNS = ("rollout_id", "prompt_ids", "response_ids", "behaviour_logprobs")
+DRIFT_COLUMNS = ("rollout_id", "prompt_ids", "response_ids", "behaviour_logprobs")
 
 FLOORS = 3
 """A bound below so many floors would act on rounding."""
@@ -44,9 +44,9 @@ class Drift:
 def estimate_drift(logratios: np.ndarray) -> Drift:
     """Estimate the drift from d of each token, in nats."""
     d = logratios.astype(np.float64)
+    ratios = np.exp(d - d.max())
+    share = ratios.sum() ** 2 / (len(d) * (ratios**2).sum())
     # Far below zero e^d − 1 − d is −d, and expm1 keeps the small ones exact.
-    weights = np.exp(d - d.max())
-    share = weights.sum() ** 2 / (len(d) * (weights**2).sum())
     return Drift(float((np.expm1(d) - d).mean()), float(share), len(d))
 
 
@@ -70,8 +70,8 @@ def measure_drift(engine: Engine, path: Path, rows: int) -> Drift:
 def _rows(path: Path, chosen: set[int]) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
     """Read the prompt's ids, the response's and their log-probabilities of some rows, a row group at a time."""
     first = 0
-    for group in read_groups(path, ROLLOUTS, COLUMNS[1:]):
-        columns = [from_lists(group.column(name)) for name in COLUMNS[1:]]
+    for group in read_groups(path, ROLLOUTS, DRIFT_COLUMNS[1:]):
+        columns = [from_lists(group.column(name)) for name in DRIFT_COLUMNS[1:]]
         for row in chosen.intersection(range(first, first + group.num_rows)):
             yield row, tuple(column[row - first].copy() for column in columns)
         first += group.num_rows

@@ -23,7 +23,7 @@ from pipeline.storage.store import Folder
 AT_ONCE = 4096
 """Responses that are held until they are written: enough for an engine to be busy to the end."""
 
-PROMPT_COLUMNS = ("prompt_id", "messages")
+RENDERED_COLUMNS = ("prompt_id", "messages")
 """Of a shard of prompts, what a response depends on; a hint or an answer may change without writing anew."""
 
 
@@ -65,7 +65,7 @@ def identify_rollouts(stage: str, version: int, prompts: Path, writing: Writing,
         "sampling": writing.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"}),
         "samples": writing.samples,
         "seed": writing.seed,
-        "prompts": hashing.hash_columns(prompts, PROMPTS, PROMPT_COLUMNS),
+        "prompts": hashing.hash_columns(prompts, PROMPTS, RENDERED_COLUMNS),
         **{name: value for name, value in more.items() if value is not None},
     }
 
@@ -80,13 +80,13 @@ class Author:
     """A model that writes, and what is kept of its writing.
 
     Attributes:
-        model: opened when something is to be written.
+        engine: of the model that writes, opened when something is to be written.
         source: `student` or `teacher`.
         top_k: the model's own likeliest ids that are kept at each position.
         made_with: what the footer records besides the libraries, and nobody hashes.
     """
 
-    model: OnDemand
+    engine: OnDemand
     source: str
     top_k: int = 0
     made_with: Mapping[str, str] = field(default_factory=dict)
@@ -106,7 +106,7 @@ def obtain_rollouts(folder: Folder, wanted: Sequence[tuple[Path, dict[str, Any]]
         for prompts, identity in wanted
         if not folder.store.has(identity)
     ]
-    name = author.model.model.name
+    name = author.engine.model.name
     logging.getLogger(what).info("%d of %d shards to write with %s", len(missing), len(wanted), name)
     with Bar(sum(missing), what) as bar:
         for prompts, identity in wanted:
@@ -132,7 +132,7 @@ def write_rollouts(
     asked = [(prompt, sample) for prompt in prompts for sample in range(identity["samples"])]
     footer = {**find_engine_libraries(identity["engine"]["engine"]), **author.made_with}
     with Writer(path, ROLLOUTS, dict(identity), footer) as writer:
-        tokenizer = author.model.model.load_tokenizer()
+        tokenizer = author.engine.model.load_tokenizer()
         for start in range(0, len(asked), AT_ONCE):
             some = asked[start : start + AT_ONCE]
             writer.write(make_rollout_table(_draw_rollouts(some, identity, tokenizer, author, progress)))
@@ -147,13 +147,13 @@ def _draw_rollouts(
 ) -> list[Rollout]:
     """Have the responses to some prompts by sample number written."""
     sampling = Sampling.model_validate(identity["sampling"])
-    round_, writer = str(identity.get("round", "")), author.model.model.weights_hash
+    round_, writer = str(identity.get("round", "")), author.engine.model.weights_hash
     rendered = {prompt.prompt_id: render_prompt(tokenizer, prompt.messages) for prompt, _ in asked}
     requests = [
         Request(rendered[prompt.prompt_id], derive_seed(identity["seed"], round_, prompt.prompt_id, sample))
         for prompt, sample in asked
     ]
-    responses = author.model.open().generate(requests, sampling, author.top_k, progress)
+    responses = author.engine.open().generate(requests, sampling, author.top_k, progress)
     texts = tokenizer.batch_decode([response.ids for response in responses], skip_special_tokens=True)
     return [
         Rollout(

@@ -33,12 +33,12 @@ def check_views(settings: params.Score, models: Mapping[str, Model]) -> None:
 
 
 def check_plan(plan: ScorePlan, settings: params.Score) -> None:
-    """Check that every view has rows to score, and that the model's context holds each of them.
+    """Check that every view has rows to score, and that its model takes each of them with its context.
 
     Raises:
         SettingsError: a domain that a view names does not occur.
         ShardError: a view has no row to score.
-        EngineError: a context and a response are together too long.
+        EngineError: a context and its response are together longer than the model takes.
     """
     for name, jobs in plan.views.items():
         check_rows(name, jobs, plan.buckets)
@@ -106,7 +106,7 @@ def check_rows(name: str, jobs: Sequence[ScoreJob], buckets: Sequence[PlannedBuc
 
 
 def check_lengths(name: str, job: ScoreJob, limit: int | None) -> None:
-    """Refuse a shard with a context and a response that are together longer than the model's context.
+    """Refuse a shard with a context and a response that are together longer than the model takes.
 
     Args:
         name: of the view.

@@ -89,33 +89,33 @@ def identify_context(rows: BucketRows, view: View, model: Model) -> dict[str, An
 
 
 def describe_rows(rows: BucketRows, view: View) -> list[RowContext]:
-    """Say what each row is told, in their order; nothing for a plain view of all domains, which tells none anything."""
+    """Describe the context of each row, in their order; none for a plain view of all domains, which needs none."""
     if isinstance(view.context, Plain) and not view.domains:
         return []
-    asked = [rows.prompts[key] for key in rows.prompt_keys]
-    told = []
-    for prompt, text in zip(asked, _texts(view.context, rows, asked), strict=True):
+    prompts = [rows.prompts[key] for key in rows.prompt_keys]
+    described = []
+    for prompt, text in zip(prompts, _texts(view.context, rows, prompts), strict=True):
         is_outside = bool(view.domains) and prompt.domain not in view.domains
         skipped = "other domain" if is_outside else _missing(view.context) if text is None else None
-        told.append(RowContext(prompt, text or "", skipped))
-    return told
+        described.append(RowContext(prompt, text or "", skipped))
+    return described
 
 
-def count_skipped(told: Sequence[RowContext]) -> Counter[str]:
+def count_skipped(row_contexts: Sequence[RowContext]) -> Counter[str]:
     """Count the rows that have no context, by reason."""
-    return Counter(row.skipped for row in told if row.skipped is not None)
+    return Counter(row.skipped for row in row_contexts if row.skipped is not None)
 
 
-def render_contexts(rows: BucketRows, view: View, model: Model, told: Sequence[RowContext]) -> ShardContexts:
-    """Render what each row is told with the model's own chat template; rows that are told the same share it.
+def render_contexts(rows: BucketRows, view: View, model: Model, row_contexts: Sequence[RowContext]) -> ShardContexts:
+    """Render each row's context with the model's own chat template; rows with the same context share it.
 
     Args:
         rows: of the shard.
         view: whose contexts they are.
         model: that scores.
-        told: as `describe_rows` gives it.
+        row_contexts: as `describe_rows` gives them.
     """
-    skipped = tuple(row.skipped for row in told)
+    skipped = tuple(row.skipped for row in row_contexts)
     context = view.context
     if isinstance(context, Plain):
         has_context = np.array([reason is None for reason in skipped], bool) if skipped else True
@@ -123,8 +123,8 @@ def render_contexts(rows: BucketRows, view: View, model: Model, told: Sequence[R
     tokenizer = model.load_tokenizer()
     rendered: list[np.ndarray] = []
     known: dict[tuple[str, str], int] = {}
-    places = np.full(len(told), -1, np.int32)
-    for place, row in enumerate(told):
+    places = np.full(len(row_contexts), -1, np.int32)
+    for place, row in enumerate(row_contexts):
         if row.skipped is not None:
             continue
         key = row.prompt.prompt_id, row.text
@@ -164,15 +164,15 @@ def choose_siblings(ids: Sequence[str], prompt_ids: Sequence[str], correct: Sequ
     ]
 
 
-def _texts(context: Context, rows: BucketRows, asked: Sequence[Prompt]) -> Sequence[str | None]:
+def _texts(context: Context, rows: BucketRows, prompts: Sequence[Prompt]) -> Sequence[str | None]:
     """Each row's text for the template, besides the prompt; None where the row has none."""
     match context:
         case Plain() | Instruction():
-            return [""] * len(asked)
+            return [""] * len(prompts)
         case Hint():
-            return [prompt.hint for prompt in asked]
+            return [prompt.hint for prompt in prompts]
         case Prefix(of=of, share=share):
-            references = [prompt.hint if of == "hint" else prompt.answer for prompt in asked]
+            references = [prompt.hint if of == "hint" else prompt.answer for prompt in prompts]
             return [None if reference is None else take_beginning(reference, share) for reference in references]
         case Sibling():
             correct = [grade.correct for grade in rows.grades]

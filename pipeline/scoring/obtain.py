@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.engines.open import OnDemand
+from pipeline.models.record import Model
 from pipeline.progress import Bar
 from pipeline.scoring.context_effect import check_contexts_differ, list_views_to_compare
 from pipeline.scoring.plan import ScoreJob, ScorePlan, choose_use, complete_job
@@ -18,14 +19,14 @@ from pipeline.storage.store import Folder, Store
 
 log = logging.getLogger("score")
 
-Views = Mapping[str, Sequence[ScoreJob]]
+Jobs = Mapping[str, Sequence[ScoreJob]]
 """The jobs of each view, those of a view in the order of the buckets."""
 
 
 def obtain_scores(
     plan: ScorePlan, settings: params.Score, machine: Machine, store: Store, folders: Mapping[str, Path]
 ) -> dict[str, Folder]:
-    """Obtain every view, and compare those of one model in two contexts as soon as both are there.
+    """Obtain every view, model by model, and compare those of one model in two contexts as soon as both are there.
 
     Views that ask for other views' ids come last, after the passes that find those ids.
 
@@ -41,48 +42,44 @@ def obtain_scores(
         EngineError: this machine cannot run the engine, or the engine fails.
     """
     scorer = _Scorer(settings, machine, store)
-    out = {name: Folder(store, path) for name, path in folders.items()}
-    others = {name: jobs[0].view.support.same_as for name, jobs in plan.views.items()}
-    alone = [name for name in plan.views if not others[name]]
-    scorer.obtain("view", {name: plan.views[name] for name in alone}, out)
-    _compare(plan, folders, [], alone)
-    asking = [name for name in plan.views if others[name]]
+    obtained: dict[str, Folder] = {}
+
+    def obtain(views: Jobs) -> None:
+        for of_model in _group_by_model(views):
+            out = {name: Folder(store, folders[name]) for name in of_model}
+            scorer.obtain("view", of_model, out)
+            for name, folder in out.items():
+                folder.close()
+                _compare(plan, name, obtained, folder)
+                obtained[name] = folder
+
+    asking = [name for name, jobs in plan.views.items() if jobs[0].view.support.same_as]
+    obtain({name: jobs for name, jobs in plan.views.items() if name not in asking})
     if asking:
-        ids = scorer.obtain("ids of view", plan.first_passes)
-        scorer.obtain("view", {name: _complete(plan, name, ids) for name in asking}, out)
-        _compare(plan, folders, alone, asking)
-    for folder in out.values():
-        folder.close()
-    return out
+        ids: dict[str, list[Path]] = {}
+        for of_model in _group_by_model(plan.first_passes):
+            ids |= scorer.obtain("ids of view", of_model)
+        obtain({name: _complete(plan, name, ids) for name in asking})
+    return obtained
 
 
 class _Scorer:
-    """Obtains the jobs of several views; those of one model together, which is then opened once."""
+    """Obtains the jobs of views of one model, which is opened once for all of them."""
 
     def __init__(self, settings: params.Score, machine: Machine, store: Store):
         self._settings, self._machine, self._store = settings, machine, store
 
-    def obtain(self, what: str, views: Views, folders: Mapping[str, Folder] | None = None) -> dict[str, list[Path]]:
-        """Obtain every job.
+    def obtain(self, what: str, views: Jobs, folders: Mapping[str, Folder] | None = None) -> dict[str, list[Path]]:
+        """Obtain every job, bucket by bucket: the rollouts of a bucket are opened once for all views.
 
         Args:
             what: `view`, or what of it, for the log.
-            views: the jobs.
+            views: the jobs, all of one model.
             folders: where each view goes; None leaves the shards in the store.
 
         Returns:
             The shards of each view in the store, in the order of its jobs.
         """
-        by_model: dict[tuple[str, str | None], dict[str, Sequence[ScoreJob]]] = defaultdict(dict)
-        for name, jobs in views.items():
-            by_model[jobs[0].model.location, jobs[0].model.commit][name] = jobs
-        paths: dict[str, list[Path]] = {}
-        for of_model in by_model.values():
-            paths |= self._obtain_together(what, of_model, folders)
-        return paths
-
-    def _obtain_together(self, what: str, views: Views, folders: Mapping[str, Folder] | None) -> dict[str, list[Path]]:
-        """Obtain views of one model bucket by bucket: the rollouts of a bucket are opened once for all of them."""
         model = next(iter(views.values()))[0].model
         missing = {name: self._count_missing(jobs) for name, jobs in views.items()}
         for name, (shards, _) in missing.items():
@@ -94,8 +91,7 @@ class _Scorer:
                 with ShardReader(of_bucket[0].bucket.rollouts) as rollouts:
                     for name, job in zip(views, of_bucket, strict=True):
                         make = partial(_write, job, rollouts, engine, bar)
-                        target = None if folders is None else folders[name]
-                        paths[name].append(self._obtain_one(job, make, target))
+                        paths[name].append(self._obtain_one(job, make, None if folders is None else folders[name]))
         return paths
 
     def _obtain_one(self, job: ScoreJob, make: partial[None], folder: Folder | None) -> Path:
@@ -111,6 +107,14 @@ class _Scorer:
         return len(missing), sum(len(job.response_lengths) for job in missing)
 
 
+def _group_by_model(views: Jobs) -> list[dict[str, Sequence[ScoreJob]]]:
+    """Group views by their models' whole records: each record is compared with the files that it is opened from."""
+    groups: dict[Model, dict[str, Sequence[ScoreJob]]] = defaultdict(dict)
+    for name, jobs in views.items():
+        groups[jobs[0].model][name] = jobs
+    return list(groups.values())
+
+
 def _complete(plan: ScorePlan, name: str, ids: Mapping[str, Sequence[Path]]) -> list[ScoreJob]:
     """Complete the jobs of a view with the shards that hold the ids it asks for."""
     jobs = plan.views[name]
@@ -118,14 +122,12 @@ def _complete(plan: ScorePlan, name: str, ids: Mapping[str, Sequence[Path]]) -> 
     return [complete_job(job, of_bucket) for job, *of_bucket in zip(jobs, *asked, strict=True)]
 
 
-def _compare(plan: ScorePlan, folders: Mapping[str, Path], known: Sequence[str], new: Sequence[str]) -> None:
-    """Refuse new views whose contexts make no difference to a view of the same model, known or new too."""
-    examples = {name: plan.views[name][0] for name in (*known, *new)}
-    for number, name in enumerate(new):
-        for other in list_views_to_compare(name, examples):
-            if other in known or other in new[:number]:
-                check_contexts_differ({other: folders[other], name: folders[name]})
+def _compare(plan: ScorePlan, name: str, obtained: Mapping[str, Folder], folder: Folder) -> None:
+    """Refuse a view whose context makes no difference to a view of the same model that is there."""
+    examples = {each: plan.views[each][0] for each in (*obtained, name)}
+    for other in list_views_to_compare(name, examples):
+        check_contexts_differ({other: obtained[other].path, name: folder.path})
 
 
 def _write(job: ScoreJob, rollouts: ShardReader, engine: OnDemand, bar: Bar, path: Path) -> None:
-    write_scores(path, job, engine.open(), bar, rollouts)
+    write_scores(path, job, engine.open(), rollouts, bar)

@@ -1,8 +1,8 @@
 """The plan of a score stage: made once, then checked, then carried out.
 
 Planning opens each shard once, renders each context once and hashes each identity once. A plan holds no open file and
-can be pickled, so that another process can carry it out. Of rows it keeps lengths, and contexts (int32 ids, each once)
-where the store lacks their scores and they are not the prompts themselves.
+can be pickled, so that another process can carry it out. It keeps lengths of rows; their contexts (int32 ids, each
+once) only if the store lacks the scores and they differ from the prompts.
 
 Views that ask for each other's ids (`same_as`) take two passes. In the first each view finds its own ids; a job of the
 second is complete once these are there, because its identity names what they hold.
@@ -183,7 +183,7 @@ def identify_scores(rows: BucketRows, view: View, model: Model, settings: params
 
 
 class _BucketPlanner:
-    """Makes the jobs of one bucket; views that tell the same model the same share their contexts."""
+    """Makes the jobs of one bucket; views with one context and one model share what was rendered."""
 
     def __init__(self, settings: params.Score, rows: BucketRows, store: Store | None):
         self._settings, self._rows, self._store = settings, rows, store
@@ -192,20 +192,20 @@ class _BucketPlanner:
     def plan_job(self, view: View, model: Model) -> ScoreJob:
         """Plan one view of the bucket; contexts are made only where the store may lack its scores."""
         rows = self._rows
-        told = describe_rows(rows, view)
+        row_contexts = describe_rows(rows, view)
         identity = identify_scores(rows, view, model, self._settings)
         # What another view's ids add to the identity is not known yet.
         fingerprint = None if view.support.same_as else hashing.fingerprint(identity)
         store = self._store
         is_found = fingerprint is not None and store is not None and store.has(identity, fingerprint=fingerprint)
-        contexts = None if is_found else self._render(view, model, told)
-        lengths, skipped = rows.response_lengths, count_skipped(told)
+        contexts = None if is_found else self._render(view, model, row_contexts)
+        lengths, skipped = rows.response_lengths, count_skipped(row_contexts)
         return ScoreJob(rows.bucket, view, model, identity, fingerprint, lengths, skipped, contexts)
 
-    def _render(self, view: View, model: Model, told: Sequence[RowContext]) -> ShardContexts:
-        key = view.context, view.domains, model.location, model.commit
+    def _render(self, view: View, model: Model, row_contexts: Sequence[RowContext]) -> ShardContexts:
+        key = view.context, view.domains, model
         if key not in self._contexts:
-            self._contexts[key] = render_contexts(self._rows, view, model, told)
+            self._contexts[key] = render_contexts(self._rows, view, model, row_contexts)
         return self._contexts[key]
 
 

@@ -23,8 +23,8 @@ def write_scores(
     path: Path,
     job: ScoreJob,
     engine: Engine,
+    rollouts: ShardReader,
     progress: Progress | None = None,
-    rollouts: ShardReader | None = None,
 ) -> None:
     """Score one shard.
 
@@ -32,8 +32,8 @@ def write_scores(
         path: of the new file.
         job: what to score.
         engine: the job's model, open.
+        rollouts: reads the job's rollouts, for other views too; its caller closes it.
         progress: told of scored responses.
-        rollouts: reads the job's rollouts, and may have them open; None opens them for this job alone.
     """
     assert job.contexts is not None, f"{job.bucket.rollouts} had scores when the plan was made"
     its = job.view.support
@@ -42,7 +42,7 @@ def write_scores(
     made_with = {**find_engine_libraries(job.identity["engine"]["engine"]), "model": job.model.name}
     with Writer(path, SCORES, job.identity, made_with) as writer:
         start = 0
-        for group in (rollouts or ShardReader(job.bucket.rollouts)).read_groups(columns):
+        for group in rollouts.read_groups(columns):
             contexts = job.contexts.of_rows(start, from_lists(group.column("prompt_ids")))
             asked = _collect_asked(group, [next(other) for other in others], its.ids)
             writer.write(_score_group(group, _Wanted(contexts, asked, job.support), engine, progress))

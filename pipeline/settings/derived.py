@@ -56,7 +56,7 @@ class GroupTotal(DerivedColumn):
 
 
 class Perplexity(DerivedColumn):
-    """Softmax of the mean log-probability over the rows of a group that are alike correct, per row."""
+    """Softmax of the mean log-probability over the rows of a group that are all correct, or all wrong, per row."""
 
     kind: Literal["perplexity"]
     of: Name

@@ -43,6 +43,7 @@ _WISHES = {
     "less_than": "expected less than {lt:g}",
     "less_than_equal": "expected less than or equal to {le:g}",
     "literal_error": "expected {expected}",
+    "model_attributes_type": "expected an object",
     "model_type": "expected an object",
     "string_pattern_mismatch": "should match pattern '{pattern}'",
     "string_type": "expected string",

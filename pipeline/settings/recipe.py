@@ -39,7 +39,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _columns_exist(self) -> Self:
-        asked = {column for term in self.terms for column in term.columns}
+        asked = {column for term in self.terms for column in term.derived_columns}
         if asked != set(self.derived):
             raise ValueError(f"derived columns: its terms read {sorted(asked)}, it defines {sorted(self.derived)}")
         is_of_student = any("behaviour_logprobs" in spec.reads for spec in self.derived.values())
@@ -51,8 +51,8 @@ class Recipe(Settings):
     def views(self) -> tuple[str, ...]:
         """The views that its terms and derived columns read."""
         named = {view for spec in self.derived.values() for view in spec.views}
-        gated = {view for term in self.terms for weight in term.weights for view in weight.views}
-        return tuple(sorted({view for term in self.terms for view in term.views} | named | gated))
+        asked = {view for term in self.terms for weight in term.weights for view in weight.views}
+        return tuple(sorted({view for term in self.terms for view in term.views} | named | asked))
 
     @property
     def learned_views(self) -> tuple[str, ...]:
@@ -91,10 +91,10 @@ class Recipe(Settings):
 
         Not those that a derived column reads: a missing number would be in all of it.
         """
-        required = {view for term in self.terms for view in term.required_views}
-        whole = {view for term in self.terms for view in set(term.views) - term.required_views}
-        whole |= {view for spec in self.derived.values() for view in spec.views}
-        return tuple(sorted(required - whole))
+        gated = {view for term in self.terms for view in term.gated_views}
+        ungated = {view for term in self.terms for view in set(term.views) - term.gated_views}
+        ungated |= {view for spec in self.derived.values() for view in spec.views}
+        return tuple(sorted(gated - ungated))
 
     @property
     def sources(self) -> tuple[str, ...]:

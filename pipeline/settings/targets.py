@@ -43,7 +43,7 @@ class ComposedTarget(Settings):
         return frozenset(f"domain={domain}" for domain in self.by_domain)
 
     @property
-    def columns(self) -> frozenset[str]:
+    def derived_columns(self) -> frozenset[str]:
         """The derived columns of the recipe that it reads."""
         return frozenset()
 
@@ -137,7 +137,7 @@ class Corrected(ComposedTarget):
         return (self.view,)
 
     @property
-    def columns(self) -> frozenset[str]:
+    def derived_columns(self) -> frozenset[str]:
         """The column that it names."""
         return frozenset({self.column})
 

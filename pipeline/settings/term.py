@@ -139,7 +139,7 @@ class Term(Settings):
             raise ValueError("`preference` has no fixed point at the view: say `fixed_point: 'none: …'`")
 
     def _options_have_a_use(self) -> None:
-        """An option that would do nothing is a mistake."""
+        """Refuse an option that would do nothing."""
         for option in ("advantage_clip", "advantage_floor", "bonus"):
             if getattr(self, option) is not None and self.estimator != "policy_gradient":
                 raise ValueError(f"`{option}` goes with `policy_gradient`, found `{self.estimator}`")
@@ -205,10 +205,10 @@ class Term(Settings):
         return self.views if self.target is None else self.target.learned_views
 
     @property
-    def required_views(self) -> frozenset[str]:
+    def gated_views(self) -> frozenset[str]:
         """The views whose unscored rows it leaves out: it gates them, or routes rows of other domains past them."""
         routed = () if self.target is None else self.target.by_domain.values()
-        return frozenset(routed).union(*(weight.required_views for weight in self.weights))
+        return frozenset(routed).union(*(weight.gated_views for weight in self.weights))
 
     @property
     def reads(self) -> frozenset[str]:
@@ -219,11 +219,11 @@ class Term(Settings):
         return own.union(of_target, *(weight.reads for weight in self.weights))
 
     @property
-    def columns(self) -> frozenset[str]:
+    def derived_columns(self) -> frozenset[str]:
         """The derived columns that it reads."""
         own = frozenset(() if self.bonus is None else (self.bonus,))
-        of_target = frozenset() if self.target is None else self.target.columns
-        return own.union(of_target, *(weight.columns for weight in self.weights))
+        of_target = frozenset() if self.target is None else self.target.derived_columns
+        return own.union(of_target, *(weight.derived_columns for weight in self.weights))
 
     @property
     def reads_ids(self) -> bool:

@@ -33,7 +33,7 @@ class TokenWeight(Settings):
         return frozenset()
 
     @property
-    def columns(self) -> frozenset[str]:
+    def derived_columns(self) -> frozenset[str]:
         """The derived columns of the recipe that it reads."""
         return frozenset()
 
@@ -43,8 +43,8 @@ class TokenWeight(Settings):
         return frozenset()
 
     @property
-    def required_views(self) -> frozenset[str]:
-        """The views without whose score a row counts for nothing."""
+    def gated_views(self) -> frozenset[str]:
+        """The views that may leave rows unscored: such a row counts for nothing."""
         return frozenset()
 
 
@@ -89,7 +89,7 @@ class HasView(TokenWeight):
         return frozenset({self.view})
 
     @property
-    def required_views(self) -> frozenset[str]:
+    def gated_views(self) -> frozenset[str]:
         """The view that it names, unless it asks for the rows without."""
         return self.views if self.kind == "has_view" else frozenset()
 
@@ -103,7 +103,7 @@ class ColumnWeight(TokenWeight):
     at_most: float | Schedule | None = None
 
     @property
-    def columns(self) -> frozenset[str]:
+    def derived_columns(self) -> frozenset[str]:
         """The column that it names."""
         return frozenset({self.name})
 

@@ -48,12 +48,6 @@ class Ragged:
         """Count the values in each row, int64."""
         return np.diff(self.offsets)
 
-    def take(self, rows: np.ndarray | Sequence[int]) -> "Ragged":
-        """Copy these rows, in this order."""
-        chosen = [self[int(row)] for row in rows]
-        values = np.concatenate(chosen) if chosen else self.values[:0]
-        return Ragged.cut(values, np.array([len(row) for row in chosen], dtype=np.int64))
-
 
 def to_list_array(lengths: np.ndarray, values: pa.Array) -> pa.Array:
     """Cut values that lie end to end into rows of these lengths."""

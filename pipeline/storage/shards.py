@@ -4,7 +4,7 @@
 the prompt and `response_ids[:t]`. So `sampled_logprobs[0]` is the log-probability of the first response token after
 the prompt, and nothing is stored for the prompt's own tokens.
 
-A shard is one Parquet file: the rollouts, grades or scores of one bucket of prompts, in row groups of `GROUP_ROWS`
+A shard is one Parquet file: the prompts, rollouts, grades or scores of one bucket, in row groups of `GROUP_ROWS`
 rows. Log-probabilities are in nats, at temperature 1, over the whole vocabulary, unless a column says otherwise.
 
 A kind of shard (`prompts`, `rollouts`, `grades`, `scores`) is a module beside this one, and knows its columns alone:

@@ -1,6 +1,6 @@
 """Packs and their inputs from the rows of one optimiser step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ def build_batch(
         tokens: of prompts and responses in one pack, at most; a longer unit has a pack of its own.
         devices: that share the packs.
     """
-    of_rows = [(groups[group], row) for group, row in places]
+    decoded = {number: groups[number] for number, _ in places}
+    of_rows = [(decoded[number], row) for number, row in places]
     prompts = [group.prompts[row].astype(np.int64) for group, row in of_rows]
     responses = [group.responses[row].astype(np.int64) for group, row in of_rows]
     lengths = np.array([len(response) for response in responses])
@@ -43,15 +44,15 @@ def build_batch(
             torch.from_numpy(taken),
             pack.sampled_ids,
             {name: torch.from_numpy(values.astype(np.float32)) for name, values in shares.items()},
-            _join_facts(groups, [places[index] for index in pack.sequences]),
+            _join_facts(groups, decoded, [places[index] for index in pack.sequences]),
         )
         packs.append((pack, inputs))
     return packs
 
 
-def _join_facts(groups: RowGroups, places: Sequence[Place]) -> dict[str, torch.Tensor]:
+def _join_facts(groups: RowGroups, decoded: Mapping[int, RowGroup], places: Sequence[Place]) -> dict[str, torch.Tensor]:
     """Join what the recipe reads of the tokens of a pack besides views, [its tokens] by name."""
-    of_rows = [groups.read_facts(place) for place in places]
+    of_rows = [groups.cut_facts(place, decoded[place[0]]) for place in places]
     return {name: torch.from_numpy(np.concatenate([each[name] for each in of_rows])) for name in of_rows[0]}
 
 

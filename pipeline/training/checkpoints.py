@@ -70,20 +70,20 @@ class Origin:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-def obtain_checkpoint(store: Store, out: Path, origin: Origin, plan: Callable[[Path], Run]) -> Obtained:
+def obtain_checkpoint(store: Store, out: Path, origin: Origin, make_run: Callable[[Path], Run]) -> Obtained:
     """Train a checkpoint, or find it, and link it to its folder.
 
     Args:
         store: of finished files.
         out: the checkpoint's folder.
         origin: what it is trained from.
-        plan: gives the run, for the folder of its training state; called only if something is to be trained.
+        make_run: gives the run, for the folder of its training state; called only if something is to be trained.
     """
     identity = dict(origin.identity)
     state = store.root.parent / "training" / hashing.fingerprint(identity)
 
     def make(path: Path) -> None:
-        fitted = fit_student(open_student(origin.start), plan(state))
+        fitted = fit_student(open_student(origin.start), make_run(state))
         made_with = find_versions("torch", "transformers", "lightning")
         save_checkpoint(path, fitted, replace(origin, about={"made_with": made_with, **origin.about}))
 

@@ -141,8 +141,8 @@ def _named(recipe: Recipe, kind: str) -> list[str]:
 
 def _rows(source: Bucket, recipe: Recipe) -> dict[str, np.ndarray]:
     """Facts of the rows of one shard, [rows] by name."""
-    columns = [name for name in list_rollout_columns(recipe) if name not in ("prompt_ids", "response_ids")]
-    table = read_shard(source.rollouts, ROLLOUTS, [*columns, "rollout_id"])
+    columns = ["rollout_id", *(["finish_reason"] if "finished" in recipe.reads else [])]
+    table = read_shard(source.rollouts, ROLLOUTS, columns)
     found: dict[str, np.ndarray] = {}
     if wanted := list_grade_columns(recipe):
         assert source.grades is not None, "the stage gives the grades to a recipe that reads them"
@@ -181,7 +181,8 @@ def _stored(sources: Sequence[Bucket], recipe: Recipe, rows: Mapping[str, np.nda
             parts.append((group, responses.lengths, responses.values, behaviour, *given))
     group, lengths, tokens, behaviour, *given = (np.concatenate(column) for column in zip(*parts, strict=True))
     by_view = dict(zip(views, given, strict=True))
-    return Stored(group, lengths, rows.get("correct"), rows.get("reward"), tokens, behaviour, by_view)
+    known = behaviour if "behaviour_logprobs" in recipe.reads else None
+    return Stored(group, lengths, rows.get("correct"), rows.get("reward"), tokens, known, by_view)
 
 
 def _groups(source: Bucket, recipe: Recipe) -> Iterator[Any]:
@@ -197,7 +198,7 @@ def _scored(source: Bucket, views: Sequence[str]) -> Iterator[tuple[Any, ...]]:
 
 
 def _sampling(rollouts: Any, responses: Ragged, path: Path) -> np.ndarray:
-    """[T], under the distribution drawn from; where that was the whole one, the behaviour's own column says it."""
+    """Log-probabilities [T] under the distribution drawn from: the behaviour's own where that was the whole one."""
     found = _or_nan(rollouts.column("sampling_logprobs"), responses)
     values = np.where(np.isnan(found), _behaviour(rollouts), found)
     if not np.isfinite(values).all():
@@ -206,12 +207,12 @@ def _sampling(rollouts: Any, responses: Ragged, path: Path) -> np.ndarray:
 
 
 def _behaviour(rollouts: Any) -> np.ndarray:
-    """[T], under the student that wrote them, at temperature 1."""
+    """Log-probabilities [T] under the student that wrote the tokens, at temperature 1."""
     return from_lists(rollouts.column("behaviour_logprobs")).values
 
 
 def _or_nan(column: Any, responses: Ragged) -> np.ndarray:
-    """[T] of a list column, NaN in rows where it is null."""
+    """Values [T] of a list column; NaN in rows where it is null."""
     values = np.full(len(responses.values), np.nan)
     is_known = np.repeat(column.is_valid().to_numpy(), responses.lengths)
     values[is_known] = from_lists(column.drop_null()).values

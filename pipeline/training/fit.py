@@ -1,8 +1,8 @@
 """Training from shards with Lightning, the same for SFT and distillation, which differ in their recipe alone.
 
 Parameters and optimiser state are fp32. An item of the loader is an optimiser step, optimisation is manual, and the
-weights of a step's tokens sum to 1, so the loss does not depend on how a step is cut into packs. A run's state is
-saved outside the output folder, which DVC deletes before it runs a stage again.
+shares of a step's tokens sum to 1 over all its packs, so the loss does not depend on how a step is cut into packs. A
+run's state is saved outside the output folder, which DVC deletes before it runs a stage again.
 """
 
 import logging

@@ -89,7 +89,7 @@ def _check_rollouts(recipe: Recipe, source: Bucket) -> None:
 
 
 def _check_domains(recipe: Recipe, source: Bucket) -> None:
-    """Every prompt's domain has a view, which has a score of all its rows."""
+    """Refuse a prompt whose domain has no view, or one that lacks a score of its rows."""
     routes = [term.target.by_domain for term in recipe.terms if term.target is not None and term.target.by_domain]
     if not routes or source.prompts is None:
         return
@@ -110,7 +110,7 @@ def _check_domains(recipe: Recipe, source: Bucket) -> None:
 
 
 def _check_grades(recipe: Recipe, sources: Sequence[Bucket]) -> None:
-    """A grade that no row has would leave nothing to learn from; single ones may be missing."""
+    """Refuse a grade that no row has: nothing would be left to learn from; single ones may be missing."""
     for name in sorted(recipe.reads & {"correct", "reward"}):
         graded = [read_grades(source.grades, source.rollouts) for source in sources if source.grades is not None]
         if all(getattr(grade, name) is None for rows in graded for grade in rows):
@@ -147,7 +147,7 @@ def _check_pairs(recipe: Recipe, sources: Sequence[Bucket], settings: Training) 
 
 
 def _warn_of_fewer_ids(recipe: Recipe, shard: Bucket) -> None:
-    """`own` takes a view's likeliest ids; where it keeps fewer than the recipe asks for, those are all."""
+    """Warn where a view keeps fewer of its own likeliest ids than the recipe asks for: those are all."""
     for term in recipe.terms:
         for view in term.views if term.support == "own" and term.top_k else ():
             kept = read_about(shard.scores[view])["identity"]["support"]["top_k"]
@@ -157,7 +157,7 @@ def _warn_of_fewer_ids(recipe: Recipe, shard: Bucket) -> None:
 
 
 def _warn_of_far_tokens(recipe: Recipe, sources: Sequence[Bucket]) -> None:
-    """Before the first step the student is still close to the one that wrote the rollouts: stored columns tell."""
+    """Warn, from stored columns, of far tokens: the student is still close to the rollouts' writer."""
     if not is_led_by_far_tokens(recipe):
         return
     views = {view for term in recipe.terms if term.estimator == "policy_gradient" for view in term.views}

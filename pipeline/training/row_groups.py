@@ -94,13 +94,11 @@ class RowGroups:
         group = int(np.searchsorted(self.first_row, row, side="right")) - 1
         return group, row - int(self.first_row[group])
 
-    def read_facts(self, place: Place) -> dict[str, np.ndarray]:
-        """Read what the recipe needs of a row's tokens besides views, float32 [its tokens] by name."""
+    def cut_facts(self, place: Place, group: RowGroup) -> dict[str, np.ndarray]:
+        """Cut out what the recipe needs of a row's tokens besides views, float32 [its tokens] by name."""
         number, row = place
-        group = self[number]
-        return self._facts.cut_row(
-            int(self.first_row[number]) + row, group.responses[row], group.facts, group.tokens(row)
-        )
+        of_all = int(self.first_row[number]) + row
+        return self._facts.cut_row(of_all, group.responses[row], group.facts, group.tokens(row))
 
     def _decode(self, number: int) -> RowGroup:
         file, group = self._files[number]

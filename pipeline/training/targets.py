@@ -14,16 +14,16 @@ from pipeline.settings.recipe import Recipe
 from pipeline.storage.ragged import Ragged
 from pipeline.storage.scores import Scores, decode_scores
 
-COLUMNS = ("rollout_id", "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "skipped")
+TARGET_COLUMNS = ("rollout_id", "sampled_logprobs", "support_ids", "support_logprobs", "tail_logprobs", "skipped")
 """Columns of a score shard that training always reads; a recipe may add some."""
 
 
 def list_target_columns(recipe: Recipe | None, view: str) -> tuple[str, ...]:
     """List the columns of a score shard that training reads for a recipe."""
     if recipe is None:
-        return COLUMNS
+        return TARGET_COLUMNS
     own = ("own",) if view in recipe.own_views else ()
-    return COLUMNS + own + (("entropies",) if view in recipe.entropy_views else ())
+    return TARGET_COLUMNS + own + (("entropies",) if view in recipe.entropy_views else ())
 
 
 def decode_view(rows: Any, responses: Ragged, path: Path, may_lack: bool) -> Scores:
@@ -83,7 +83,7 @@ def build_target(parts: Sequence[tuple[Scores, slice]]) -> Target:
     """Lay out the sequences of a pack as padded tensors, without a loop over tokens.
 
     Args:
-        parts: of each sequence its row group and which of that group's tokens are its own.
+        parts: of each sequence the scores of its row group, and which of that group's tokens are its own.
     """
     cut = [scores.slice_tokens(its.start, its.stop) for scores, its in parts]
     counts = np.concatenate([scores.ids.lengths for scores in cut])

@@ -92,17 +92,17 @@ class VllmEngine:
             )
         prompts = [np.asarray(request.prompt_ids, np.int64) for request in requests]
         lengths = [len(prompt) + sampling.max_tokens for prompt in prompts]
-        self._check(prompts, top_k, "refresh.behaviour_top_k", own_head=False)
+        self._check(prompts, top_k, "refresh.behaviour_top_k", by_hidden_states=False)
         runner = self._open("writing", lengths, "a prompt and sampling.max_tokens")
-        jobs = [
+        submitted = [
             VllmRequest(request.prompt_ids, self._sampling_params(request, sampling, top_k)) for request in requests
         ]
         responses: dict[int, Response] = {}
-        for number, output in runner.run(jobs):
+        for number, output in runner.run(submitted):
             responses[number] = _response(output.outputs[0], top_k)
             if progress is not None:
                 progress(1, len(responses[number].ids))
-        return [responses[number] for number in range(len(jobs))]
+        return [responses[number] for number in range(len(submitted))]
 
     def score(self, requests: Sequence[ScoreRequest], support: Support, progress: Progress | None = None) -> Scores:
         """Score each response, as `Engine.score` says; entropies are None by prompt log-probabilities."""
@@ -112,7 +112,7 @@ class VllmEngine:
         if not by_hidden_states:
             self._check_prompt_logprobs(requests)
         wholes = [np.concatenate([request.prompt_ids, request.response_ids]).astype(np.int64) for request in requests]
-        self._check(wholes, support.top_k, "score.views.*.support.top_k", own_head=by_hidden_states)
+        self._check(wholes, support.top_k, "score.views.*.support.top_k", by_hidden_states=by_hidden_states)
         # vLLM gives no log-probabilities of a prompt to a request that writes nothing.
         lengths = [len(whole) + (not by_hidden_states) for whole in wholes]
         what = "a sequence" if by_hidden_states else "a sequence, and one token that vLLM wants room for behind it,"
@@ -120,13 +120,13 @@ class VllmEngine:
         score = self._score_hidden_states if by_hidden_states else self._read_prompt_logprobs
         # The last token's own hidden state predicts nothing that is asked.
         ends = -1 if by_hidden_states else None
-        jobs = [VllmRequest(whole[:ends].tolist(), self._scoring_params(support)) for whole in wholes]
+        submitted = [VllmRequest(whole[:ends].tolist(), self._scoring_params(support)) for whole in wholes]
         parts: dict[int, Scores] = {}
-        for number, output in runner.run(jobs, BATCHES_IN_FLIGHT * self.machine.vllm.max_num_batched_tokens):
+        for number, output in runner.run(submitted, BATCHES_IN_FLIGHT * self.machine.vllm.max_num_batched_tokens):
             parts[number] = score(output, requests[number], support)
             if progress is not None:
                 progress(1, len(requests[number].response_ids))
-        return Scores.concatenate([parts[number] for number in range(len(jobs))])
+        return Scores.concatenate([parts[number] for number in range(len(submitted))])
 
     def _score_hidden_states(self, output: Any, request: ScoreRequest, support: Support) -> Scores:
         import torch
@@ -175,7 +175,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _check(self, sequences: list[np.ndarray], top_k: int, setting: str, own_head: bool) -> None:
+    def _check(self, sequences: list[np.ndarray], top_k: int, setting: str, by_hidden_states: bool) -> None:
         """Refuse what vLLM would not notice, or notice late."""
         for ids in sequences:
             if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.vocabulary:
@@ -185,7 +185,7 @@ class VllmEngine:
                     " another model's prompts or rollouts?"
                 )
         check_top_k(top_k, self.model, setting)
-        if not own_head and top_k > self._max_logprobs:
+        if not by_hidden_states and top_k > self._max_logprobs:
             raise EngineError(
                 f"{setting} is {top_k}, and vLLM was opened to give {self._max_logprobs} ids at a position: lower it, "
                 "or set `score.hidden_states: true`."

@@ -9,12 +9,12 @@ from pipeline.errors import EngineError
 _OUTPUT_LAYERS = {"lm_head", "embed_tokens", "embed_out"}
 
 
-def read_rank(adapter: str, own_head: bool) -> int:
+def read_rank(adapter: str, by_hidden_states: bool) -> int:
     """Find the least rank that vLLM can be opened with to serve this adapter.
 
     Args:
         adapter: a folder in peft's format.
-        own_head: whether the output layer is the project's own, read from the base model.
+        by_hidden_states: whether the output layer is the project's own, read from the base model.
 
     Raises:
         EngineError: the folder holds no adapter, or one that vLLM cannot serve.
@@ -33,7 +33,7 @@ def read_rank(adapter: str, own_head: bool) -> int:
         )
     targets = config.get("target_modules") or []
     changed = {target for target in ([targets] if isinstance(targets, str) else targets) if target in _OUTPUT_LAYERS}
-    if own_head and changed:
+    if by_hidden_states and changed:
         raise EngineError(
             f"{adapter} changes {', '.join(sorted(changed))}, and scoring by hidden states reads the output layer from "
             "the base model: set `hidden_states: false`, or merge the adapter into the model."

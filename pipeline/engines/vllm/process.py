@@ -101,7 +101,7 @@ def check_build(installed: set[str], found: str, wanted: str) -> None:
 
 
 class Runner:
-    """An open vLLM engine that takes jobs and gives their outputs."""
+    """An open vLLM engine that takes requests and gives their outputs."""
 
     def __init__(self, arguments: dict[str, Any], name: str, adapter: str | None = None):
         """Start vLLM.
@@ -109,7 +109,7 @@ class Runner:
         Args:
             arguments: of `vllm.EngineArgs`.
             name: the model's, for errors.
-            adapter: a folder with a LoRA adapter for every job.
+            adapter: a folder with a LoRA adapter for every request.
 
         Raises:
             EngineError: vLLM refuses the arguments, or its process does not come up.
@@ -135,33 +135,35 @@ class Runner:
         """The longest sequence that fits, tokens: the model's limit, or less where the memory holds less."""
         return self._engine.model_config.max_model_len
 
-    def run(self, jobs: Sequence[VllmRequest], tokens_in_flight: int | None = None) -> Iterator[tuple[int, Any]]:
-        """Give each finished output with its job's number, in the order in which they finish.
+    def run(self, requests: Sequence[VllmRequest], tokens_in_flight: int | None = None) -> Iterator[tuple[int, Any]]:
+        """Give each finished output with its request's number, in the order in which they finish.
 
         Args:
-            jobs: what to do; vLLM batches it.
-            tokens_in_flight: hand vLLM at most so many tokens at once, but always one job; None hands over all.
+            requests: what to do; vLLM batches it.
+            tokens_in_flight: hand vLLM at most so many tokens at once, but always one request; None hands over all.
 
         Raises:
-            EngineError: vLLM rejects a job, or dies.
+            EngineError: vLLM rejects a request, or dies.
         """
         following, in_flight, running = 0, 0, set()
         try:
-            while following < len(jobs) or running:
-                while following < len(jobs) and (
-                    not running or tokens_in_flight is None or in_flight + len(jobs[following].ids) <= tokens_in_flight
+            while following < len(requests) or running:
+                while following < len(requests) and (
+                    not running
+                    or tokens_in_flight is None
+                    or in_flight + len(requests[following].ids) <= tokens_in_flight
                 ):
-                    self._do(self._add, following, jobs[following])
+                    self._do(self._add, following, requests[following])
                     running.add(following)
-                    in_flight += len(jobs[following].ids)
+                    in_flight += len(requests[following].ids)
                     following += 1
                 for output in self._do(self._engine.step):
                     number = int(output.request_id)
                     running.remove(number)
-                    in_flight -= len(jobs[number].ids)
+                    in_flight -= len(requests[number].ids)
                     yield number, output
         finally:
-            if running:  # whoever asked has failed: the next jobs must not meet these
+            if running:  # whoever asked has failed: the next requests must not meet these
                 with contextlib.suppress(Exception):  # a dead engine has nothing to abort
                     self._engine.abort_request([str(number) for number in running])
 
@@ -171,10 +173,12 @@ class Runner:
         except Exception as error:
             raise self._explain(error) from error
 
-    def _add(self, number: int, job: VllmRequest) -> None:
+    def _add(self, number: int, request: VllmRequest) -> None:
         from vllm.inputs import tokens_input
 
-        self._engine.add_request(str(number), tokens_input(list(job.ids)), job.parameters, lora_request=self._lora)
+        self._engine.add_request(
+            str(number), tokens_input(list(request.ids)), request.parameters, lora_request=self._lora
+        )
 
     def _wake_at_death(self, processes: set[BaseProcess]) -> None:
         """Have `step` raise when vLLM's process is gone."""
@@ -222,8 +226,8 @@ class Runner:
 def _start_watch() -> "subprocess.Popen[bytes] | None":
     if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0":
         return None
-    # Isolated: else this folder comes first on the path, where `vllm` is our module. A session of its own: Ctrl-C is
-    # for us, who then end the engine ourselves.
+    # Isolated: this folder is not to come first on the path. A session of its own: Ctrl-C is for us, who then end the
+    # engine ourselves.
     return subprocess.Popen(
         [sys.executable, "-I", str(WATCH), str(os.getpid())],
         stdin=subprocess.PIPE,

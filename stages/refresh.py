@@ -75,8 +75,7 @@ def run(
     model = read_model(folders.student)
     sources = list_shards(folders.prompts, "prompts")
     wanted = {source.name: _identify(settings, source, model, folders.student, round_) for source in sources}
-    found = {name: _keep_if_same(folders.previous / name, identity) for name, identity in wanted.items()}
-    kept = {name: path for name, path in found.items() if path is not None}
+    kept = {name: path for name in wanted if (path := _keep_if_same(folders.previous / name, wanted[name])) is not None}
     # Pulled or kept: the store must have them, to give them to this round.
     for path in folders.previous.glob("*.parquet"):
         store.adopt(path)

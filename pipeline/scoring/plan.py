@@ -2,7 +2,7 @@
 
 Planning opens each shard once, renders each context once and hashes each identity once. A plan holds no open file and
 can be pickled, so that another process can carry it out. It keeps lengths of rows; their contexts (int32 ids, each
-once) only if the store lacks the scores and they differ from the prompts.
+once) only if the store lacks the scores and they differ from the prompts: 4 bytes a token, until the stage ends.
 
 Views that ask for each other's ids (`same_as`) take two passes. In the first each view finds its own ids; a job of the
 second is complete once these are there, because its identity names what they hold.

@@ -177,8 +177,8 @@ def recipes(
         print(f"term {number}: {_format_pairs(term.model_dump(mode='json', exclude_defaults=True))}")
 
 
-def _format_pairs(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+def _format_pairs(pairs: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in pairs.items() if value is not None)
 
 
 def _measure_bytes_per_token(data: Path, view: str) -> str:

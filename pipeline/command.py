@@ -118,8 +118,8 @@ class StageSummary:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"stage": stage, "round": round_, "files": self.made + self.found, "tokens": self.tokens}
-        path.write_text(json.dumps(facts | {"bytes": self.bytes, "seconds": self.seconds}) + "\n")
+        record = {"stage": stage, "round": round_, "files": self.made + self.found, "tokens": self.tokens}
+        path.write_text(json.dumps(record | {"bytes": self.bytes, "seconds": self.seconds}) + "\n")
 
 
 def _sum_known(seconds: Sequence[float | None]) -> float | None:

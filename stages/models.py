@@ -77,14 +77,14 @@ def identify_demo_model(settings: Demo, role: Literal["teacher", "student"]) -> 
     from pipeline.training import rows  # brings torch, for which `--help` need not wait
 
     other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips", "hinted"}}[role]
-    facts = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
+    demo = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
     if role == "teacher":
-        facts["training"] = facts["training"] | settings.training.schedule_identity
-        facts["training"].pop("save_every", None)
+        demo["training"] = demo["training"] | settings.training.schedule_identity
+        demo["training"].pop("save_every", None)
     versions = {"version": VERSION} | (
         {"training": [module.VERSION for module in (training, rows, objectives, head)]} if role == "teacher" else {}
     )
-    return {"stage": "models", **versions, "role": role, "demo": facts}
+    return {"stage": "models", **versions, "role": role, "demo": demo}
 
 
 def _describe_size(model: Model) -> str:
@@ -130,7 +130,7 @@ def _make_untrained(settings: Demo, role: Literal["teacher", "student"], folder:
     tokenizer.save_pretrained(folder)
 
 
-def _teach(settings: Demo, machine: Machine, state: Path, facts: dict[str, Any], target: Path) -> None:
+def _teach(settings: Demo, machine: Machine, state: Path, identity: dict[str, Any], target: Path) -> None:
     """Train the demo's teacher on worked sums."""
     from pipeline.demo import task
     from pipeline.models.student import open_student
@@ -147,7 +147,7 @@ def _teach(settings: Demo, machine: Machine, state: Path, facts: dict[str, Any],
         log.info("training the demo's teacher on %d worked sums", settings.examples)
         rows = Rows([Bucket(examples)])
         how = Run(load_recipe("sft"), rows, settings.training, machine, state)
-        save_checkpoint(target, fit_student(open_student(start), how), Origin(facts, start, start.eos_ids))
+        save_checkpoint(target, fit_student(open_student(start), how), Origin(identity, start, start.eos_ids))
 
 
 def main(

@@ -38,9 +38,11 @@ def run(settings: Prompts, store: Store, *, out: Path) -> StageSummary:
     for split, found in collect_prompts(settings).items():
         folder = Folder(store, out / split)
         for bucket, inside in group_by_bucket(found).items():
-            facts = identify_prompts(inside)
-            make = functools.partial(write_prompts, identity=facts, made_with=find_versions("pyarrow"), prompts=inside)
-            folder.obtain(f"{bucket:05d}.parquet", facts, make)
+            identity = identify_prompts(inside)
+            make = functools.partial(
+                write_prompts, identity=identity, made_with=find_versions("pyarrow"), prompts=inside
+            )
+            folder.obtain(f"{bucket:05d}.parquet", identity, make)
         folder.close()
         folders.append(folder)
     return StageSummary.from_folders(*folders)

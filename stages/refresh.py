@@ -188,7 +188,7 @@ def _write_drift(
     wanted: Mapping[str, Mapping[str, Any]],
     kept: set[str],
 ) -> None:
-    facts = {
+    record = {
         "round": round_,
         "policy": settings.policy,
         "bound": settings.bound,
@@ -204,7 +204,7 @@ def _write_drift(
         },
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main(

@@ -30,11 +30,11 @@ def run(settings: params.Params, *, data: Path, out: Path) -> StageSummary:
     from pipeline.report.page import gather_page, render_page
 
     started = time.monotonic()
-    facts = gather_page(data, list(settings.rounds), settings.report.rollouts)
-    page = render_page(facts, settings.report.title).encode()
+    page_data = gather_page(data, list(settings.rounds), settings.report.rollouts)
+    page = render_page(page_data, settings.report.title).encode()
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(page)
-    tokens = sum(len(rollout.tokens) for rollout in facts.rollouts)
+    tokens = sum(len(rollout.tokens) for rollout in page_data.rollouts)
     return StageSummary(1, 0, tokens, len(page), time.monotonic() - started)
 
 

@@ -15,9 +15,9 @@ from pipeline.storage.made_with import find_versions
 def identify_engine(settings: EngineSettings) -> dict[str, Any]:
     """Say what of an engine can change a number; settings that came later enter only where they are used."""
     version = _module(settings.engine).VERSION
-    facts: dict[str, Any] = {"engine": settings.engine, "version": version, "dtype": settings.dtype}
+    identity: dict[str, Any] = {"engine": settings.engine, "version": version, "dtype": settings.dtype}
     later = {"quantization": settings.quantization, "adapter": _adapter(settings.adapter)}
-    return facts | {name: value for name, value in later.items() if value is not None}
+    return identity | {name: value for name, value in later.items() if value is not None}
 
 
 def name_tail(engine: str, use: EngineUse) -> str:

@@ -75,14 +75,14 @@ def identify_grader(settings: params.GradeSettings) -> dict[str, Any]:
     Raises:
         GradeError: the module cannot be found.
     """
-    facts: dict[str, Any] = {"grader": settings.grader, "version": VERSION}
+    identity: dict[str, Any] = {"grader": settings.grader, "version": VERSION}
     if settings.grader == "math":
-        facts["math_verify"] = importlib.metadata.version("math-verify")
+        identity["math_verify"] = importlib.metadata.version("math-verify")
     elif settings.grader != "exact":
-        facts["source"] = hashing.hash_path(_find_source(settings.grader))
+        identity["source"] = hashing.hash_path(_find_source(settings.grader))
     if settings.grader != "exact" and settings.timeout_s != params.GradeSettings.model_fields["timeout_s"].default:
-        facts["timeout_s"] = settings.timeout_s
-    return facts
+        identity["timeout_s"] = settings.timeout_s
+    return identity
 
 
 def find_final_answer(response: str) -> str:

@@ -82,8 +82,8 @@ def _add(known: dict[str, Row], rows: Sequence[Row]) -> list[str]:
         # Taking either would be a guess.
         differing = [name for name in ("answer", "hint", "domain") if getattr(first, name) != getattr(row, name)]
         if differing:
-            facts = ", ".join(f"{name} {getattr(row, name)!r} not {getattr(first, name)!r}" for name in differing)
-            mistakes.append(f"{row.place}: the prompt of {first.place}, but with {facts}")
+            differences = ", ".join(f"{name} {getattr(row, name)!r} not {getattr(first, name)!r}" for name in differing)
+            mistakes.append(f"{row.place}: the prompt of {first.place}, but with {differences}")
     return mistakes
 
 

@@ -96,20 +96,20 @@ def gather_page(data: Path, rounds: Sequence[str], rollouts: int) -> PageData:
     )
 
 
-def render_page(facts: PageData, title: str) -> str:
-    """Write the page as HTML; equal facts give equal pages."""
-    distilled = {name: history for name, history in facts.histories.items() if name != "r0"}
+def render_page(page_data: PageData, title: str) -> str:
+    """Write the page as HTML; equal data gives equal pages."""
+    distilled = {name: history for name, history in page_data.histories.items() if name != "r0"}
     figures = {
-        "accuracy": plots.plot_accuracy(facts.metrics),
+        "accuracy": plots.plot_accuracy(page_data.metrics),
         "loss": plots.plot_by_step(distilled, "loss", "loss"),
         "kl": plots.plot_by_step(distilled, "kl", "KL to the view, nats per token"),
         "mass": plots.plot_by_step(distilled, "support_mass", "probability on the support"),
         "validation": plots.plot_by_step(
-            facts.validations, "validation_kl", "validation KL, nats per token", markers=True
+            page_data.validations, "validation_kl", "validation KL, nats per token", markers=True
         ),
-        "sft": plots.plot_by_step({"r0": facts.histories.get("r0", {})}, "loss", "loss, nats per token"),
-        "drift": plots.plot_drift(facts.drifts),
-        "costs": plots.plot_costs(facts.timings),
+        "sft": plots.plot_by_step({"r0": page_data.histories.get("r0", {})}, "loss", "loss, nats per token"),
+        "drift": plots.plot_drift(page_data.drifts),
+        "costs": plots.plot_costs(page_data.timings),
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -122,47 +122,47 @@ def render_page(facts: PageData, title: str) -> str:
     environment.globals |= {"absent": _list_absent, "tip": write_tip, "levels": LEVELS}
     return environment.get_template(_TEMPLATE).render(
         title=title,
-        facts=facts,
-        verdict=write_verdict(facts),
-        alarms=list_alarms(facts),
+        page_data=page_data,
+        verdict=write_verdict(page_data),
+        alarms=list_alarms(page_data),
         figures={name: figure.to_json(engine="json") for name, figure in figures.items() if figure is not None},
-        choice=_describe_choice(facts.rollouts),
+        choice=_describe_choice(page_data.rollouts),
         plotly=get_plotlyjs(),
     )
 
 
-def write_verdict(facts: PageData) -> str:
+def write_verdict(page_data: PageData) -> str:
     """Say what became of the student, in sentences; a difference under two standard errors is called none."""
-    last = next((name for name in reversed(facts.rounds) if name in facts.metrics), None)
-    if "r0" not in facts.metrics or last is None:
+    last = next((name for name in reversed(page_data.rounds) if name in page_data.metrics), None)
+    if "r0" not in page_data.metrics or last is None:
         return "There is no verdict yet: it needs the metrics of r0 and of a later round."
-    before, after = facts.metrics["r0"], facts.metrics[last]
+    before, after = page_data.metrics["r0"], page_data.metrics[last]
     parts = []
     for key, name in (("avg_at_k", f"avg@{after['k']}"), ("greedy", "greedy")):
         noise = (before[f"{key}_se"] ** 2 + after[f"{key}_se"] ** 2) ** 0.5
         change = after[key] - before[key]
         verb = "did not change measurably" if abs(change) < 2 * noise else "rose" if change > 0 else "fell"
         parts.append(f"{name} accuracy {verb} ({_format_with_error(before, key)} to {_format_with_error(after, key)})")
-    count = facts.rounds.index(last) + 1
+    count = page_data.rounds.index(last) + 1
     sentence = f"From r0 to {last}, the student's {' and its '.join(parts)}"
     sentence += f" in {count} round{'s' if count > 1 else ''} of distillation, on {after['prompts']:,} prompts."
-    if "teacher" in facts.metrics:
-        teacher = facts.metrics["teacher"]
+    if "teacher" in page_data.metrics:
+        teacher = page_data.metrics["teacher"]
         average = f"{_format_with_error(teacher, 'avg_at_k')} avg@{teacher['k']}"
         sentence += f" The teacher has {average} and {_format_with_error(teacher, 'greedy')} greedy."
     return sentence
 
 
-def list_alarms(facts: PageData) -> list[tuple[str, str]]:
+def list_alarms(page_data: PageData) -> list[tuple[str, str]]:
     """List every sign of a collapse, by checkpoint: in its training, its validation, and its responses."""
-    names = ["r0", *facts.rounds]
-    found = [(name, text) for name in names for text in facts.training_alarms.get(name, [])]
-    for name, history in facts.validations.items():
+    names = ["r0", *page_data.rounds]
+    found = [(name, text) for name in names for text in page_data.training_alarms.get(name, [])]
+    for name, history in page_data.validations.items():
         measured = [value for value in history.get("validation_kl", ()) if value is not None]
         if len(measured) > 1 and measured[-1] > measured[0]:
             rise = f"from {measured[0]:.4f} to {measured[-1]:.4f} nats per token"
             found.append((name, f"validation KL rose {rise} (alarm where it rises)."))
-    evaluated = [facts.metrics[name] for name in names if name in facts.metrics]
+    evaluated = [page_data.metrics[name] for name in names if name in page_data.metrics]
     for before, after in itertools.pairwise(evaluated):
         found += [(after["checkpoint"], text) for text in find_degeneration(before, after)]
     return found

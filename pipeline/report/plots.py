@@ -41,7 +41,7 @@ class Timing:
 
 def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
     """Draw greedy, avg@k and pass@k by checkpoint, in percent, with one standard error; the teacher as lines across."""
-    students = {name: facts for name, facts in metrics.items() if name != "teacher"}
+    students = {name: measured for name, measured in metrics.items() if name != "teacher"}
     if not students:
         return None
     names = ["r0 (SFT)" if name == "r0" else name for name in students]
@@ -50,10 +50,10 @@ def plot_accuracy(metrics: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
     for colour, key, label in zip(
         COLOURS, ("greedy", "avg_at_k", "pass_at_k"), ("greedy", f"avg@{k}", f"pass@{k}"), strict=False
     ):
-        errors = [_percent(facts.get(f"{key}_se")) for facts in students.values()]
+        errors = [_percent(measured.get(f"{key}_se")) for measured in students.values()]
         figure.add_scatter(
             x=names,
-            y=[_percent(facts[key]) for facts in students.values()],
+            y=[_percent(measured[key]) for measured in students.values()],
             error_y={"type": "data", "array": errors, "thickness": 1.5, "width": 5} if any(errors) else None,
             mode="lines+markers",
             name=label,
@@ -121,7 +121,7 @@ def plot_drift(drifts: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
     if not figure.to_dict()["data"]:
         return None
     for key, dash in (("bound", "dash"), ("floor", "dot")):
-        levels = [(place, facts[key]) for place, facts in enumerate(drifts.values()) if facts[key] is not None]
+        levels = [(place, measured[key]) for place, measured in enumerate(drifts.values()) if measured[key] is not None]
         if levels:
             x = [across for place, _ in levels for across in (place - 0.4, place + 0.4, None)]
             y = [height for _, level in levels for height in (level, level, None)]
@@ -137,8 +137,8 @@ def plot_drift(drifts: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
 def _list_drift_points(drifts: Mapping[str, Mapping[str, Any]], kept: bool) -> list[tuple[float, float, str]]:
     """List place, drift and description of each measured shard; the shards of a round stand side by side."""
     points = []
-    for place, facts in enumerate(drifts.values()):
-        shards = sorted(facts["shards"].items())
+    for place, measured in enumerate(drifts.values()):
+        shards = sorted(measured["shards"].items())
         for number, (name, shard) in enumerate(shards):
             if shard["drift"] is not None and shard["kept"] == kept:
                 across = place + 0.5 * ((number + 0.5) / len(shards) - 0.5)

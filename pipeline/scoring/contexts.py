@@ -71,21 +71,21 @@ class ShardContexts:
 
 def identify_context(rows: BucketRows, view: View, model: Model) -> dict[str, Any]:
     """Say everything that decides a shard's contexts: settings, tokenizer, and exactly the columns that are read."""
-    facts: dict[str, Any] = {"kind": view.context.kind}
+    identity: dict[str, Any] = {"kind": view.context.kind}
     if not isinstance(view.context, Plain):
         of_prompts, of_rollouts, of_grades = _columns(view.context)
-        facts |= view.context.model_dump()
-        facts["tokenizer"] = model.identity["tokenizer"]
-        facts["chat_template"] = model.identity["chat_template"]
-        facts["prompts"] = rows.hashes["prompts"].join(("prompt_id", "messages", *of_prompts))
+        identity |= view.context.model_dump()
+        identity["tokenizer"] = model.identity["tokenizer"]
+        identity["chat_template"] = model.identity["chat_template"]
+        identity["prompts"] = rows.hashes["prompts"].join(("prompt_id", "messages", *of_prompts))
         if of_rollouts:
-            facts["rollouts"] = rows.hashes["rollouts"].join(of_rollouts)
+            identity["rollouts"] = rows.hashes["rollouts"].join(of_rollouts)
         if of_grades:
-            facts["grades"] = rows.hashes["grades"].join(of_grades)
+            identity["grades"] = rows.hashes["grades"].join(of_grades)
     if view.domains:
         found = rows.hashes["prompts"].join(("prompt_id", "domain"))
-        facts["domains"] = {"names": sorted(set(view.domains)), "prompts": found}
-    return facts
+        identity["domains"] = {"names": sorted(set(view.domains)), "prompts": found}
+    return identity
 
 
 def describe_rows(rows: BucketRows, view: View) -> list[RowContext]:

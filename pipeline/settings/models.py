@@ -118,8 +118,8 @@ class Training(Settings):
 
         `save_every` changes none, and neither does what a stage's section has besides.
         """
-        facts = self.model_dump(mode="json", include=_LEARNING)
-        return facts | self.model_dump(mode="json", include=_SINCE, exclude_defaults=True) | self.schedule_identity
+        identity = self.model_dump(mode="json", include=_LEARNING)
+        return identity | self.model_dump(mode="json", include=_SINCE, exclude_defaults=True) | self.schedule_identity
 
     @property
     def schedule_identity(self) -> dict[str, str]:

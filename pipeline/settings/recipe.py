@@ -145,8 +145,8 @@ def load_recipe(objective: str | Mapping[str, Any]) -> Recipe:
         if objective not in list_recipes():
             raise SettingsError(f"no recipe `{objective}`; there are {', '.join(list_recipes())}.")
         with resources.as_file(resources.files("pipeline") / "recipes" / f"{objective}.yaml") as path:
-            facts = {"name": objective, **read_yaml(path)}
+            written = {"name": objective, **read_yaml(path)}
     else:
         own = {"name": "own", "paper": "", "description": "", "fidelity": {"level": "full", "note": "written out"}}
-        facts = {**own, **objective}
-    return parse(Recipe, f"recipe `{facts['name']}`", facts)
+        written = {**own, **objective}
+    return parse(Recipe, f"recipe `{written['name']}`", written)

@@ -30,7 +30,7 @@ def canonical(value: Any) -> str:
 
 
 def fingerprint(identity: dict[str, Any]) -> str:
-    """Name what these facts make, by their hash."""
+    """Hash an identity: the name of what it describes."""
     return digest(canonical(identity))
 
 

@@ -15,6 +15,7 @@ from pipeline.settings.models import EngineSettings
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.scores import SCORES, make_skipped_table
 from pipeline.storage.shards import Writer, read_shard
+from pipeline.training.row_groups import RowGroups
 from pipeline.training.rows import Rows
 from tests import tiny_models, tiny_shards
 
@@ -151,6 +152,17 @@ def test_a_batch_is_the_same_however_few_row_groups_are_in_memory(sources, monke
     rows = Rows(sources)
     assert sorted(rows.order(0, 0)) == rows.sequential()
     assert same(rows.batch(places, TOKENS), known)
+
+
+def test_a_batch_decodes_each_row_group_once_however_few_are_in_memory(sources, monkeypatch):
+    """Its rows come from three row groups in turn, of which two are kept."""
+    decoded, decode = [], RowGroups._decode
+    monkeypatch.setattr("pipeline.training.rows.WINDOW", 1)
+    monkeypatch.setattr(RowGroups, "_decode", lambda self, number: decoded.append(number) or decode(self, number))
+    rows = Rows(sources)
+    by_group = [list(inside) for _, inside in itertools.groupby(rows.sequential(), lambda place: place[0])]
+    rows.batch([place for turn in zip(*by_group, strict=False) for place in turn], TOKENS)
+    assert sorted(decoded) == [0, 1, 2]
 
 
 def _edited(tmp_path, sources, edit) -> Rows:

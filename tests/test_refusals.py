@@ -133,6 +133,12 @@ MISTAKES = {
         scored_by_another,
         "train@r1", ConsistencyError, ("data/scores/r1/teacher/", "models/teacher", "train.allow_sft_teacher"),
     ),
+    "a student as its own teacher, on the teacher's responses": Mistake(
+        lambda project: dag.change(
+            project, score__views__own={"model": "student", "support": {"top_k": 2}, "teacher_rollouts": True}
+        ),
+        "score_teacher@r1", SettingsError, ("score.views.own", "the student itself on the plain prompt"),
+    ),
     "top_k over the vocabulary": Mistake(
         lambda project: dag.change(project, score__views__teacher={"support": {"top_k": 99}}),
         "score@r1", EngineError, ("score.views.teacher.support.top_k is 99", "models/teacher", "37"),

@@ -23,7 +23,7 @@ def build_batch(
         tokens: of prompts and responses in one pack, at most; a longer unit has a pack of its own.
         devices: that share the packs.
     """
-    decoded = {number: groups[number] for number, _ in places}
+    decoded = {number: groups[number] for number in sorted({number for number, _ in places})}
     of_rows = [(decoded[number], row) for number, row in places]
     prompts = [group.prompts[row].astype(np.int64) for group, row in of_rows]
     responses = [group.responses[row].astype(np.int64) for group, row in of_rows]

@@ -34,7 +34,8 @@ from tests import dag
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A project whose first round is written, and not scored."""
-    project = dag.new_project(tmp_path_factory.mktemp("plan") / "project")
+    twice = dag.settings()["refresh"] | {"samples": 2}  # so that rows share a context
+    project = dag.new_project(tmp_path_factory.mktemp("plan") / "project", refresh=twice)
     stages = dag.stages(project)
     names = [stage.name for stage in stages]
     with contextlib.chdir(project):

@@ -45,6 +45,7 @@ def obtain_scores(
     obtained: dict[str, Folder] = {}
 
     def obtain(views: Jobs) -> None:
+        """Obtain these views, each model's together; each is closed and compared before another model is opened."""
         for of_model in _group_by_model(views):
             out = {name: Folder(store, folders[name]) for name in of_model}
             scorer.obtain("view", of_model, out)

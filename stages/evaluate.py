@@ -20,14 +20,14 @@ from pipeline.grading.metrics import Answered, compute_metrics, repetition
 from pipeline.grading.write import Grading
 from pipeline.models.record import CHECKPOINT, Model, read_model
 from pipeline.progress import Bar
-from pipeline.rollouts.write import Author, Writing, identify_rollouts, write_rollouts
+from pipeline.rollouts.write import Author, Writing, count_missing, identify_rollouts, write_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.storage.grades import read_grades
 from pipeline.storage.prompts import read_prompts
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
-from pipeline.storage.shards import count_rows_and_tokens, list_shards, read_groups
+from pipeline.storage.shards import list_shards, read_groups
 from pipeline.storage.store import Store
 
 VERSION = 1  # raise it when a metric would change
@@ -61,9 +61,7 @@ def run(
     model = read_model(folders.model)
     prompts = list_shards(folders.prompts, "prompts")
     wanted = _list_wanted(settings, model, prompts)
-    missing = [
-        count_rows_and_tokens(source)[0] * identity["samples"] for source, identity in wanted if not store.has(identity)
-    ]
+    missing = count_missing(store, wanted)
     written, paths = [], []
     with OnDemand(model, settings, machine) as engine, Bar(sum(missing), f"evaluate {name}") as bar:
         for source, identity in wanted:
@@ -132,7 +130,7 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    folders = EvaluateFolders(model, prompts, out)
+    folders = EvaluateFolders(model=model, prompts=prompts, metrics=out)
     made = run(settings.evaluate, settings.grade, machine, Store(store), name, folders)
     made.note(timing, "evaluate", name)
 

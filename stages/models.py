@@ -162,7 +162,8 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    made = run(settings.models, machine, Store(store), ModelFolders(teacher_record, student_record, demo, state))
+    folders = ModelFolders(teacher_record=teacher_record, student_record=student_record, demo=demo, state=state)
+    made = run(settings.models, machine, Store(store), folders)
     made.note(timing, "models")
 
 

@@ -222,7 +222,10 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    folders = RefreshFolders(prompts, student, previous, rollouts_out, grades_out, drift_out)
+    folders = RefreshFolders(
+        prompts=prompts, student=student, previous=previous,
+        rollouts=rollouts_out, grades=grades_out, drift=drift_out,
+    )  # fmt: skip
     made = run(settings.refresh, settings.grade, machine, Store(store), round_, folders)
     made.note(timing, "refresh", round_)
 

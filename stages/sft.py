@@ -120,7 +120,7 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    folders = SftFolders(student, teacher, rollouts, graded, tuple(empty or ()))
+    folders = SftFolders(student=student, teacher=teacher, rollouts=rollouts, grades=graded, empty=tuple(empty or ()))
     made = run(settings.sft, machine, Store(store), folders, out)
     made.note(timing, "sft")
 

@@ -79,7 +79,7 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    folders = TeacherRolloutsFolders(prompts, teacher, rollouts_out, grades_out)
+    folders = TeacherRolloutsFolders(prompts=prompts, teacher=teacher, rollouts=rollouts_out, grades=grades_out)
     made = run(settings.teacher_rollouts, settings.grade, machine, Store(store), folders)
     made.note(timing, "teacher_rollouts")
 

@@ -18,7 +18,7 @@ from pipeline.storage import rollouts as rollouts_format
 from pipeline.storage.prompts import PROMPTS, Prompt, read_prompts
 from pipeline.storage.rollouts import ROLLOUTS, Rollout, make_rollout_table
 from pipeline.storage.shards import Writer, count_rows_and_tokens
-from pipeline.storage.store import Folder
+from pipeline.storage.store import Folder, Store
 
 AT_ONCE = 4096
 """Responses that are held until they are written: enough for an engine to be busy to the end."""
@@ -92,6 +92,20 @@ class Author:
     made_with: Mapping[str, str] = field(default_factory=dict)
 
 
+def count_missing(store: Store, wanted: Sequence[tuple[Path, dict[str, Any]]]) -> list[int]:
+    """Count the responses to write for each shard that the store lacks.
+
+    Args:
+        store: of finished shards.
+        wanted: shards of prompts, each with the identity of its rollouts.
+    """
+    return [
+        count_rows_and_tokens(prompts)[0] * identity["samples"]
+        for prompts, identity in wanted
+        if not store.has(identity)
+    ]
+
+
 def obtain_rollouts(folder: Folder, wanted: Sequence[tuple[Path, dict[str, Any]]], author: Author, what: str) -> None:
     """Write what the store does not have, under one progress bar, and link everything into the output.
 
@@ -101,11 +115,7 @@ def obtain_rollouts(folder: Folder, wanted: Sequence[tuple[Path, dict[str, Any]]
         author: who writes.
         what: the stage, for the bar and the log.
     """
-    missing = [
-        count_rows_and_tokens(prompts)[0] * identity["samples"]
-        for prompts, identity in wanted
-        if not folder.store.has(identity)
-    ]
+    missing = count_missing(folder.store, wanted)
     name = author.engine.model.name
     logging.getLogger(what).info("%d of %d shards to write with %s", len(missing), len(wanted), name)
     with Bar(sum(missing), what) as bar:

@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself. `make` alone says what there is.
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo quick test plants bench check clean clean-data
+.PHONY: help setup demo quick test campaigns plants bench check clean clean-data
 .DELETE_ON_ERROR:
 
 # The stages of dvc.yaml call `python`: it has to be the one of .venv.
@@ -39,7 +39,10 @@ quick: $(READY) ## Lint and the quick tests, in a minute: what to wait for while
 test: $(READY) ## Run every test that this machine can run (WORKERS=2 processes of one thread each)
 	@OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile $(if $(shell nvidia-smi 2>/dev/null),,-m "not gpu")
 
-plants: $(READY) ## Plant each bug of tests/planted_bugs.py, and see that the tests find it
+campaigns: $(READY) ## Run every trial of the fuzzing, killing and power-cut tests, of which `make test` runs one in twenty
+	@POTSTILL_CAMPAIGN=full OMP_NUM_THREADS=1 pytest -q -n $(WORKERS) -m "campaign and not gpu" --timeout 7200
+
+plants: $(READY) ## Plant each bug of tests/plants, and see that the tests find it
 	@python -m tests.planted_bugs
 
 bench: $(READY) ## Measure what the README claims, each against a baseline of the same run, on two cores

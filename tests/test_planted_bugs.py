@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.planted_bugs import PLANTS
 from tests.planting import Plant, UnplantableError, change
+from tests.plants import PLANTS
 
 SOURCE = """
 class Loss:

@@ -165,7 +165,7 @@ def offline(folder: Path, asked: list[str]) -> Seconds:
             with clocked(scoring_):
                 plan = plan_scores(settings, {"teacher": teacher}, ["teacher"], [Bucket(written, wanted)])
                 with ShardReader(written) as rollouts:
-                    write_scores(scored, plan.views["teacher"][0], scorer.open(), rollouts)
+                    write_scores(scored, plan.views["teacher"][0], scorer.open, rollouts)
             sources.append(Bucket(written, scores={"teacher": scored}))
     timed = count_rows_and_tokens(sources[1].rollouts)[1]
     return {

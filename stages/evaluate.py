@@ -20,9 +20,10 @@ from pipeline.grading.metrics import Answered, compute_metrics, repetition
 from pipeline.grading.write import Grading
 from pipeline.models.record import CHECKPOINT, Model, read_model
 from pipeline.progress import Bar
-from pipeline.rollouts.write import Author, Writing, count_missing, identify_rollouts, write_rollouts
+from pipeline.rollouts.write import Author, Writing, count_missing, find_families, identify_rollouts, write_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
+from pipeline.storage.families import Families
 from pipeline.storage.grades import read_grades
 from pipeline.storage.prompts import read_prompts
 from pipeline.storage.ragged import from_lists
@@ -61,11 +62,15 @@ def run(
     model = read_model(folders.model)
     prompts = list_shards(folders.prompts, "prompts")
     wanted = _list_wanted(settings, model, prompts)
-    missing = count_missing(store, wanted)
+    families = find_families(store, wanted)
+    missing = count_missing(store, wanted, families)
     written, paths = [], []
-    with OnDemand(model, settings, machine) as engine, Bar(sum(missing), f"evaluate {name}") as bar:
+    with (
+        OnDemand(model, settings, machine) as engine,
+        Bar(missing.unknown, f"evaluate {name}") as bar,
+    ):
         for source, identity in wanted:
-            written.append(store.obtain(identity, partial(_write, source, identity, engine, bar)))
+            written.append(store.obtain(identity, partial(_write, source, identity, engine, bar, families)))
             paths.append(store.path(written[-1].entry.fingerprint, ".parquet"))
     with Grading(grade) as graded:
         answered = [
@@ -96,8 +101,8 @@ def _list_wanted(settings: params.Evaluate, model: Model, prompts: list[Path]) -
     ]
 
 
-def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, path: Path) -> None:
-    write_rollouts(path, identity, read_prompts(source), Author(engine, "student"), bar)
+def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, families: Families, path: Path) -> None:
+    write_rollouts(path, identity, read_prompts(source), Author(engine, "student"), bar, families.of(identity))
 
 
 def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[Path]) -> Answered:

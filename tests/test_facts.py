@@ -80,7 +80,7 @@ def made(tmp_path_factory):
             "finish_reason": ["length" if row % 4 == 1 else "stop" for row in range(count)],
         }
         sampling = Sampling(max_tokens=16).model_dump()
-        rows = rewritten(shard.rollouts, ROLLOUTS, {"sampling": sampling, "samples": 3}, **columns)
+        rows = rewritten(shard.rollouts, ROLLOUTS, {"sampling": sampling, "rows": {"samples": 3}}, **columns)
         rewards = random.normal(size=count).tolist()
         graded = [Grade([True, False, None][row % 3], rewards[row], None) for row in range(count)]
         grades, asked = root / f"grades-{number}.parquet", root / f"prompts-{number}.parquet"
@@ -99,7 +99,7 @@ def made(tmp_path_factory):
                 rows_of = [(table if row % 2 else skipped).slice(row, 1) for row in range(count)]
                 table = pa.concat_tables(rows_of)
             support = {"top_k": 4, "mass": None, "min_k": 1}
-            identity = {"tail": "exact", "entropies": True, "support": support, "asked": []}
+            identity = {"tail": "exact", "entropies": True, "support": support, "rows": {"asked": []}}
             with Writer(scores[view], SCORES, identity, {}) as writer:
                 writer.write(table)
         of_teacher = number == 2
@@ -199,14 +199,14 @@ def test_what_a_recipe_reads_enters_the_content_and_nothing_else(made, tmp_path)
 
 
 HOW = Training(steps=1, batch=4, learning_rate=1.0)
-SCORE = {"tail": "exact", "entropies": True, "support": {"top_k": 4, "mass": None, "min_k": 1}, "asked": []}
+SCORE = {"tail": "exact", "entropies": True, "support": {"top_k": 4, "mass": None, "min_k": 1}, "rows": {"asked": []}}
 
 
 def with_identity(made, tmp_path, scores=SCORE, sampling=None, samples=3):
     """The first shard, its footers changed."""
     shard = made[0][0]
     changed = tmp_path / "rollouts.parquet"
-    identity = {"sampling": Sampling(max_tokens=16, **(sampling or {})).model_dump(), "samples": samples}
+    identity = {"sampling": Sampling(max_tokens=16, **(sampling or {})).model_dump(), "rows": {"samples": samples}}
     with Writer(changed, ROLLOUTS, identity, {}) as writer:
         writer.write(read_shard(shard.rollouts, ROLLOUTS))
     view = tmp_path / "teacher.parquet"

@@ -67,9 +67,9 @@ def test_the_fingerprint_of_demo_models():
 def test_the_fingerprint_of_rollouts(shard):
     writing = Writing(MODEL, EngineSettings(), SAMPLING, samples=1, seed=0)
     of_teacher = identify_rollouts("teacher_rollouts", 1, shard, writing)
-    assert hashing.fingerprint(of_teacher) == "ee7f36d1f770b1f9c2676859241c030f"
+    assert hashing.fingerprint(of_teacher) == "f04fec9435403a2a9a1dad080134413c"
     of_student = identify_rollouts("refresh", 1, shard, writing, round="r1")
-    assert hashing.fingerprint(of_student) == "a2928fe26d84e62b23a1e024410ab10d"
+    assert hashing.fingerprint(of_student) == "516143eb81284868d073a1cfa4392d2d"
 
 
 def test_the_fingerprint_of_grades(shard, rollout_shard):
@@ -82,11 +82,11 @@ def test_the_fingerprint_of_scores(shard, rollout_shard):
     settings = params.Score(views={"teacher": view})
     bucket = Bucket(rollout_shard, shard, shard.with_name("grades.parquet"))
     plain = identify_scores(read_bucket(bucket, [view]), view, MODEL, settings)
-    assert hashing.fingerprint(plain) == "5d62a969968ca08d5c1775d32a31837e"
+    assert hashing.fingerprint(plain) == "454b06787110c72b08ea8f8df778f046"
     hinted = view.model_copy(update={"context": Hint()})
     assert (
         hashing.fingerprint(identify_scores(read_bucket(bucket, [hinted]), hinted, MODEL, settings))
-        == "12be610bd21a7c6a038e52db4e9fcb05"
+        == "a1cb27cd8fa4664f5c3759a21760516f"
     )
 
 

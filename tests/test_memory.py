@@ -84,7 +84,7 @@ ENGINE: Any = Arrays()
 def refresh(folder: Path, times: int) -> None:
     """Write rollouts."""
     writing.AT_ONCE = PROMPTS
-    identity = {"sampling": {"max_tokens": TOKENS}, "samples": times, "seed": 0, "engine": {"engine": "fake"}}
+    identity = {"sampling": {"max_tokens": TOKENS}, "rows": {"samples": times}, "seed": 0, "engine": {"engine": "fake"}}
     author = Author(ENGINE, "student", top_k=K)
     write_rollouts(folder / f"written-{times}", identity, read_prompts(folder / "prompts"), author)
 
@@ -103,7 +103,7 @@ def score(folder: Path, times: int) -> None:
     bucket = Bucket(folder / f"rollouts-{times}", folder / "prompts")
     plan = plan_scores(settings, {"teacher": ENGINE.model}, ["teacher"], [bucket])
     with ShardReader(bucket.rollouts) as rollouts:
-        write_scores(folder / f"made-{times}", plan.views["teacher"][0], ENGINE, rollouts)
+        write_scores(folder / f"made-{times}", plan.views["teacher"][0], lambda: ENGINE, rollouts)
 
 
 def train(folder: Path, times: int) -> None:

@@ -123,7 +123,7 @@ MUTUAL = {
 
 def write(path: Path, job: ScoreJob, engine: Engine) -> None:
     with ShardReader(job.bucket.rollouts) as rollouts:
-        write_scores(path, job, engine, rollouts)
+        write_scores(path, job, lambda: engine, rollouts)
 
 
 def test_the_shards_of_an_unpickled_plan_are_the_same_bytes(project, tmp_path):

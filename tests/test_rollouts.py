@@ -47,7 +47,7 @@ def test_every_row_is_the_engines_own_response(monkeypatch, tmp_path, at_once):
 
 def test_no_prompts_give_a_shard_without_rows(tmp_path):
     model, engine = record_model(str(tiny_models.bigram(tmp_path / "model"))), EngineSettings(engine="fake")
-    identity = {"sampling": {"max_tokens": 4}, "samples": 1, "seed": 0, "engine": {"engine": "fake"}}
+    identity = {"sampling": {"max_tokens": 4}, "rows": {"samples": 1}, "seed": 0, "engine": {"engine": "fake"}}
     with OnDemand(model, engine, Machine()) as opened:
         write_rollouts(tmp_path / "rollouts", identity, [], Author(opened, "student"))
     assert read_shard(tmp_path / "rollouts", ROLLOUTS).num_rows == 0

@@ -176,7 +176,7 @@ def score(path, bucket, model, of_view) -> list[dict]:
     settings = params.Score(engine="fake", views={"teacher": of_view})
     job = plan_scores(settings, {"teacher": model}, ["teacher"], [bucket]).views["teacher"][0]
     with open_engine(model, settings, Machine()) as engine, ShardReader(bucket.rollouts) as rollouts:
-        write_scores(path, job, engine, rollouts)
+        write_scores(path, job, lambda: engine, rollouts)
     return read_shard(path, SCORES).to_pylist()
 
 

@@ -4,8 +4,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress, product
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.engines.engine import Request
 from pipeline.engines.identity import find_engine_libraries, identify_engine
@@ -15,9 +18,10 @@ from pipeline.progress import Bar, Progress
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage import hashing
 from pipeline.storage import rollouts as rollouts_format
+from pipeline.storage.families import Families, KnownRows, put_in_order
 from pipeline.storage.prompts import PROMPTS, Prompt, read_prompts
 from pipeline.storage.rollouts import ROLLOUTS, Rollout, make_rollout_table
-from pipeline.storage.shards import Writer, count_rows_and_tokens
+from pipeline.storage.shards import Writer, read_shard
 from pipeline.storage.store import Folder, Store
 
 AT_ONCE = 4096
@@ -25,6 +29,9 @@ AT_ONCE = 4096
 
 RENDERED_COLUMNS = ("prompt_id", "messages")
 """Of a shard of prompts, what a response depends on; a hint or an answer may change without writing anew."""
+
+Wanted = tuple[Path, dict[str, Any]]
+"""A shard of prompts, with the identity of its rollouts."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Writing:
 
 
 def identify_rollouts(stage: str, version: int, prompts: Path, writing: Writing, **more: Any) -> dict[str, Any]:
-    """List everything that decides what a shard of rollouts holds.
+    """List everything that decides what a shard of rollouts holds: `rows` picks its rows, the rest decides each.
 
     Args:
         stage: that writes it.
@@ -63,10 +70,9 @@ def identify_rollouts(stage: str, version: int, prompts: Path, writing: Writing,
         "model": writing.model.identity,
         "engine": identify_engine(writing.engine),
         "sampling": writing.sampling.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"}),
-        "samples": writing.samples,
         "seed": writing.seed,
-        "prompts": hashing.hash_columns(prompts, PROMPTS, RENDERED_COLUMNS),
         **{name: value for name, value in more.items() if value is not None},
+        "rows": {"prompts": hashing.hash_columns(prompts, PROMPTS, RENDERED_COLUMNS), "samples": writing.samples},
     }
 
 
@@ -92,43 +98,84 @@ class Author:
     made_with: Mapping[str, str] = field(default_factory=dict)
 
 
-def count_missing(store: Store, wanted: Sequence[tuple[Path, dict[str, Any]]]) -> list[int]:
-    """Count the responses to write for each shard that the store lacks.
+def find_families(store: Store, wanted: Sequence[Wanted]) -> Families:
+    """Find responses that other shards have to the same prompts: of fewer prompts, say, or with fewer samples."""
+    return Families(store, ROLLOUTS, ("prompt_id", "sample"), {hashing.fingerprint(identity) for _, identity in wanted})
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What is to be written.
+
+    Attributes:
+        shards: that the store lacks.
+        responses: in these shards.
+        known: those of the responses that other shards have.
+    """
+
+    shards: int
+    responses: int
+    known: int
+
+    @property
+    def unknown(self) -> int:
+        """The responses that no shard has."""
+        return self.responses - self.known
+
+
+def count_missing(store: Store, wanted: Sequence[Wanted], families: Families) -> Missing:
+    """Count what the store lacks.
 
     Args:
         store: of finished shards.
-        wanted: shards of prompts, each with the identity of its rollouts.
+        wanted: what is asked of it.
+        families: as `find_families` gives them.
     """
-    return [
-        count_rows_and_tokens(prompts)[0] * identity["samples"]
-        for prompts, identity in wanted
-        if not store.has(identity)
-    ]
+    shards = responses = known = 0
+    for prompts, identity in wanted:
+        if not store.has(identity):
+            prompt_ids = read_shard(prompts, PROMPTS, ["prompt_id"]).column("prompt_id").to_pylist()
+            keys = list(product(prompt_ids, range(identity["rows"]["samples"])))
+            others = families.of(identity)
+            shards += 1
+            responses += len(keys)
+            known += sum(key in others for key in keys)
+    return Missing(shards, responses, known)
 
 
-def obtain_rollouts(folder: Folder, wanted: Sequence[tuple[Path, dict[str, Any]]], author: Author, what: str) -> None:
+def obtain_rollouts(folder: Folder, wanted: Sequence[Wanted], author: Author, what: str) -> None:
     """Write what the store does not have, under one progress bar, and link everything into the output.
 
     Args:
         folder: the output.
-        wanted: shards of prompts, each with the identity of its rollouts.
+        wanted: what shall be in it.
         author: who writes.
         what: the stage, for the bar and the log.
     """
-    missing = count_missing(folder.store, wanted)
-    name = author.engine.model.name
-    logging.getLogger(what).info("%d of %d shards to write with %s", len(missing), len(wanted), name)
-    with Bar(sum(missing), what) as bar:
+    families = find_families(folder.store, wanted)
+    missing = count_missing(folder.store, wanted, families)
+    log = logging.getLogger(what)
+    log.info("%d of %d shards to write with %s", missing.shards, len(wanted), author.engine.model.name)
+    if missing.known:
+        log.info("%d of their %d responses are there already, and are taken over", missing.known, missing.responses)
+    with Bar(missing.unknown, what) as bar:
         for prompts, identity in wanted:
-            folder.obtain(prompts.name, identity, partial(_write, prompts, identity, author, bar))
+            folder.obtain(prompts.name, identity, partial(_write, prompts, identity, author, bar, families))
 
 
-def _write(prompts: Path, identity: dict[str, Any], author: Author, bar: Progress, path: Path) -> None:
-    write_rollouts(path, identity, read_prompts(prompts), author, bar)
+def _write(
+    prompts: Path, identity: dict[str, Any], author: Author, bar: Progress, families: Families, path: Path
+) -> None:
+    write_rollouts(path, identity, read_prompts(prompts), author, bar, families.of(identity))
 
 
 def write_rollouts(
-    path: Path, identity: Mapping[str, Any], prompts: Sequence[Prompt], author: Author, progress: Progress | None = None
+    path: Path,
+    identity: Mapping[str, Any],
+    prompts: Sequence[Prompt],
+    author: Author,
+    progress: Progress | None = None,
+    known: KnownRows | None = None,
 ) -> None:
     """Write one shard: every sample of every prompt, in their order.
 
@@ -137,15 +184,23 @@ def write_rollouts(
         identity: as `identify_rollouts` gives it; the settings are read from it, so that no other can be used.
         prompts: of one bucket.
         author: who writes.
-        progress: told of finished responses.
+        progress: told of responses that the author finished.
+        known: responses that other shards have, by prompt and sample: they are taken over, and not written again.
     """
-    asked = [(prompt, sample) for prompt in prompts for sample in range(identity["samples"])]
+    asked = [(prompt, sample) for prompt in prompts for sample in range(identity["rows"]["samples"])]
+    known = known or KnownRows(ROLLOUTS, ())
     footer = {**find_engine_libraries(identity["engine"]["engine"]), **author.made_with}
     with Writer(path, ROLLOUTS, dict(identity), footer) as writer:
         tokenizer = author.engine.model.load_tokenizer()
         for start in range(0, len(asked), AT_ONCE):
             some = asked[start : start + AT_ONCE]
-            writer.write(make_rollout_table(_draw_rollouts(some, identity, tokenizer, author, progress)))
+            keys = [(prompt.prompt_id, sample) for prompt, sample in some]
+            is_known = np.array([key in known for key in keys], bool)
+            missing = list(compress(some, ~is_known))
+            drawn = _draw_rollouts(missing, identity, tokenizer, author, progress) if missing else []
+            taken = known.read(list(compress(keys, is_known)))
+            parts = [(np.flatnonzero(is_known), taken), (np.flatnonzero(~is_known), make_rollout_table(drawn))]
+            writer.write(put_in_order(parts))
 
 
 def _draw_rollouts(

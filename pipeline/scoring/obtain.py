@@ -11,9 +11,11 @@ from pipeline.models.record import Model
 from pipeline.progress import Bar
 from pipeline.scoring.context_effect import check_contexts_differ, list_views_to_compare
 from pipeline.scoring.plan import ScoreJob, ScorePlan, choose_use, complete_job
-from pipeline.scoring.write import write_scores
+from pipeline.scoring.write import SCORE_KEY, write_scores
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
+from pipeline.storage.families import Families
+from pipeline.storage.scores import SCORES
 from pipeline.storage.shards import ShardReader
 from pipeline.storage.store import Folder, Store
 
@@ -86,12 +88,15 @@ class _Scorer:
         for name, (shards, _) in missing.items():
             log.info("%s %s: %d of %d shards to score with %s", what, name, shards, len(views[name]), model.name)
         paths: dict[str, list[Path]] = {name: [] for name in views}
+        families = Families(
+            self._store, SCORES, SCORE_KEY, {job.fingerprint for jobs in views.values() for job in jobs}
+        )
         engine = OnDemand(model, self._settings, self._machine, choose_use(self._settings))
         with engine, Bar(sum(rows for _, rows in missing.values()), f"score {', '.join(views)}") as bar:
             for of_bucket in zip(*views.values(), strict=True):
                 with ShardReader(of_bucket[0].bucket.rollouts) as rollouts:
                     for name, job in zip(views, of_bucket, strict=True):
-                        make = partial(_write, job, rollouts, engine, bar)
+                        make = partial(_write, job, rollouts, engine, bar, families)
                         paths[name].append(self._obtain_one(job, make, None if folders is None else folders[name]))
         return paths
 
@@ -130,5 +135,5 @@ def _compare(plan: ScorePlan, name: str, obtained: Mapping[str, Folder], folder:
         check_contexts_differ({other: obtained[other].path, name: folder.path})
 
 
-def _write(job: ScoreJob, rollouts: ShardReader, engine: OnDemand, bar: Bar, path: Path) -> None:
-    write_scores(path, job, engine.open(), rollouts, bar)
+def _write(job: ScoreJob, rollouts: ShardReader, engine: OnDemand, bar: Bar, families: Families, path: Path) -> None:
+    write_scores(path, job, engine.open, rollouts, bar, families.of(job.identity))

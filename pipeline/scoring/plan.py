@@ -150,7 +150,7 @@ def complete_job(job: ScoreJob, asked: Sequence[Path]) -> ScoreJob:
     if not asked:
         return job
     hashes = [hashing.hash_columns(path, SCORES, ("support_ids", "own")) for path in asked]
-    identity = job.identity | {"asked": hashes}
+    identity = job.identity | {"rows": job.identity["rows"] | {"asked": hashes}}
     return replace(job, asked=tuple(asked), identity=identity, fingerprint=hashing.fingerprint(identity))
 
 
@@ -161,7 +161,10 @@ def choose_use(settings: params.Score) -> EngineUse:
 
 
 def identify_scores(rows: BucketRows, view: View, model: Model, settings: params.Score) -> dict[str, Any]:
-    """Say everything that decides what a shard of scores holds, but for the ids that other views keep."""
+    """Say everything that decides what a shard of scores holds, but for the ids that other views keep.
+
+    Of these facts `rows` picks the rows and what they see, which each row tells of itself by its `context_hash`.
+    """
     behaviour = ("behaviour_topk_ids",) if view.support.behaviour else ()
     support = view.support.model_dump(include={"top_k", "mass", "min_k"})
     if view.support.ids:
@@ -175,10 +178,13 @@ def identify_scores(rows: BucketRows, view: View, model: Model, settings: params
         "engine": identify_engine(settings),
         "tail": tail,
         "entropies": settings.entropies and tail == "exact",
-        "context": identify_context(rows, view, model),
         "support": support,
-        "asked": [],
-        "rollouts": rows.hashes["rollouts"].join(TOKEN_COLUMNS + behaviour),
+        "asks": {"views": len(view.support.same_as), "behaviour": view.support.behaviour},
+        "rows": {
+            "rollouts": rows.hashes["rollouts"].join(TOKEN_COLUMNS + behaviour),
+            "context": identify_context(rows, view, model),
+            "asked": [],
+        },
     }
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ def canonical(value: Any) -> str:
 def fingerprint(identity: dict[str, Any]) -> str:
     """Hash an identity: the name of what it describes."""
     return digest(canonical(identity))
+
+
+def fingerprint_family(identity: Mapping[str, Any]) -> str:
+    """Hash an identity without the part that picks the rows: the name of what could share rows with it."""
+    return digest(canonical({name: value for name, value in identity.items() if name != "rows"}))
 
 
 def hash_columns(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,9 +71,9 @@ class Store:
         if made:
             started = time.monotonic()
             self._make(final, make)
-            self._note(final, fingerprint, time.monotonic() - started)
+            self._note(final, identity, fingerprint, time.monotonic() - started)
         elif not _side(final).exists():  # killed between the link and the note
-            self._note(final, fingerprint, None)
+            self._note(final, identity, fingerprint, None)
         note = json.loads(_side(final).read_text())
         entry = Entry(**note["entry"])
         if not made:
@@ -92,7 +92,8 @@ class Store:
         Raises:
             ShardError: it is damaged, or does not say how it was made.
         """
-        fingerprint = hashing.fingerprint(read_identity(path) if identity is None else identity)
+        identity = read_identity(path) if identity is None else identity
+        fingerprint = hashing.fingerprint(identity)
         final = self.path(fingerprint, path.suffix)
         if not final.exists():
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -101,13 +102,27 @@ class Store:
             else:
                 _first(path, final)
         if not _side(final).exists():
-            self._note(final, fingerprint, None)
+            self._note(final, identity, fingerprint, None)
         return Entry(**json.loads(_side(final).read_text())["entry"])
 
     def entries(self) -> list[Path]:
         """List every finished file and folder."""
         found = [path for path in self.root.glob("??/*") if path.suffix != ".json" or path.name.count(".") == 1]
         return sorted(path for path in found if not path.name.endswith(".entry.json") and ".making-" not in path.name)
+
+    def list_families(self, without: Collection[str | None] = ()) -> dict[str, list[Path]]:
+        """List the finished shards of each family (`storage/families.py`).
+
+        Args:
+            without: fingerprints of shards that are left out.
+        """
+        families: dict[str, list[Path]] = {}
+        for side in sorted(self.root.glob("??/*.parquet.entry.json")):
+            shard = side.with_name(side.name.removesuffix(".entry.json"))
+            family = json.loads(side.read_text()).get("family")
+            if family is not None and shard.stem not in without and shard.exists():
+                families.setdefault(family, []).append(shard)
+        return families
 
     def _make(self, final: Path, make: Callable[[Path], None]) -> None:
         temporary = self._temporary(final)
@@ -125,13 +140,14 @@ class Store:
     def _temporary(self, final: Path) -> Path:
         return final.with_name(f"{final.stem}.making-{uuid.uuid4().hex}{final.suffix}")
 
-    def _note(self, final: Path, fingerprint: str, seconds: float | None) -> None:
+    def _note(self, final: Path, identity: dict[str, Any], fingerprint: str, seconds: float | None) -> None:
         is_shard = final.suffix == ".parquet"
         content, rows, tokens = hashing.measure_shard(final) if is_shard else (hashing.hash_path(final), 0, 0)
         entry = Entry(fingerprint, content, rows, tokens, _bytes(final))
+        note = {"entry": asdict(entry), "seconds": seconds, "family": hashing.fingerprint_family(identity)}
         side = _side(final)
         temporary = side.with_name(f"{side.name}.making-{uuid.uuid4().hex}")
-        temporary.write_text(json.dumps({"entry": asdict(entry), "seconds": seconds}))
+        temporary.write_text(json.dumps(note))
         temporary.replace(side)
 
 

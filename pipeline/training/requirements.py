@@ -71,7 +71,7 @@ def _check_scores(recipe: Recipe, view: str, path: Path) -> None:
         told = f"is cut to a mass of {support['mass']}, so its tokens keep different numbers of ids"
         raise _lacks(recipe, path, told, f"score.views.{view}.support.mass: null", "score")
     renormalises = any(term.tail == "renormalise" and view in term.views for term in recipe.terms)
-    if renormalises and support["top_k"] == 1 and not identity["asked"]:
+    if renormalises and support["top_k"] == 1 and not identity["rows"]["asked"]:
         told = "keeps one id, whose renormalised probability is 1 whatever the student says"
         raise _lacks(recipe, path, told, f"score.views.{view}.support.top_k: 2 (or more)", "score")
 
@@ -84,7 +84,7 @@ def _check_rollouts(recipe: Recipe, source: Bucket) -> None:
             told = "was not sampled from the whole distribution and has rows without sampling_logprobs, for the ratio"
             raise _lacks(recipe, source.rollouts, told, "refresh.sampling: {temperature: 1.0, top_p: 1.0}", "refresh")
     needs_groups = any(spec.needs_groups for spec in recipe.derived.values())
-    if needs_groups and identity["samples"] < 2:
+    if needs_groups and identity["rows"]["samples"] < 2:
         raise _lacks(recipe, source.rollouts, "has one response to each prompt", "refresh.samples: 4", "refresh")
 
 

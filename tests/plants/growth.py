@@ -1,0 +1,36 @@
+"""Bugs in what a new shard takes over from others."""
+
+from tests.planting import Plant
+
+GROWTH = "tests/test_growth.py::test_what_exists_is_taken_over_and_the_result_is_that_of_a_run_from_nothing"
+
+PLANTS = [
+    Plant(
+        "every sample is the first",
+        "pipeline.rollouts.write:find_families",
+        '("prompt_id", "sample")',
+        '("prompt_id",)',
+        (f"{GROWTH}[more samples]",),
+    ),
+    Plant(
+        "the seed in no family",
+        "pipeline.storage.hashing:fingerprint_family",
+        'name != "rows"',
+        'name not in ("rows", "seed")',
+        (f"{GROWTH}[another seed]",),
+    ),
+    Plant(
+        "scores without the ids asked for",
+        "pipeline.scoring.write:_has_asked",
+        "asked is None",
+        "True",
+        (f"{GROWTH}[ids of their own]",),
+    ),
+    Plant(
+        "rows taken over come first",
+        "pipeline.storage.families:put_in_order",
+        "pa.array(order, pa.int64())",
+        "pa.array(sorted(order), pa.int64())",
+        (f"{GROWTH}[prompts added where views ask for each other's ids]",),
+    ),
+]

@@ -72,7 +72,7 @@ def run(
         for source, identity in wanted:
             written.append(store.obtain(identity, partial(_write, source, identity, engine, bar, families)))
             paths.append(store.path(written[-1].entry.fingerprint, ".parquet"))
-    with Grading(grade) as graded:
+    with Grading(grade, store) as graded:
         answered = [
             _answered(store, graded, prompts, paths[start : start + len(prompts)]) for start in (0, len(prompts))
         ]

@@ -28,6 +28,7 @@ from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import Writer
+from pipeline.storage.store import Store
 from pipeline.training.checkpoints import hash_shard, identify_checkpoint
 from stages import models as models_stage
 from stages import prompts as prompts_stage
@@ -115,7 +116,7 @@ def identities(tmp_path):
         how = EngineSettings(engine=engine)
         return [
             identify_rollouts("stage", 1, shard, Writing(model, how, Sampling(max_tokens=1), 1, 0)),
-            Grading(params.GradeSettings(grader="exact")).prepare(shard, rollout_shard)[0],
+            Grading(params.GradeSettings(grader="exact"), Store(tmp_path)).prepare(shard, rollout_shard)[0],
         ]
 
     def scored(engine: EngineName):

@@ -85,7 +85,7 @@ def made(tmp_path_factory):
         graded = [Grade([True, False, None][row % 3], rewards[row], None) for row in range(count)]
         grades, asked = root / f"grades-{number}.parquet", root / f"prompts-{number}.parquet"
         with Writer(grades, GRADES, {}, {}) as writer:
-            writer.write(make_grade_table([row["rollout_id"] for row in rows], graded))
+            writer.write(make_grade_table([row["rollout_id"] for row in rows], graded, [None] * count))
         known = sorted({row["prompt_id"] for row in rows})
         told = [{"role": "user", "content": "?"}]
         of_domain = {prompt: "words" if prompt.endswith("1") else "sums" for prompt in known}

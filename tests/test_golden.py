@@ -21,6 +21,7 @@ from pipeline.storage.bucket import Bucket
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import Writer
+from pipeline.storage.store import Store
 from pipeline.training.checkpoints import hash_shard, identify_checkpoint
 from stages import models as models_stage
 from stages import prompts as prompts_stage
@@ -73,8 +74,8 @@ def test_the_fingerprint_of_rollouts(shard):
 
 
 def test_the_fingerprint_of_grades(shard, rollout_shard):
-    identity, _ = Grading(params.GradeSettings(grader="exact")).prepare(shard, rollout_shard)
-    assert hashing.fingerprint(identity) == "455f51f6f699f568abb6b6a9fd9dd182"
+    identity, _ = Grading(params.GradeSettings(grader="exact"), Store(shard.parent)).prepare(shard, rollout_shard)
+    assert hashing.fingerprint(identity) == "b94e0c1a1bd87869f812b315b11a13e7"
 
 
 def test_the_fingerprint_of_scores(shard, rollout_shard):

@@ -306,7 +306,8 @@ def test_naming_a_grader_runs_none_of_it(own: params.GradeSettings) -> None:
 
 def test_grades_become_the_rows_of_a_shard() -> None:
     grades = [Grade(True, 1.0, None), Grade(None, 0.25, "close"), NOTHING]
-    rows = make_grade_table(["a", "b", "c"], grades).to_pylist()
+    rows = make_grade_table(["a", "b", "c"], grades, ["one", "two", None]).to_pylist()
     assert [row.pop("rollout_id") for row in rows] == ["a", "b", "c"]
+    assert [row.pop("answer_hash") for row in rows] == ["one", "two", None]
     assert [Grade(**row) for row in rows] == grades
-    assert make_grade_table([], []).schema == GRADES
+    assert make_grade_table([], [], []).schema == GRADES

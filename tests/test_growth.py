@@ -1,7 +1,7 @@
-"""Growth costs what grew: rows written and scored after a change, against those that the change adds.
+"""Growth costs what grew: rows written, graded and scored after a change, against those that the change adds.
 
 Each project has finished its first round. Then its prompts or settings change, its stages run again, and the rows that
-reach the engine are counted. What comes out is compared with a project in which only the changed settings ever ran.
+reach engine or grader are counted. What comes out is compared with a project that never ran but with the change.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from pipeline.engines.fake import BigramEngine
+from pipeline.grading.graders import _Exact
+from pipeline.storage.grades import Grade
 from tests import dag
 
 STAGES = ("models", "prompts", "teacher_rollouts", "sft", "refresh@r1", "score@r1", "evaluate_start@r0")
@@ -24,17 +26,17 @@ Change = Callable[[Path], Any]
 
 @contextlib.contextmanager
 def counting_rows() -> Iterator[Counter[str]]:
-    """Count the rows that go through the engine."""
+    """Count the rows that go through the engine and the grader."""
     rows: Counter[str] = Counter()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("generate", "score"):
-            original = getattr(BigramEngine, name)
+        for owner, name in ((BigramEngine, "generate"), (BigramEngine, "score"), (_Exact, "grade")):
+            original = getattr(owner, name)
 
             def counted(self, requests, *rest, name=name, original=original):
                 rows[name] += len(requests)
                 return original(self, requests, *rest)
 
-            patch.setattr(BigramEngine, name, counted)
+            patch.setattr(owner, name, counted)
         yield rows
 
 
@@ -76,17 +78,26 @@ def removed(split: str, count: int) -> Change:
     return lambda project: dag.write_prompts(project, split, dag.read_prompts(project, split)[count:])
 
 
-def another_hint(project: Path) -> None:
-    first, *others = dag.read_prompts(project, "opd")
-    dag.write_prompts(project, "opd", [first | {"hint": "other words"}, *others])
+def other(**fields: str) -> Change:
+    """One prompt gets other words in some fields."""
+
+    def apply(project: Path) -> None:
+        first, *others = dag.read_prompts(project, "opd")
+        dag.write_prompts(project, "opd", [first | fields, *others])
+
+    return apply
 
 
 CASES: dict[str, tuple[dict[str, Any], Change, Counter[str]]] = {
-    "prompts added": (PLAIN, added("opd", 9), Counter(generate=9, score=2 * 9)),
-    "prompts added where views ask for each other's ids": (ASKING, added("opd", 9), Counter(generate=9, score=4 * 9)),
+    "prompts added": (PLAIN, added("opd", 9), Counter(generate=9, score=2 * 9, grade=9)),
+    "prompts added where views ask": (
+        ASKING,
+        added("opd", 9),
+        Counter(generate=9, score=4 * 9, grade=9),
+    ),
     "prompts removed": (PLAIN, removed("opd", 9), Counter()),
     "prompts removed where views ask": (ASKING, removed("opd", 9), Counter()),
-    "more samples": (PLAIN, setting(refresh__samples=3), Counter(generate=2 * OPD, score=2 * 2 * OPD)),
+    "more samples": (PLAIN, setting(refresh__samples=3), Counter(generate=2 * OPD, score=2 * 2 * OPD, grade=2 * OPD)),
     "fewer samples": ({"refresh": dag.settings()["refresh"] | {"samples": 3}}, setting(refresh__samples=2), Counter()),
     # Fine-tuning would read its rows in another order, and give another student.
     "other buckets": (
@@ -94,7 +105,8 @@ CASES: dict[str, tuple[dict[str, Any], Change, Counter[str]]] = {
         setting(prompts__buckets=3),
         Counter(),
     ),
-    "a hint": (PLAIN, another_hint, Counter(score=1)),
+    "a hint": (PLAIN, other(hint="other words"), Counter(score=1)),
+    "an answer": (PLAIN, other(answer="17"), Counter(grade=1)),
     "another template of hints": (
         PLAIN,
         setting(score__views__hinted__context={"kind": "hint", "template": "{prompt} by {hint}"}),
@@ -102,23 +114,23 @@ CASES: dict[str, tuple[dict[str, Any], Change, Counter[str]]] = {
     ),
     # The pass that finds them, the view of them, and the view that asks for them.
     "ids of their own": (ASKING, setting(score__views__hinted__support__ids=[1, 4]), Counter(score=3 * OPD)),
-    "prompts of the teacher's": (PLAIN, added("sft", 5), Counter(generate=5)),
-    "prompts of evaluation": (PLAIN, added("evaluation", 4), Counter(generate=4 * (1 + 2))),
-    "another seed": (PLAIN, setting(refresh__seed=5), Counter(generate=OPD, score=2 * OPD)),
+    "prompts of the teacher's": (PLAIN, added("sft", 5), Counter(generate=5, grade=5)),
+    "prompts of evaluation": (PLAIN, added("evaluation", 4), Counter(generate=4 * (1 + 2), grade=4 * (1 + 2))),
+    "another seed": (PLAIN, setting(refresh__seed=5), Counter(generate=OPD, score=2 * OPD, grade=OPD)),
     # Three responses come out as they were.
     "another temperature": (
         PLAIN,
         setting(refresh__sampling__temperature=0.5),
-        Counter(generate=OPD, score=2 * (OPD - 3)),
+        Counter(generate=OPD, score=2 * (OPD - 3), grade=OPD - 3),
     ),
 }
-"""What differs from the usual project, what is changed, and the rows that the engine gets for it."""
+"""What differs from the usual project, what is changed, and the rows that engine and grader get for it."""
 
 ONLY = {"prompts of the teacher's": ("models", "prompts", "teacher_rollouts")}
 """Stages that run again, where later ones would have another student."""
 
 
-QUICK = "prompts added where views ask for each other's ids"
+QUICK = "prompts added where views ask"
 
 
 @pytest.mark.parametrize(
@@ -141,3 +153,24 @@ def test_what_exists_is_taken_over_and_the_result_is_that_of_a_run_from_nothing(
     dag.run(fresh, only, order)
     for out in OUTPUTS[: 1 if name in ONLY else None]:
         assert dag.contents(grown / out) == dag.contents(fresh / out), out
+
+
+def test_a_response_whose_grader_failed_is_graded_again(tmp_path, monkeypatch):
+    project, order = started(tmp_path / "project")
+    monkeypatch.chdir(project)
+    original = _Exact.grade
+
+    def failing_once(self, responses, answers):
+        grades = original(self, responses, answers)
+        return [
+            Grade(None, None, "no network") if a == "3" else grade for a, grade in zip(answers, grades, strict=True)
+        ]
+
+    to_refresh = STAGES[: STAGES.index("refresh@r1") + 1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Exact, "grade", failing_once)
+        dag.run(project, to_refresh, order)
+    added("opd", 9)(project)
+    with counting_rows() as rows:
+        dag.run(project, to_refresh, order)
+    assert rows == Counter(generate=9, grade=9 + 1)

@@ -31,6 +31,7 @@ from pipeline.storage.ragged import Ragged
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import SCORES, Scores, make_score_table
 from pipeline.storage.shards import ShardReader, Writer, read_shard
+from pipeline.storage.store import Store
 
 PROMPTS, MORE = 64, 100
 TOKENS, K = 150, 32
@@ -92,7 +93,7 @@ def refresh(folder: Path, times: int) -> None:
 def grade(folder: Path, times: int) -> None:
     """Grade long responses."""
     grade_writing.AT_ONCE = PROMPTS
-    with Grading(params.GradeSettings(grader="exact")) as grading:
+    with Grading(params.GradeSettings(grader="exact"), Store(folder / "store")) as grading:
         _, make = grading.prepare(folder / "prompts", folder / f"long-{times}")
         make(folder / f"grades-{times}")
 

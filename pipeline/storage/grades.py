@@ -10,7 +10,7 @@ from pipeline.errors import ShardError
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import make_table, read_shard
 
-VERSION = 1  # raise it when a column's meaning changes; shards of grades are then made again
+VERSION = 2  # raise it when a column's meaning changes; shards of grades are then made again
 
 GRADES = pa.schema(
     [
@@ -18,6 +18,7 @@ GRADES = pa.schema(
         pa.field("correct", pa.bool_()),
         pa.field("reward", pa.float32()),
         pa.field("feedback", pa.string()),
+        pa.field("answer_hash", pa.string()),
     ]
 )
 
@@ -36,16 +37,29 @@ class Grade:
     reward: float | None
     feedback: str | None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the feedback is what went wrong with the grader, for there is no verdict."""
+        return self.feedback is not None and self.correct is None and self.reward is None
+
 
 _GIVEN = [field.name for field in fields(Grade)]
 GRADE_COLUMNS = ("rollout_id", *_GIVEN)
 """The columns that a `Grade` is read from."""
 
 
-def make_grade_table(rollout_ids: Sequence[str], grades: Sequence[Grade]) -> pa.Table:
-    """Make the rows of a shard of grades."""
+def make_grade_table(
+    rollout_ids: Sequence[str], grades: Sequence[Grade], answer_hashes: Sequence[str | None]
+) -> pa.Table:
+    """Make the rows of a shard of grades.
+
+    Args:
+        rollout_ids: of the rows.
+        grades: one for each.
+        answer_hashes: of the answers that they were graded by; None where the prompt has none.
+    """
     columns = {name: [getattr(grade, name) for grade in grades] for name in _GIVEN}
-    return make_table({"rollout_id": rollout_ids, **columns}, GRADES)
+    return make_table({"rollout_id": rollout_ids, **columns, "answer_hash": answer_hashes}, GRADES)
 
 
 def read_grades(path: Path, rollouts: Path) -> list[Grade]:
@@ -74,4 +88,9 @@ def list_grades(table: pa.Table, path: Path, rollout_ids: Sequence[str], rollout
         raise ShardError(
             f"{path} does not grade the rows of {rollouts}, in their order. Remove it and run `dvc repro`."
         )
-    return [Grade(**row) for row in table.select(_GIVEN).to_pylist()]
+    return decode_grades(table)
+
+
+def decode_grades(rows: pa.Table) -> list[Grade]:
+    """Read rows of a shard of grades back."""
+    return [Grade(**row) for row in rows.select(_GIVEN).to_pylist()]

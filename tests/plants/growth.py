@@ -27,10 +27,24 @@ PLANTS = [
         (f"{GROWTH}[ids of their own]",),
     ),
     Plant(
+        "a grade by another answer",
+        "pipeline.grading.write:_hash_answer",
+        "hashing.digest(answer)",
+        'hashing.digest("")',
+        (f"{GROWTH}[an answer]",),
+    ),
+    Plant(
+        "a grader's failure for ever",
+        "pipeline.grading.write:Grading._grade",
+        "not grade.failed",
+        "True",
+        ("tests/test_growth.py::test_a_response_whose_grader_failed_is_graded_again",),
+    ),
+    Plant(
         "rows taken over come first",
         "pipeline.storage.families:put_in_order",
         "pa.array(order, pa.int64())",
         "pa.array(sorted(order), pa.int64())",
-        (f"{GROWTH}[prompts added where views ask for each other's ids]",),
+        (f"{GROWTH}[prompts added where views ask]",),
     ),
 ]

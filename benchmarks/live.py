@@ -32,8 +32,8 @@ import typer
 from benchmarks import measure, qwen3
 from benchmarks.rows import Bar, Check, JsonFile, Row, conclude
 from pipeline.engines.open import OnDemand
+from pipeline.models.open import open_student
 from pipeline.models.record import Model, record_model
-from pipeline.models.student import open_student
 from pipeline.rollouts.write import Author, Writing, identify_rollouts, write_rollouts
 from pipeline.scoring.plan import plan_scores
 from pipeline.scoring.write import write_scores

@@ -35,6 +35,10 @@ def damaged(path: Path, what: str) -> ShardError:
     )
 
 
+class DivergedError(PotstillError):
+    """A loss, a gradient or a measured divergence is no finite number."""
+
+
 class ConsistencyError(PotstillError):
     """The SFT data and the scores come from different teachers (arXiv:2604.13010)."""
 

@@ -133,7 +133,7 @@ def _make_untrained(settings: Demo, role: Literal["teacher", "student"], folder:
 def _teach(settings: Demo, machine: Machine, state: Path, identity: dict[str, Any], target: Path) -> None:
     """Train the demo's teacher on worked sums."""
     from pipeline.demo import task
-    from pipeline.models.student import open_student
+    from pipeline.models.open import open_student
     from pipeline.training.checkpoints import Origin, save_checkpoint
     from pipeline.training.fit import fit_student
     from pipeline.training.rows import Rows

@@ -68,9 +68,9 @@ def test_the_fingerprint_of_demo_models():
 def test_the_fingerprint_of_rollouts(shard):
     writing = Writing(MODEL, EngineSettings(), SAMPLING, samples=1, seed=0)
     of_teacher = identify_rollouts("teacher_rollouts", 1, shard, writing)
-    assert hashing.fingerprint(of_teacher) == "f04fec9435403a2a9a1dad080134413c"
+    assert hashing.fingerprint(of_teacher) == "43e0a4a2eb85d0937500acaba64666aa"
     of_student = identify_rollouts("refresh", 1, shard, writing, round="r1")
-    assert hashing.fingerprint(of_student) == "516143eb81284868d073a1cfa4392d2d"
+    assert hashing.fingerprint(of_student) == "0731e98b31c1eef545629a951e8a0e73"
 
 
 def test_the_fingerprint_of_grades(shard, rollout_shard):
@@ -83,11 +83,11 @@ def test_the_fingerprint_of_scores(shard, rollout_shard):
     settings = params.Score(views={"teacher": view})
     bucket = Bucket(rollout_shard, shard, shard.with_name("grades.parquet"))
     plain = identify_scores(read_bucket(bucket, [view]), view, MODEL, settings)
-    assert hashing.fingerprint(plain) == "454b06787110c72b08ea8f8df778f046"
+    assert hashing.fingerprint(plain) == "73031f2f157c34caccf0dd941452f7fa"
     hinted = view.model_copy(update={"context": Hint()})
     assert (
         hashing.fingerprint(identify_scores(read_bucket(bucket, [hinted]), hinted, MODEL, settings))
-        == "a1cb27cd8fa4664f5c3759a21760516f"
+        == "d944092a0a46e4fd1b0190d455d61f74"
     )
 
 

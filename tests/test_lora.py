@@ -13,9 +13,10 @@ from pipeline.engines.fake import BigramEngine
 from pipeline.errors import ModelError
 from pipeline.head import layer
 from pipeline.head.answer import Ask
+from pipeline.models.open import open_student
 from pipeline.models.packing import build_pack
 from pipeline.models.record import record_model
-from pipeline.models.student import Student, open_student
+from pipeline.models.student import Student
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Training
 from pipeline.settings.recipe import load_recipe

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.head.answer import Ask
+from pipeline.models.open import open_student
 from pipeline.models.packing import Pack, build_pack, plan_packs
 from pipeline.models.record import record_model
-from pipeline.models.student import open_student
 from pipeline.objectives.estimators import nll
 from tests import tiny_models
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from pipeline.engines.fake import BigramEngine
 from pipeline.errors import ModelError, SettingsError
+from pipeline.models.open import open_student
 from pipeline.models.packing import plan_packs, share_packs
 from pipeline.models.record import record_model
-from pipeline.models.student import open_student
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Training
 from pipeline.settings.recipe import load_recipe

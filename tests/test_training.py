@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.engines.fake import BigramEngine
+from pipeline.models.open import open_student
 from pipeline.models.record import read_checkpoint, read_model, record_model
-from pipeline.models.student import Student, open_student
+from pipeline.models.student import Student
 from pipeline.objectives.diagnostics import Alarm
 from pipeline.objectives.objective import Objective
 from pipeline.settings.machine import Machine

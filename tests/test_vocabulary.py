@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.engines.hf import HfEngine
+from pipeline.models.open import open_student
 from pipeline.models.record import record_model
-from pipeline.models.student import open_student
 from pipeline.objectives.objective import Objective
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings

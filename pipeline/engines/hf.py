@@ -4,7 +4,9 @@ Generation draws each token by inverting the distribution at one uniform number 
 every request has its own seed. Scoring packs sequences and sends response positions alone through the head.
 """
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,20 +19,21 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from pipeline.engines.decoding import TOKENS, Decoding, choose_decoding
 from pipeline.engines.engine import Request, Response, ScoreRequest, check_top_k, find_context_limit
 from pipeline.engines.scores import unpad_scores
 from pipeline.errors import EngineError
 from pipeline.head.scores import score_tokens
 from pipeline.head.support import Support
-from pipeline.models.packing import build_pack, plan_packs
+from pipeline.models.open import open_student
+from pipeline.models.packing import build_pack, plan_batches
 from pipeline.models.record import Model
-from pipeline.models.student import open_student
 from pipeline.progress import Progress
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage.scores import Scores
 
-VERSION = 1  # raise it when a rollout or a score would change; they are then made again
+VERSION = 2  # raise it when a rollout or a score would change; they are then made again
 
 LIBRARIES = ("torch", "transformers")
 
@@ -68,12 +71,9 @@ class HfEngine:
         check_top_k(top_k, self.model, "refresh.behaviour_top_k")
         for request in requests:
             self._check_length(len(request.prompt_ids) + sampling.max_tokens, "a prompt and sampling.max_tokens")
-        # Prompts of one length share a batch as far as possible: less padding, and it stands on the left.
-        order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
         responses: dict[int, Response] = {}
-        for start in range(0, len(order), self.machine.generate_rows):
-            batch = order[start : start + self.machine.generate_rows]
-            written = self._generate([requests[index] for index in batch], sampling, top_k)
+        for batch in self._plan_batches(requests):
+            written = self._generate([requests[index] for index in batch], sampling, top_k, self._decoding)
             responses.update(zip(batch, written, strict=True))
             if progress is not None:
                 progress(len(written), sum(len(response.ids) for response in written))
@@ -91,7 +91,7 @@ class HfEngine:
         self._check_ids(prompts, responses)
         output = self.student.output()
         parts: dict[int, Scores] = {}
-        for rows in plan_packs(lengths, self.machine.score_tokens):
+        for rows in plan_batches(lengths, self.machine.score_tokens, self.student.layout):
             pack = build_pack(rows, prompts, responses).to(self.device)
             asked = _pad_asked([requests[index].asked_ids for index in pack.sequences])
             asked = None if asked is None else asked.to(self.device)
@@ -102,7 +102,27 @@ class HfEngine:
                 progress(len(pack.sequences), len(pack.sampled_ids))
         return Scores.concatenate([parts[index] for index in range(len(requests))])
 
-    def _generate(self, requests: list[Request], sampling: Sampling, top_k: int) -> list[Response]:
+    @functools.cached_property
+    def _decoding(self) -> Decoding:
+        """The way of decoding that is right for this model, found out when something is first written."""
+        few = Sampling(max_tokens=TOKENS)
+        tokens = min(self.model.tokens, self.model.vocabulary)
+        return choose_decoding(
+            self.student, lambda requests, way: self._generate(requests, few, 0, way), self.model.name, tokens
+        )
+
+    def _plan_batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
+        """Shortest prompts first: less padding, and it stands on the left; or prompts of one length alone."""
+        lengths = [len(request.prompt_ids) for request in requests]
+        order = sorted(range(len(requests)), key=lengths.__getitem__)
+        alike = lengths.__getitem__ if self._decoding is not Decoding.PADDED else lambda _: 0
+        for _, group in itertools.groupby(order, key=alike):
+            batch, rows = list(group), self.machine.generate_rows
+            yield from (batch[start : start + rows] for start in range(0, len(batch), rows))
+
+    def _generate(
+        self, requests: Sequence[Request], sampling: Sampling, top_k: int, decoding: Decoding
+    ) -> list[Response]:
         longest = max(len(request.prompt_ids) for request in requests)
         ids = np.zeros((len(requests), longest), np.int64)
         is_prompt = np.zeros((len(requests), longest), np.int64)
@@ -118,7 +138,11 @@ class HfEngine:
             torch.from_numpy(ids).to(self.device),
             attention_mask=torch.from_numpy(is_prompt).to(self.device),
             generation_config=GenerationConfig(
-                max_new_tokens=sampling.max_tokens, do_sample=False, eos_token_id=eos_ids, pad_token_id=eos_ids[0]
+                max_new_tokens=sampling.max_tokens,
+                do_sample=False,
+                use_cache=decoding is not Decoding.UNCACHED,
+                eos_token_id=eos_ids,
+                pad_token_id=eos_ids[0],
             ),
             logits_processor=LogitsProcessorList([draw]),
         )

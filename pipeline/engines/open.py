@@ -1,6 +1,7 @@
 """Opening an engine by name, at once or when it is first needed."""
 
 import pipeline.engines.vllm  # noqa: F401 - it silences vLLM, which has to be done before vLLM is imported
+from pipeline.engines.checked import CheckedEngine
 from pipeline.engines.engine import WRITING, Engine, EngineUse
 from pipeline.models.record import Model
 from pipeline.settings.machine import Machine
@@ -14,7 +15,11 @@ def open_engine(model: Model, settings: EngineSettings, machine: Machine, use: E
         ModelError: its files are not those that were recorded, or it has no tokenizer.
         EngineError: this machine cannot run the engine.
     """
-    # Each implementation brings its own library; whoever uses one need not have the others.
+    return CheckedEngine(_open(model, settings, machine, use), model, settings)
+
+
+def _open(model: Model, settings: EngineSettings, machine: Machine, use: EngineUse) -> Engine:
+    """Open the engine of the settings: each brings its own library, and who uses one need not have the others."""
     match settings.engine:
         case "hf":
             from pipeline.engines.hf import HfEngine

@@ -1,12 +1,13 @@
 """Packs: several sequences in one row, told apart by positions that start again at zero.
 
 A pack is given to the model with restarting `position_ids`, `use_cache=False` and **no** attention mask: transformers
-then keeps packed sequences apart. With a mask, or with the cache, they see each other, silently (0.5 on logits).
-Training and scoring share this module.
+then keeps packed sequences apart in most architectures. With a mask, or with the cache, they see each other, silently
+(0.5 on logits). Where they do so anyway (`models/probe.py` finds out), each sequence has a row of its own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import torch
@@ -15,6 +16,14 @@ from torch import Tensor
 
 SPREAD = 4
 """Sequences that differ more in length have rows of their own width, but to fill a pack."""
+
+
+class Layout(Enum):
+    """How the sequences of a model are batched; the value says why."""
+
+    PACKED = "a row holds several sequences, none of which sees another"
+    PADDED = "packed sequences would see each other, so each has a row of its own (slower)"
+    ALONE = "a sequence would see others and its padding, so rows hold one each, of one length (slower still)"
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,31 @@ def plan_packs(lengths: Sequence[int] | np.ndarray, tokens: int) -> list[list[li
             packs.append([rows[row] for row in fullest[:most]])
             fullest = fullest[most:]
         waiting = left
+    return packs
+
+
+def plan_batches(
+    lengths: Sequence[int] | np.ndarray, tokens: int, layout: Layout = Layout.PACKED
+) -> list[list[list[int]]]:
+    """Spread sequences over packs as a model bears it: pack → row → sequences.
+
+    Args:
+        lengths: tokens of each sequence.
+        tokens: most tokens of one pack, padding included.
+        layout: PACKED plans as `plan_packs`; else a row has one sequence, longest first, in packs of similar lengths.
+    """
+    if layout is Layout.PACKED:
+        return plan_packs(lengths, tokens)
+    packs: list[list[list[int]]] = []
+    width = 0
+    for index in sorted(range(len(lengths)), key=lambda index: (-int(lengths[index]), index)):
+        length = int(lengths[index])
+        fits = packs and (len(packs[-1]) + 1) * width <= tokens
+        is_alike = length == width if layout is Layout.ALONE else length * SPREAD >= width
+        if not fits or not is_alike:
+            packs.append([])
+            width = length
+        packs[-1].append([index])
     return packs
 
 

@@ -221,13 +221,19 @@ def _described(name: str, location: str, commit: str | None, weights_hash: str, 
 
 
 def _eos_ids(location: str, commit: str | None, tokenizer: Any, config: Any) -> tuple[int, ...]:
-    """Collect the ids that end a response: generation's settings may name several, the tokenizer that of chat turns."""
-    from transformers import GenerationConfig
+    """Collect the ids that end a response: generation's settings may name several, the tokenizer that of chat turns.
 
+    Raises:
+        ModelError: the file of generation's settings cannot be read.
+    """
+    from transformers.utils import cached_file
+
+    name = "generation_config.json"
+    found = cached_file(location, name, revision=commit or "main", _raise_exceptions_for_missing_entries=False)
     try:
-        stated = GenerationConfig.from_pretrained(location, revision=commit or "main").eos_token_id
-    except OSError:
-        stated = config.eos_token_id
+        stated = config.eos_token_id if found is None else json.loads(Path(found).read_text()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{location}: its {name} cannot be read: {str(error).splitlines()[0]}") from None
     listed = stated if isinstance(stated, list) else [] if stated is None else [stated]
     return tuple(sorted({*listed, tokenizer.eos_token_id}))
 

@@ -4,7 +4,6 @@ DDP, FSDP2, activation checkpointing and LoRA wrap this module; since the head r
 gather its weight as they do every other (outside, FSDP2 would mix tensors and DTensors).
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,7 @@ from pipeline.errors import ModelError
 from pipeline.head.answer import Answer, Ask
 from pipeline.head.gradient import answer_tokens
 from pipeline.head.layer import LowRank, OutputLayer, logit_scale
-from pipeline.models.packing import Pack
-from pipeline.models.record import Model
+from pipeline.models.packing import Layout, Pack
 
 
 class Student(nn.Module):
@@ -24,12 +22,16 @@ class Student(nn.Module):
     Args:
         transformer: a causal language model, as it is or with LoRA layers, in peft's wrapper or without it.
 
+    Attributes:
+        layout: how its sequences are batched.
+
     Raises:
         ModelError: peft changes the output layer, or the input, in a way that the head does not compute.
     """
 
     def __init__(self, transformer: Any):
         super().__init__()
+        self.layout = Layout.PACKED
         self.transformer = transformer
         peft = getattr(transformer, "active_peft_config", None)
         if peft is not None and peft.is_prompt_learning:
@@ -50,6 +52,30 @@ class Student(nn.Module):
         body = self._model().base_model
         states = body(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False).last_hidden_state
         return states.reshape(-1, states.shape[-1])[pack.predicts]
+
+    def logits(self, pack: Pack) -> Tensor:
+        """The model's own logits, [T, vocabulary], where `hidden` has its states: what the head is compared with."""
+        found = self.transformer(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False).logits
+        return found.reshape(-1, found.shape[-1])[pack.predicts]
+
+    @property
+    def architecture(self) -> str:
+        """The model's type, as its config.json says it."""
+        return self._model().config.model_type
+
+    @property
+    def caps_scores(self) -> bool:
+        """Whether the architecture bounds its attention scores (Gemma 2), which fast kernels leave out."""
+        return getattr(self._model().config.get_text_config(), "attn_logit_softcapping", None) is not None
+
+    @property
+    def kernel(self) -> str:
+        """What computes attention: `sdpa`, `eager` or another name of transformers'."""
+        return self._model().config._attn_implementation or "eager"
+
+    @kernel.setter
+    def kernel(self, name: str) -> None:
+        self._model().set_attn_implementation(name)
 
     def output(self) -> OutputLayer:
         """The output layer, with what LoRA adds to it and what the architecture does to its logits."""
@@ -100,42 +126,10 @@ def _adapter(layer: Any) -> LowRank | None:
     return LowRank(torch.cat(downs), torch.cat(ups, dim=1))
 
 
-def open_student(model: Model, dtype: torch.dtype = torch.float32, adapter: str | None = None) -> Student:
-    """Open a model's weights.
-
-    Args:
-        model: its record; a folder's files are compared with it.
-        dtype: of the parameters. transformers would take the checkpoint's own, and bf16 parameters hardly move at
-            usual learning rates (3.9 % of the entries after 150 steps at 2e-6), so training asks for fp32.
-        adapter: a folder with a LoRA adapter, merged into the weights.
-
-    Raises:
-        ModelError: the files are missing or changed.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model.check_unchanged()
-    try:
-        transformer = AutoModelForCausalLM.from_pretrained(
-            model.location,
-            revision=model.commit or "main",
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{model.name} cannot be opened: {reason}") from None
-    if adapter is not None:
-        transformer = _with_adapter(transformer, adapter)
-    return Student(transformer)
-
-
-def _with_adapter(transformer: Any, adapter: str) -> Any:
-    from peft import PeftModel
-
-    if not (Path(adapter) / "adapter_config.json").exists():
-        raise ModelError(f"{adapter} holds no LoRA adapter: adapter_config.json is missing.")
-    return PeftModel.from_pretrained(transformer, adapter).merge_and_unload()  # pyright: ignore[reportCallIssue]
+def find_unfinite(student: Student) -> str | None:
+    """Name the first weight that has values which are no finite numbers; None where there is none."""
+    for name, values in student.named_parameters():
+        values = getattr(values, "to_local", lambda values=values: values)()  # FSDP2's: the part of this process
+        if not torch.isfinite(values.detach()).all():
+            return name.removeprefix("transformer.")
+    return None

@@ -89,7 +89,8 @@ def _clipped(entries: Float[Tensor, "token outcome"], most: float | None) -> Flo
 
 
 def _paired(student: Outcomes, target: Outcomes) -> tuple[Tensor, Tensor, Bool[Tensor, "token outcome"]]:
-    """Both sides with finite numbers, and which of the outcomes exist: padding and an empty tail do not."""
+    """Both sides, and which of the outcomes exist: padding and an empty tail, which are −inf, do not."""
     log_p, log_q = student.all, target.all.detach()
-    exists = torch.isfinite(log_q) & torch.isfinite(log_p)
+    # Not "is finite": what is no number must show in the loss, and end the run.
+    exists = ~(torch.isneginf(log_q) | torch.isneginf(log_p))
     return log_p.masked_fill(~exists, 0.0), log_q.masked_fill(~exists, 0.0), exists

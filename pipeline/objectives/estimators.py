@@ -94,7 +94,7 @@ def residual_reverse_kl(
     Source: no paper's; the part over the ids is the stop-gradient loss of arXiv:2605.11182.
     """
     log_p, log_q = student.logprobs, target.logprobs
-    exists = torch.isfinite(log_p) & torch.isfinite(log_q)
+    exists = ~(torch.isneginf(log_p) | torch.isneginf(log_q))
     log_ratio = (log_p - log_q).detach().masked_fill(~exists, 0.0)
     inside = (log_p.exp().masked_fill(~exists, 0.0) * log_ratio).sum(dim=-1)
     outside = policy_gradient(sampled, log_ratio_advantage(sampled, sampled_target)) * ratio

@@ -84,7 +84,7 @@ def aligned(view: Outcomes, ids: Int[Tensor, "token k"], like: Int[Tensor, "toke
 
 def _log_product(views: Sequence[Outcomes], powers: Sequence[Float[Tensor, " token"] | Tensor]) -> Tensor:
     """Σ wᵢ log qᵢ of every outcome; one that no view has stays −inf."""
-    exists = torch.stack([torch.isfinite(view.all) for view in views]).all(dim=0)
+    exists = ~torch.stack([torch.isneginf(view.all) for view in views]).any(dim=0)
     total = torch.zeros_like(views[0].all)
     for view, power in zip(views, powers, strict=True):
         factor = power.to(total).unsqueeze(-1) if power.dim() else power.to(total)

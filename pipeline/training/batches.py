@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from pipeline.models.packing import Pack, build_pack, plan_packs, share_packs
+from pipeline.models.packing import Layout, Pack, build_pack, plan_batches, share_packs
 from pipeline.objectives.inputs import Inputs, Target
 from pipeline.training.row_groups import Place, RowGroup, RowGroups
 from pipeline.training.targets import build_target, make_unscored_view
 
 
 def build_batch(
-    groups: RowGroups, places: Sequence[Place], unit: int, tokens: int, devices: int
+    groups: RowGroups, places: Sequence[Place], unit: int, tokens: int, devices: int, layout: Layout
 ) -> list[tuple[Pack, Inputs]]:
     """Build the packs of one optimiser step, as many for each device; the shares of a step sum to 1 over all of them.
 
@@ -22,6 +22,7 @@ def build_batch(
         unit: so many rows, one behind the other, share a pack.
         tokens: of prompts and responses in one pack, at most; a longer unit has a pack of its own.
         devices: that share the packs.
+        layout: what the model bears; the rows of a unit then share a pack, and not a row of it.
     """
     decoded = {number: groups[number] for number in sorted({number for number, _ in places})}
     of_rows = [(decoded[number], row) for number, row in places]
@@ -29,11 +30,14 @@ def build_batch(
     responses = [group.responses[row].astype(np.int64) for group, row in of_rows]
     lengths = np.array([len(response) for response in responses])
     sizes = np.array([len(p) + len(r) for p, r in zip(prompts, responses, strict=True)])
-    plans = plan_packs(sizes.reshape(-1, unit).sum(axis=1), tokens)
+    is_packed = layout is Layout.PACKED
+    of_units = sizes.reshape(-1, unit).sum(axis=1) if is_packed else sizes.reshape(-1, unit).max(axis=1) * unit
+    plans = plan_batches(of_units, tokens, layout)
     packs = []
     for plan in share_packs(plans, devices):
-        in_units = [[number * unit + n for number in row for n in range(unit)] for row in plan]
-        pack = build_pack(in_units, prompts, responses)
+        rows = [[number * unit + n for number in row for n in range(unit)] for row in plan]
+        rows = rows if is_packed else [[index] for row in rows for index in row]
+        pack = build_pack(rows, prompts, responses)
         taken = lengths[pack.sequences]
         shares = {
             "token_mean": np.full(taken.sum(), 1 / int(lengths.sum())),

@@ -7,6 +7,9 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from pipeline.errors import DivergedError
+from pipeline.models.student import find_unfinite
+
 KEPT_STATES = 2
 
 
@@ -30,6 +33,16 @@ class SavedState(Callback):
             self._save(trainer, len(pl_module.history))
 
     def _save(self, trainer: Any, step: int) -> None:
+        """Save what a later run goes on from; weights that are no numbers would end it, too.
+
+        Raises:
+            DivergedError: there are such.
+        """
+        if (weight := find_unfinite(trainer.lightning_module.student)) is not None:
+            raise DivergedError(
+                f"after step {step}, weight {weight} has values that are no finite numbers. The state is not saved; "
+                f"the last one is {max(self.folder.glob('step-*.ckpt'), default='none')}. Lower `learning_rate`."
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         final = self.folder / f"step-{step:08d}.ckpt"
         temporary = final.with_suffix(".making")

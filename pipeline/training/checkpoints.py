@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import head, objectives, training
+from pipeline.models.open import open_student
 from pipeline.models.record import CHECKPOINT, Model
-from pipeline.models.student import open_student
 from pipeline.settings.models import Training
 from pipeline.settings.recipe import Recipe
 from pipeline.storage import hashing

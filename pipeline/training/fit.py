@@ -16,8 +16,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from pipeline.errors import ModelError, SettingsError
-from pipeline.models.student import Student
+from pipeline.errors import DivergedError, ModelError, SettingsError
+from pipeline.models.student import Student, find_unfinite
 from pipeline.objectives import diagnostics
 from pipeline.settings.machine import Machine
 from pipeline.training.callbacks import SavedState, StepBar
@@ -57,6 +57,11 @@ def fit_student(student: Student, run: Run) -> Fitted:
             )
         weights, history, validation = run_on_devices(fit_share, devices, student, run)
         student.load_state_dict(weights)
+    if (weight := find_unfinite(student)) is not None:
+        raise DivergedError(
+            f"after the last of {run.settings.steps} steps, weight {weight} has values that are no finite numbers: the "
+            f"run diverged. Lower `learning_rate` ({run.settings.learning_rate:g})."
+        )
     return Fitted(student.cpu().eval(), history, validation, diagnostics.find_first_alarms(run.recipe, history))
 
 
@@ -81,7 +86,7 @@ def fit_share(student: Student, run: Run) -> tuple[dict[str, Any], list[dict[str
         enable_model_summary=False,
         callbacks=[SavedState(run.state, settings.save_every), StepBar(refresh_rate=10)],
     )
-    loader = Loader(run.rows, settings, machine)
+    loader = Loader(run.rows, settings, machine, student.layout)
     saved = sorted(run.state.glob("step-*.ckpt"))
     with warnings.catch_warnings():
         # Lightning advises on data loaders, which these are not, and uses what torch has deprecated.

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.models.packing import Pack
+from pipeline.models.packing import Layout, Pack
 from pipeline.objectives.inputs import Inputs
 from pipeline.objectives.objective import Objective
 from pipeline.settings.machine import Machine
@@ -19,10 +19,11 @@ class Loader:
         rows: what to train on.
         settings: how many steps of how many rows, and the seed of their order.
         machine: how many tokens a pack has, and how many devices share a step.
+        layout: what the student bears.
     """
 
-    def __init__(self, rows: Rows, settings: Training, machine: Machine):
-        self.rows, self.settings, self.machine = rows, settings, machine
+    def __init__(self, rows: Rows, settings: Training, machine: Machine, layout: Layout = Layout.PACKED):
+        self.rows, self.settings, self.machine, self.layout = rows, settings, machine, layout
         self.next_step = 0
         self._objective = None if rows.recipe is None else Objective(rows.recipe)
         self._order = functools.lru_cache(maxsize=2)(lambda epoch: rows.order(epoch, settings.seed))
@@ -42,7 +43,7 @@ class Loader:
             self._order(row // self.rows.count)[row % self.rows.count]
             for row in range(number * batch, (number + 1) * batch)
         ]
-        packs = self.rows.batch(taken, self.machine.train_tokens, self.machine.devices)
+        packs = self.rows.batch(taken, self.machine.train_tokens, self.machine.devices, self.layout)
         return packs if self._objective is None else self._objective.weigh(packs, number)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The Lightning module: one student, one objective, one optimiser step for each item of the loader."""
 
 import logging
+import math
 from typing import Any
 
 import lightning
@@ -11,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers.optimization import get_scheduler
 
+from pipeline.errors import DivergedError
 from pipeline.models.packing import Pack
 from pipeline.models.student import Student
 from pipeline.objectives import diagnostics
@@ -65,12 +67,31 @@ class Distillation(lightning.LightningModule):
             step_loss = self.trainer.strategy.reduce(step_loss, reduce_op="sum")
             totals = {name: self.trainer.strategy.reduce(total, reduce_op="sum") for name, total in totals.items()}
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self._check_finite(packs, float(step_loss), float(norm))
         optimizer.step()  # pyright: ignore[reportAttributeAccessIssue]
         rate = scheduler.get_last_lr()[0]  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         scheduler.step()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue, reportOptionalMemberAccess]
         row = {"step": len(self.history) + 1, "learning_rate": rate, "gradient_norm": float(norm)}
         self.history.append(row | {"loss": float(step_loss)} | diagnostics.average_over_step(totals))
         self._warn()
+
+    def _check_finite(self, packs: list[tuple[Pack, Inputs]], loss: float, norm: float) -> None:
+        """End the run before a step that is no number is taken; skipping it would train on something else.
+
+        Raises:
+            DivergedError: names the step, the rows and what to look at.
+        """
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        settings, step = self.run.settings, len(self.history) + 1
+        rows = sorted({int(row) for pack, _ in packs for row in pack.sequences})
+        saved = max(self.run.state.glob("step-*.ckpt"), default=None)
+        raise DivergedError(
+            f"step {step} of {settings.steps} by `{self.run.recipe.name}` in {settings.precision}: the loss is "
+            f"{loss:g}, the gradient's norm {norm:g}, on rows {rows[0]} to {rows[-1]} of the step's {settings.batch}. "
+            f"The step was not taken; the last saved state is {saved or 'none'}. Lower `learning_rate` "
+            f"({settings.learning_rate:g}) or `clip` ({settings.clip:g}), or set `precision: 32-true`."
+        )
 
     def _warn(self) -> None:
         """Log each sign of a collapse when the history shows it for the first time."""

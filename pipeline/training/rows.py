@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.models.packing import Pack
+from pipeline.models.packing import Layout, Pack
 from pipeline.objectives.inputs import Inputs
 from pipeline.settings.recipe import Recipe
 from pipeline.storage.bucket import Bucket
@@ -67,9 +67,11 @@ class Rows:
         """Every row once, as the shards have them; of pairs the second."""
         return [(group, int(row)) for group, rows in enumerate(self._trained) for row in rows]
 
-    def batch(self, places: Sequence[Place], tokens: int, devices: int = 1) -> list[tuple[Pack, Inputs]]:
+    def batch(
+        self, places: Sequence[Place], tokens: int, devices: int = 1, layout: Layout = Layout.PACKED
+    ) -> list[tuple[Pack, Inputs]]:
         """Build the packs of one optimiser step over these rows, of at most so many tokens, as many for each device."""
-        return build_batch(self._groups, places, self.unit, tokens, devices)
+        return build_batch(self._groups, places, self.unit, tokens, devices, layout)
 
     def _list_trained(self, number: int) -> np.ndarray:
         """List the rows of a row group that are trained on; of pairs the second."""

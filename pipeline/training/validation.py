@@ -1,7 +1,10 @@
 """The validation KL: how far a student is from the teacher on rows that it is never trained on."""
 
+import math
+
 import torch
 
+from pipeline.errors import DivergedError
 from pipeline.models.student import Student
 from pipeline.objectives.divergences import reverse_kl
 from pipeline.objectives.objective import Objective
@@ -34,7 +37,7 @@ def measure_kl(student: Student, rows: Rows, machine: Machine) -> tuple[float, f
     total = torch.zeros(3, dtype=torch.float64)
     places = rows.sequential()
     for start in range(0, len(places), 256):
-        for pack, on_host in rows.batch(places[start : start + 256], machine.train_tokens):
+        for pack, on_host in rows.batch(places[start : start + 256], machine.train_tokens, layout=student.layout):
             inputs = on_host.to(device)
             answer = student(pack.to(device), ask(inputs))
             outcomes = Outcomes(answer.logprobs, answer.tail)
@@ -42,4 +45,10 @@ def measure_kl(student: Student, rows: Rows, machine: Machine) -> tuple[float, f
             sums = [float(distance.sum()), float(outcomes.mass.sum()), len(distance)]
             total += torch.tensor(sums, dtype=torch.float64)
     student.train(was_training)
-    return float(total[0] / total[2]), float(total[1] / total[2])
+    kl, mass = float(total[0] / total[2]), float(total[1] / total[2])
+    if not math.isfinite(kl):
+        raise DivergedError(
+            f"the validation KL over {len(places)} held-out rows is {kl}: the student's weights or the teacher's "
+            "scores are no numbers. Run `potstill verify`, and lower the learning rate if the run had begun."
+        )
+    return kl, mass

@@ -23,7 +23,7 @@ from pipeline.storage.made_with import find_versions
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.store import Folder, Store
 
-VERSION = 1  # raise it when the same sources would give other prompts
+VERSION = 2  # raise it when the same sources would give other prompts
 
 log = logging.getLogger("prompts")
 

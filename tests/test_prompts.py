@@ -107,9 +107,9 @@ def test_a_folder_is_read_by_datasets_as_its_file_is_read_directly(
     assert [(row.messages, row.answer) for row in found] == [
         (row.messages, row.answer) for row in read(path, fields={"answer": "answer"})[0]
     ]
-    assert found[4].place == f"{tmp_path / 'set'} (train), row 5"
-    with pytest.raises(PromptError, match=r"sources\.0\.fields: .* has no column `?solution`?; it has prompt, answer"):
-        read_source(source.model_copy(update={"fields": Fields(answer="solution")}), "prompts.sources.0")
+    assert found[4].place == f"{path}, line 5"
+    lacking = {"fields": {"answer": "solution"}}
+    assert read_source(source.model_copy(update={"fields": Fields(answer="solution")}), "s") == read(path, **lacking)
     with pytest.raises(PromptError, match=r"sources\.0\.dataset: .* cannot be read"):
         read_source(source.model_copy(update={"dataset_split": "none"}), "prompts.sources.0")
 

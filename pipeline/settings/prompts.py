@@ -67,6 +67,8 @@ class Prompts(Settings):
     """Shards that the prompts of each split are spread over; a prompt's bucket never changes."""
     held_out: NonNegative = 0
     """The bucket of the opd split that is scored but never trained on, for validation KL."""
+    contradictions: Literal["refuse", "drop"] = "refuse"
+    """What becomes of prompts that the sources give with different answers, hints or domains."""
 
     @model_validator(mode="after")
     def _bucket_exists(self) -> Self:

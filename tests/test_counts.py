@@ -409,7 +409,7 @@ def forced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Counts, 
 
 
 STAGES = [
-    "models", "prompts", "teacher_rollouts", "sft", "refresh@r1", "score@r1", "score_teacher@r1", "train@r1",
+    "inputs", "models", "prompts", "teacher_rollouts", "sft", "refresh@r1", "score@r1", "score_teacher@r1", "train@r1",
     "refresh@r2", "score@r2", "score_teacher@r2", "train@r2", "evaluate@r1", "evaluate@r2", "evaluate_start@teacher",
     "evaluate_start@r0", "report",
 ]  # fmt: skip

@@ -1,7 +1,9 @@
 """`dvc repro` on bigram models: everything once, then nothing, a killed stage resumed, and no file there twice."""
 
 import re
+import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import psutil
 import pytest
 
 from pipeline.storage.store import Store
-from tests import dag, dvc_project
+from tests import dag, dvc_project, tiny_models
 from tests.dvc_project import ran, run
 
 pytestmark = pytest.mark.slow
@@ -79,13 +81,74 @@ def test_after_a_kill_dvc_repro_goes_on_and_redoes_one_shard(killed):
 def test_a_second_dvc_repro_runs_nothing(project, killed):
     printed = run(project, "dvc", "repro")
     assert ran(printed) == []
-    assert re.search("Data and pipelines are up to date", printed)
+    assert re.search("Stage 'report' didn't change, skipping", printed)
 
 
 def test_a_stage_that_is_forced_leaves_all_later_ones_alone(project, killed):
     printed = run(project, "dvc", "repro", "-f", "-s", "score@r1")
     assert "0 of 4 shards to score" in printed
+    assert "score: found in the store, made before from the same: 8 files" in printed
     assert ran(run(project, "dvc", "repro")) == []
+
+
+def test_a_training_that_is_forced_says_that_it_found_its_checkpoint(project, killed):
+    printed = run(project, "dvc", "repro", "-f", "-s", "train@r1")
+    assert "train: found in the store, made before from the same: 1 files" in printed
+
+
+def append_row(project: Path) -> None:
+    rows = dag.read_prompts(project, "opd")
+    dag.write_prompts(project, "opd", [*rows, {"prompt": "one more: 9", "answer": "9", "hint": "none"}])
+
+
+def replace_weights(project: Path) -> None:
+    tiny_models.bigram(project / "models/student", 9)
+
+
+def write_grader(project: Path) -> None:
+    (project / "mine.py").write_text("def grade(response, answer):\n    return True\n")
+    dag.change(project, grade__grader="mine:grade")
+
+
+def edit_grader(project: Path) -> None:
+    (project / "mine.py").write_text("def grade(response, answer):\n    return False\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "edit", "target", "expected"),
+    [
+        (None, append_row, "prompts", ["prompts"]),
+        (None, append_row, "models", []),
+        (None, replace_weights, "models", ["models"]),
+        (None, replace_weights, "prompts", []),
+        (write_grader, edit_grader, "teacher_rollouts", ["teacher_rollouts"]),
+    ],
+)
+def test_an_edit_of_a_file_runs_the_stages_that_read_it(project, killed, tmp_path, before, edit, target, expected):
+    copy = dag.copy(project, tmp_path / "project")
+    shutil.rmtree(copy / "models")
+    shutil.copytree(project / "models", copy / "models")
+    if before is not None:
+        before(copy)
+        run(copy, "dvc", "repro", target)
+    edit(copy)
+    printed = run(copy, "dvc", "repro", target)
+    assert ran(printed) == expected
+    assert "is empty" not in printed
+    assert ran(run(copy, "dvc", "repro", target)) == []
+
+
+def test_without_an_active_environment_the_stages_run_with_the_one_beside_them(project, killed, tmp_path):
+    copy = dag.copy(project, tmp_path / "project")
+    (copy / ".venv/bin").mkdir(parents=True)
+    (copy / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (copy / ".venv/bin/python").chmod(0o755)
+    (copy / "opd.jsonl").touch()
+    command = [sys.executable, "-m", "dvc", "repro", "-f", "-s", "inputs"]
+    ended = subprocess.run(
+        command, cwd=copy, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_store_cache_and_workspace_have_each_shard_once(project, killed):

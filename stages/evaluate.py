@@ -20,6 +20,7 @@ from pipeline.grading.metrics import Answered, compute_metrics, repetition
 from pipeline.grading.write import Grading
 from pipeline.models.record import CHECKPOINT, Model, read_model
 from pipeline.progress import Bar
+from pipeline.rollouts.fit import check_prompts_fit
 from pipeline.rollouts.write import Author, Writing, count_missing, identify_rollouts, write_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
@@ -64,6 +65,7 @@ def run(
     missing = count_missing(store, wanted)
     written, paths = [], []
     with OnDemand(model, settings, machine) as engine, Bar(sum(missing), f"evaluate {name}") as bar:
+        check_prompts_fit(store, wanted, engine)
         for source, identity in wanted:
             written.append(store.obtain(identity, partial(_write, source, identity, engine, bar)))
             paths.append(store.path(written[-1].entry.fingerprint, ".parquet"))

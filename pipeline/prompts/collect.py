@@ -5,10 +5,13 @@ A prompt's id is the hash of its messages and its bucket follows from the id, so
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 from pipeline.errors import PromptError
+from pipeline.models.record import Model
+from pipeline.prompts.fit import Fit
 from pipeline.prompts.sameness import Asked, ask_messages, spell_messages
 from pipeline.prompts.sources import Row, read_source
 from pipeline.settings.prompts import Prompts, Split
@@ -23,33 +26,36 @@ _LISTED = 20
 log = logging.getLogger("prompts")
 
 
-def collect_prompts(settings: Prompts) -> dict[Split, list[Prompt]]:
+def collect_prompts(settings: Prompts, models: Iterable[Model] = ()) -> dict[Split, list[Prompt]]:
     """Read every source, and give each split's prompts, without duplicates, ordered by `prompt_id`.
 
     Prompts of one split that are spelled alike (`sameness.py`) are one, the first of them; where their answers, hints
     or domains differ they contradict each other. A prompt may be both in sft and in opd. One that asks what an
     evaluation prompt asks, alone or among other text, is in no other split.
 
+    Args:
+        settings: the sources, and what becomes of rows that cannot be used.
+        models: that read the prompts, whose tokenizers they have to suit; none: no prompt is looked at so.
+
     Raises:
         PromptError: a source cannot be read; rows cannot be used, or contradict each other (all are named at once); a
             split, the held-out bucket, or all buckets of opd but that one are empty.
     """
     read, mistakes = _read_all(settings)
-    alike = {split: _group_alike(rows) for split, rows in read.items()}
-    agreed = {split: [group[0] for group in groups if not _differing(group)] for split, groups in alike.items()}
-    contradictions = [mistake for groups in alike.values() for group in groups for mistake in _differing(group)]
-    if mistakes or (contradictions and settings.contradictions == "refuse"):
-        raise _all_of([*mistakes, *contradictions], has_contradictions=bool(contradictions))
-    asked = Asked(row.messages for row in read["evaluation"])  # those that contradict themselves, too
+    fit = Fit(models, settings.max_tokens)
+    sorted_ = {split: _sort_rows(rows, fit) for split, rows in read.items()}
+    contradictions = [told for each in sorted_.values() for told in each.contradictions]
+    unfit = [told for each in sorted_.values() for told in each.unfit]
+    mistakes += contradictions if settings.contradictions == "refuse" else []
+    mistakes += unfit if settings.unfit == "refuse" else []
+    if mistakes:
+        ways = {"contradictions": contradictions, "unfit": unfit}
+        raise _all_of(mistakes, [f"`prompts.{way}: drop`" for way, told in ways.items() if told])
+    asked = Asked(row.messages for row in read["evaluation"])  # those that are left out, too
     prompts: dict[Split, list[Prompt]] = {}
-    for split, rows in agreed.items():
-        kept = rows if split == "evaluation" else [row for row in rows if not asked.is_in(row.messages)]
-        differ = len(alike[split]) - len(rows)
-        counted = (
-            f"{len(read[split])} rows, {len(read[split]) - len(alike[split])} duplicates"
-            f"{f', {differ} that contradict themselves' if differ else ''}"
-            f" and {len(rows) - len(kept)} evaluation prompts left out"
-        )
+    for split, each in sorted_.items():
+        kept = [row for row in each.usable if split == "evaluation" or not asked.is_in(row.messages)]
+        counted = each.count(len(read[split]), len(kept))
         if not kept:
             raise PromptError(f"prompts.sources: no prompts for `split: {split}` ({counted}). Add a source for it.")
         prompts[split] = _make_prompts(settings, split, kept)
@@ -87,12 +93,49 @@ def _read_all(settings: Prompts) -> tuple[dict[Split, list[Row]], list[str]]:
     return read, mistakes
 
 
-def _group_alike(rows: Iterable[Row]) -> Collection[list[Row]]:
-    """Group the rows whose prompts are spelled alike, in the order of their first ones."""
+@dataclass(frozen=True)
+class _SortedRows:
+    """The rows of a split, sorted by what becomes of them.
+
+    Attributes:
+        groups: of rows whose prompts are spelled alike.
+        usable: the first row of each group that neither contradicts itself nor is unfit.
+        contradictions: what is said of rows that contradict the first of their group.
+        unfit: what is said of prompts that a model cannot be asked.
+    """
+
+    groups: int
+    usable: list[Row]
+    contradictions: list[str]
+    unfit: list[str]
+
+    def count(self, read: int, kept: int) -> str:
+        """Count what was read and what is left out."""
+        contradictory = self.groups - len(self.usable) - len(self.unfit)
+        left_out = {
+            "duplicates": read - self.groups,
+            "that contradict themselves": contradictory,
+            "unfit": len(self.unfit),
+        }
+        always = ("duplicates",)
+        counts = [f"{number} {what}" for what, number in left_out.items() if number or what in always]
+        return f"{read} rows, {', '.join(counts)} and {len(self.usable) - kept} evaluation prompts left out"
+
+
+def _sort_rows(rows: Iterable[Row], fit: Fit) -> _SortedRows:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[hashing.digest(spell_messages(row.messages))].append(row)
-    return groups.values()
+    found = _SortedRows(len(groups), [], [], [])
+    for group in groups.values():
+        first = group[0]
+        if told := _differing(group):
+            found.contradictions.extend(told)
+        elif fault := fit.find_fault(first.messages, first.hint):
+            found.unfit.append(f"{first.place}: {fault}")
+        else:
+            found.usable.append(first)
+    return found
 
 
 def _differing(group: Sequence[Row]) -> list[str]:
@@ -108,13 +151,13 @@ def _differing(group: Sequence[Row]) -> list[str]:
     return mistakes
 
 
-def _all_of(mistakes: Sequence[str], has_contradictions: bool) -> PromptError:
+def _all_of(mistakes: Sequence[str], to_drop: Sequence[str]) -> PromptError:
     count = "1 row that cannot be used" if len(mistakes) == 1 else f"{len(mistakes)} rows that cannot be used"
     lines = [f"  {mistake}" for mistake in mistakes[:_LISTED]]
     if len(mistakes) > _LISTED:
         lines.append(f"  and {len(mistakes) - _LISTED} more")
     listing = "\n".join(lines)
-    drop = " `prompts.contradictions: drop` leaves out prompts with different answers." if has_contradictions else ""
+    drop = f" With {' and '.join(to_drop)} such rows are left out." if to_drop else ""
     return PromptError(
         f"prompts.sources has {count}:\n{listing}\nCorrect or remove these rows, or name other "
         f"fields in prompts.sources, then run `dvc repro prompts`.{drop}"

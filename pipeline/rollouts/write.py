@@ -12,6 +12,7 @@ from pipeline.engines.identity import find_engine_libraries, identify_engine
 from pipeline.engines.open import OnDemand
 from pipeline.models.record import Model, render_prompt
 from pipeline.progress import Bar, Progress
+from pipeline.rollouts.fit import check_prompts_fit
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage import hashing
 from pipeline.storage import rollouts as rollouts_format
@@ -115,6 +116,7 @@ def obtain_rollouts(folder: Folder, wanted: Sequence[tuple[Path, dict[str, Any]]
         author: who writes.
         what: the stage, for the bar and the log.
     """
+    check_prompts_fit(folder.store, wanted, author.engine)
     missing = count_missing(folder.store, wanted)
     name = author.engine.model.name
     logging.getLogger(what).info("%d of %d shards to write with %s", len(missing), len(wanted), name)

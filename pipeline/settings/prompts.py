@@ -69,6 +69,10 @@ class Prompts(Settings):
     """The bucket of the opd split that is scored but never trained on, for validation KL."""
     contradictions: Literal["refuse", "drop"] = "refuse"
     """What becomes of prompts that the sources give with different answers, hints or domains."""
+    max_tokens: Positive | None = None
+    """Longest prompt, tokens of the teacher's and of the student's, chat template included; null: what models take."""
+    unfit: Literal["refuse", "drop"] = "refuse"
+    """What becomes of longer prompts, and of those with a special token's text, which would end a turn."""
 
     @model_validator(mode="after")
     def _bucket_exists(self) -> Self:

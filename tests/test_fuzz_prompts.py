@@ -191,9 +191,11 @@ def try_one(seed: int, folder: Path) -> tuple[int, int]:
     draw = random.Random(seed)
     path, is_right = draw.choice(MAKERS)(draw, folder)
     by_path = path.suffix in (".jsonl", ".parquet") and draw.random() < 0.8
-    origin = {"path": str(path)} if by_path else {"dataset": str(folder)}
+    fields = Fields(answer="answer")
+    in_folder = Source(split="sft", dataset=str(folder), fields=fields)
+    source = Source(split="sft", path=str(path), fields=fields) if by_path else in_folder
     try:
-        rows, mistakes = read_source(Source(split="sft", fields=Fields(answer="answer"), **origin), "s")
+        rows, mistakes = read_source(source, "s")
     except PromptError as error:
         if str(path if by_path else folder) in str(error):
             return 0, 1

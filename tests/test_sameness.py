@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import PromptError
 from pipeline.prompts.collect import choose_bucket, collect_prompts
-from pipeline.settings.prompts import Prompts
+from pipeline.settings.prompts import Prompts, Split
 
 QUESTION = 'What is "12 + 3" in café no. 7?'
 OTHER_SPELLINGS = {
@@ -76,7 +76,7 @@ def test_a_prompt_in_another_spelling_with_another_answer_is_refused_with_both_p
 
 @pytest.mark.parametrize("split", ["sft", "opd"])
 @pytest.mark.parametrize("text", [*OTHER_SPELLINGS.values(), *IN_OTHER_WORDS.values()])
-def test_an_evaluation_prompt_in_other_words_is_in_no_training(tmp_path: Path, split: str, text: str) -> None:
+def test_an_evaluation_prompt_in_other_words_is_in_no_training(tmp_path: Path, split: Split, text: str) -> None:
     more = {"evaluation": [row(QUESTION)], split: [row(text, "none")]}
     found = collect_prompts(settings(tmp_path, more))
     assert (len(found[split]), len(found["evaluation"])) == (40, 41)

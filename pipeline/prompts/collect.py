@@ -43,7 +43,7 @@ def collect_prompts(settings: Prompts, models: Iterable[Model] = ()) -> dict[Spl
     """
     read, mistakes = _read_all(settings)
     fit = Fit(models, settings.max_tokens)
-    sorted_ = {split: _sort_rows(rows, fit) for split, rows in read.items()}
+    sorted_: dict[Split, _SortedRows] = {split: _sort_rows(rows, fit) for split, rows in read.items()}
     contradictions = [told for each in sorted_.values() for told in each.contradictions]
     unfit = [told for each in sorted_.values() for told in each.unfit]
     mistakes += contradictions if settings.contradictions == "refuse" else []

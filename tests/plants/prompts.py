@@ -3,6 +3,7 @@
 from tests.planting import Plant
 
 VALUES, SAMENESS = "tests/test_prompt_values.py", "tests/test_sameness.py"
+INPUTS, FIT = "tests/test_inputs.py", "tests/test_fit.py"
 PLANTS = [
     Plant(
         "an integer through a float",
@@ -69,9 +70,51 @@ PLANTS = [
     ),
     Plant(
         "a contradiction taken for a duplicate",
-        "pipeline.prompts.collect:collect_prompts",
-        "not _differing(group)",
-        "True",
+        "pipeline.prompts.collect:_sort_rows",
+        "_differing(group)",
+        "[]",
         (SAMENESS, "-k", "left_out_where"),
+    ),
+    Plant(
+        "a file that was replaced is not read again",
+        "pipeline.inputs:_hash_file",
+        "[found.st_size, found.st_mtime_ns, found.st_ino]",
+        "[found.st_size, found.st_mtime_ns]",
+        (INPUTS, "-k", "edit_changes"),
+    ),
+    Plant(
+        "a file that was edited is not read again",
+        "pipeline.inputs:_hash_file",
+        "hashed[name][0] != stamp",
+        "False",
+        (INPUTS, "-k", "edit_changes"),
+    ),
+    Plant(
+        "a file that is elsewhere is forgotten",
+        "pipeline.inputs:record_inputs",
+        "recall().get(setting)",
+        "None",
+        (INPUTS, "-k", "not_on_this_machine"),
+    ),
+    Plant(
+        "the grader is no input",
+        "pipeline.inputs:list_inputs",
+        "_find_grader(settings.grade.grader)",
+        "None",
+        (INPUTS, "-k", "edit_changes"),
+    ),
+    Plant(
+        "no room for a response",
+        "pipeline.rollouts.fit:check_prompts_fit",
+        "length + response > limit",
+        "length > limit + response",
+        (FIT, "-k", "without_room"),
+    ),
+    Plant(
+        "a special token in a hint",
+        "pipeline.prompts.fit:Fit.find_fault",
+        'hint or ""',
+        '""',
+        (FIT, "-k", "special_token"),
     ),
 ]

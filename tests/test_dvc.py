@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage.store import Store
@@ -96,54 +97,37 @@ def test_a_training_that_is_forced_says_that_it_found_its_checkpoint(project, ki
     assert "train: found in the store, made before from the same: 1 files" in printed
 
 
-def append_row(project: Path) -> None:
-    rows = dag.read_prompts(project, "opd")
-    dag.write_prompts(project, "opd", [*rows, {"prompt": "one more: 9", "answer": "9", "hint": "none"}])
-
-
-def replace_weights(project: Path) -> None:
-    tiny_models.bigram(project / "models/student", 9)
-
-
-def write_grader(project: Path) -> None:
-    (project / "mine.py").write_text("def grade(response, answer):\n    return True\n")
-    dag.change(project, grade__grader="mine:grade")
-
-
-def edit_grader(project: Path) -> None:
-    (project / "mine.py").write_text("def grade(response, answer):\n    return False\n")
-
-
-@pytest.mark.parametrize(
-    ("before", "edit", "target", "expected"),
-    [
-        (None, append_row, "prompts", ["prompts"]),
-        (None, append_row, "models", []),
-        (None, replace_weights, "models", ["models"]),
-        (None, replace_weights, "prompts", []),
-        (write_grader, edit_grader, "teacher_rollouts", ["teacher_rollouts"]),
-    ],
-)
-def test_an_edit_of_a_file_runs_the_stages_that_read_it(project, killed, tmp_path, before, edit, target, expected):
+@pytest.fixture
+def copy(project: Path, killed: tuple[str, int], tmp_path: Path) -> Path:
+    """The finished project, with models that may be written."""
     copy = dag.copy(project, tmp_path / "project")
     shutil.rmtree(copy / "models")
-    shutil.copytree(project / "models", copy / "models")
-    if before is not None:
-        before(copy)
-        run(copy, "dvc", "repro", target)
-    edit(copy)
-    printed = run(copy, "dvc", "repro", target)
-    assert ran(printed) == expected
+    return shutil.copytree(project / "models", copy / "models").parent
+
+
+def test_a_file_that_was_edited_runs_the_stages_that_read_it(copy):
+    rows = dag.read_prompts(copy, "opd")
+    dag.write_prompts(copy, "opd", [*rows, {"prompt": "one more: 9", "answer": "9", "hint": "none"}])
+    printed = run(copy, "dvc", "repro", "prompts")
+    assert ran(printed) == ["prompts"]
     assert "is empty" not in printed
-    assert ran(run(copy, "dvc", "repro", target)) == []
+    tiny_models.bigram(copy / "models/student", 9)
+    assert ran(run(copy, "dvc", "repro", "models")) == ["models"]
 
 
-def test_without_an_active_environment_the_stages_run_with_the_one_beside_them(project, killed, tmp_path):
-    copy = dag.copy(project, tmp_path / "project")
+def test_a_grader_that_was_edited_grades_again(copy):
+    for verdict in (True, False):
+        (copy / "mine.py").write_text(f"def grade(response, answer):\n    return {verdict}\n")
+        dag.change(copy, grade__grader="mine:grade")
+        assert ran(run(copy, "dvc", "repro", "teacher_rollouts")) == ["teacher_rollouts"]
+        grades = [pq.read_table(path) for path in (copy / "data/teacher_rollouts/grades").glob("*.parquet")]
+        assert {correct for each in grades for correct in each.column("correct").to_pylist()} == {verdict}
+
+
+def test_without_an_active_environment_the_stages_run_with_the_one_beside_them(copy):
     (copy / ".venv/bin").mkdir(parents=True)
     (copy / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     (copy / ".venv/bin/python").chmod(0o755)
-    (copy / "opd.jsonl").touch()
     command = [sys.executable, "-m", "dvc", "repro", "-f", "-s", "inputs"]
     ended = subprocess.run(
         command, cwd=copy, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False

@@ -43,8 +43,7 @@ def spell_messages(messages: Sequence[dict[str, str]]) -> str:
 
 def ask_messages(messages: Sequence[dict[str, str]]) -> str:
     """Write messages so that prompts which ask alike are equal."""
-    said = [message for message in messages if message["role"] != "system"]
-    return "\n".join(f"{message['role']}: {_ask(message['content'])}" for message in said)
+    return _join(_list_turns(messages))
 
 
 class Asked:
@@ -65,17 +64,27 @@ class Asked:
 
     def is_in(self, messages: Sequence[dict[str, str]]) -> bool:
         """Tell whether a prompt asks what an evaluation prompt does, alone or among other text."""
-        return ask_messages(messages) in self._wholes or any(
-            self._is_in_turn(_ask(message["content"])) for message in messages if message["role"] == "user"
-        )
+        turns = _list_turns(messages)
+        return _join(turns) in self._wholes or any(self._is_in_turn(turn) for role, turn in turns if role == "user")
 
     def _is_in_turn(self, turn: str) -> bool:
         if turn in self._turns:
             return True
-        pieces = turn.split()
+        if not self._quoted:
+            return False
+        pieces = turn.split(" ")
         windows = zip(*(pieces[start:] for start in range(WINDOW)), strict=False)
-        begun = (question for window in windows for question in self._quoted.get(window, ()))
-        return any(f" {question} " in f" {turn} " for question in begun)
+        begun = self._quoted.keys() & set(windows)
+        return any(f" {question} " in f" {turn} " for window in begun for question in self._quoted[window])
+
+
+def _list_turns(messages: Sequence[dict[str, str]]) -> list[tuple[str, str]]:
+    """List who says what, as `ask_messages` compares it."""
+    return [(message["role"], _ask(message["content"])) for message in messages if message["role"] != "system"]
+
+
+def _join(turns: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"{role}: {text}" for role, text in turns)
 
 
 def _spell(text: str) -> str:

@@ -57,7 +57,7 @@ PLANTS = [
     Plant(
         "evaluation prompts found as a whole only",
         "pipeline.prompts.sameness:Asked._is_in_turn",
-        'any(f" {question} " in f" {turn} " for question in begun)',
+        'any(f" {question} " in f" {turn} " for window in begun for question in self._quoted[window])',
         "False",
         (SAMENESS, "-k", "in_no_training"),
     ),

@@ -148,12 +148,12 @@ def test_a_byte_order_mark_at_the_beginning_is_no_part_of_a_file(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jsonl", gzip.compress(b'{"prompt": "x"}\n'), r"a\.jsonl is gzip'ed, where text in UTF-8 is expected"),
+        ("a.jsonl", gzip.compress(b'{"prompt": "x"}\n', mtime=0), r"a\.jsonl is gzip'ed, where text in UTF-8 is"),
         ("a.jsonl", '{"prompt": "x"}\n'.encode("utf-16"), r"a\.jsonl is in UTF-16, where"),
         ("a.jsonl", b"PAR1", r"a\.jsonl is Parquet, where"),
         ("a.jsonl", b"", r"prompts\.sources\.0 \(.*a\.jsonl\) has no rows"),
         ("a.parquet", b"", r"prompts\.sources\.0\.path: .*a\.parquet cannot be read as Parquet"),
-        ("a.parquet", gzip.compress(b"x"), r"a\.parquet cannot be read as Parquet"),
+        ("a.parquet", gzip.compress(b"x", mtime=0), r"a\.parquet cannot be read as Parquet"),
         ("a.csv", b"prompt,answer\nx,1\n", r"a \.jsonl or \.parquet file is expected, found .*a\.csv"),
         ("a.jsonl.gz", b"", r"a \.jsonl or \.parquet file is expected, found"),
     ],
@@ -236,3 +236,34 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -
     lines(tmp_path / "set" / "test.jsonl", answered("1"))
     with pytest.raises(PromptError, match=r"has no split `train`; it has test\. Set `dataset_split`"):
         read(tmp_path / "set")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "folder"])
+def test_a_system_message_in_a_field_is_used_or_refused_and_never_passed_over(tmp_path: Path, kind: str) -> None:
+    rows = [{"prompt": "x", "answer": "1", "system": "Be brief."}, {"prompt": "y", "answer": "2", "system": None}]
+    path = tmp_path / "set" / ("train.parquet" if kind == "parquet" else "train.jsonl")
+    path.parent.mkdir()
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        lines(path, *map(json.dumps, rows))
+    origin = path.parent if kind == "folder" else path
+    (row,), (mistake,) = read(origin)
+    assert row.messages == ({"role": "user", "content": "y"},)
+    assert mistake.endswith(
+        "1: `system` is used by no setting: name it in `fields.system`, or set the source's `system`"
+    )
+    named = {"answer": "answer", "system": "system"}
+    told = [row.messages[0] for row in read(origin, fields=named)[0]]
+    assert told == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "y"}]
+    told = [row.messages[0]["content"] for row in read(origin, system="Think.")[0]]
+    assert told == ["Think.", "Think."]
+    (_,), (mistake,) = read(origin, fields=named, system="Think.")
+    assert mistake.endswith("1: `system` has a system message, and so has the source (`system`)")
+
+
+def test_a_line_that_is_a_list_makes_no_list_of_the_file(tmp_path: Path) -> None:
+    path = lines(tmp_path / "set" / "train.jsonl", "[1]", answered("1"))
+    for origin in (path, path.parent):
+        (row,), (mistake,) = read(origin)
+        assert (row.answer, mistake) == ("1", f"{path}, line 1: is a list, where an object is expected")

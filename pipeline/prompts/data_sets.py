@@ -9,8 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import PromptError
-from pipeline.prompts.files import FoundRows, check_columns, first_line, read_batches, read_csv, read_json
+from pipeline.prompts.files import (
+    FoundRows,
+    choose_columns,
+    first_line,
+    read_batches,
+    read_csv,
+    read_json,
+    read_json_lines,
+)
 from pipeline.settings.prompts import Source
 
 _OURS: dict[str, frozenset[str]] = {"json": frozenset(), "csv": frozenset({"sep", "delimiter"})}
@@ -47,9 +57,13 @@ def read_data_set(source: Source, name: str, columns: Sequence[str]) -> FoundRow
         yield from _read_text(name, source.dataset_split, kind, builder.config)
         return
     table = _attempt(name, lambda: datasets.load_dataset(split=source.dataset_split, **where))
-    check_columns(columns, table.column_names, name)
-    batches = table.select_columns(list(columns)).with_format("arrow").iter(1024)
-    yield from read_batches(batches, f"{name} ({source.dataset_split})")
+    read = choose_columns(columns, table.column_names, name)
+    try:
+        yield from read_batches(
+            table.select_columns(read).with_format("arrow").iter(1024), f"{name} ({source.dataset_split})"
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise PromptError(f"{name} cannot be read: {first_line(error)}") from None
 
 
 def _read_text(name: str, split: str, kind: str, config: Any) -> FoundRows:
@@ -71,7 +85,7 @@ def _read_text(name: str, split: str, kind: str, config: Any) -> FoundRows:
 def _read_file(path: Path, file: str, kind: str, config: Any) -> Iterator[Any]:
     if kind == "csv":
         return read_csv(path, file, config.delimiter or config.sep)
-    return read_json(path, file)
+    return read_json_lines(path, file) if ".jsonl" in Path(file).suffixes else read_json(path, file)
 
 
 def _attempt(name: str, call: Callable[[], Any]) -> Any:

@@ -21,6 +21,9 @@ from pipeline.errors import PromptError
 MOST_DIGITS = 4300
 """Of an integer; Python reads none that is longer, and a grader is Python."""
 
+SYSTEM = "system"
+"""A field that is not passed over where no setting names it: without its system message a row is another prompt."""
+
 _LONGEST_CELL = 1 << 30
 """Characters of a cell of CSV; the module's own limit is 131,072."""
 
@@ -85,12 +88,13 @@ def read_json(path: Path, name: str) -> FoundRows:
         PromptError: the file as a whole is no text or no JSON, or cannot be read.
     """
     _check_is_text(path, name)
-    whole = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    if not whole.lstrip().startswith(b"["):
+    with path.open("rb") as file:
+        is_list = file.read(1024).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    if not is_list:
         yield from read_json_lines(path, name)
         return
     try:
-        rows = _parse(whole)
+        rows = _parse(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except UnusableError as mistake:
         raise PromptError(f"{name} {mistake}.") from None
     for number, row in enumerate(rows, 1):
@@ -136,8 +140,8 @@ def read_parquet(path: Path, name: str, columns: Sequence[str]) -> FoundRows:
     """
     try:
         with pq.ParquetFile(path) as file:
-            check_columns(columns, file.schema_arrow.names, name)
-            yield from read_batches(file.iter_batches(batch_size=1024, columns=list(columns)), name)
+            read = choose_columns(columns, file.schema_arrow.names, name)
+            yield from read_batches(file.iter_batches(batch_size=1024, columns=read), name)
     except (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException) as error:
         raise PromptError(f"{name} cannot be read as Parquet: {first_line(error)}") from None
 
@@ -156,15 +160,16 @@ def read_batches(batches: Iterable[pa.RecordBatch | pa.Table], name: str) -> Fou
             yield f"{name}, row {number}", row
 
 
-def check_columns(wanted: Sequence[str], found: Sequence[str], name: str) -> None:
-    """Refuse a table that lacks a column, or has two of one name.
+def choose_columns(wanted: Sequence[str], found: Sequence[str], name: str) -> list[str]:
+    """Choose the columns of a table to read: those that are wanted, and `SYSTEM`, of which a row says if it is meant.
 
     Raises:
-        ColumnError: names the columns.
+        ColumnError: the table lacks a column, or has two of one name.
     """
     if missing := [column for column in wanted if column not in found]:
         raise ColumnError(f"{name} has no column {', '.join(missing)}; it has {', '.join(found)}.")
     check_names([column for column in found if column in wanted], name)
+    return [*wanted, *({SYSTEM} & {*found} - {*wanted})]
 
 
 def check_names(columns: Sequence[str], name: str) -> None:

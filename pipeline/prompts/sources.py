@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.errors import PromptError
 from pipeline.prompts.data_sets import read_data_set
 from pipeline.prompts.files import (
+    SYSTEM,
     ColumnError,
     FoundRows,
     Number,
@@ -93,7 +94,7 @@ def _fields(source: Source) -> Fields:
 
 def _columns(source: Source) -> list[str]:
     fields = _fields(source)
-    named = (fields.prompt, fields.answer, fields.hint, fields.domain)
+    named = (fields.prompt, fields.answer, fields.hint, fields.domain, fields.system)
     return list(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -134,11 +135,24 @@ def _checked(source: Source, place: str, found: Any) -> Row:
         )
     return Row(
         place,
-        _messages(found[fields.prompt], fields.prompt, source.system),
+        _messages(found[fields.prompt], fields.prompt, _system(source, fields, found)),
         None if fields.answer is None else _answer(found[fields.answer], fields.answer, source.answer_after),
         None if fields.hint is None or found[fields.hint] is None else _text(found[fields.hint], fields.hint),
         source.domain if fields.domain is None else _text(found[fields.domain], fields.domain),
     )
+
+
+def _system(source: Source, fields: Fields, found: Mapping[str, Any]) -> str | None:
+    """Give the system message of a row: its own, or the source's."""
+    if fields.system is not None and found[fields.system] is not None:
+        if source.system is not None:
+            raise UnusableError(f"`{fields.system}` has a system message, and so has the source (`system`)")
+        return _text(found[fields.system], fields.system)
+    if fields.system is None and source.system is None and found.get(SYSTEM) is not None:
+        raise UnusableError(
+            f"`{SYSTEM}` is used by no setting: name it in `fields.system`, or set the source's `system`"
+        )
+    return source.system
 
 
 def _messages(prompt: Any, field: str, system: str | None) -> tuple[dict[str, str], ...]:

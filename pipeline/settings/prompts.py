@@ -17,6 +17,8 @@ class Fields(Settings):
     answer: str | None = None
     hint: str | None = None
     domain: str | None = None
+    system: str | None = None
+    """The row's own system message, where it is not null."""
 
 
 class Source(Settings):

@@ -56,6 +56,18 @@ def test_prompts_over_the_longest_are_refused_by_line_or_left_out(model: Model, 
     assert len(kept) == 10
 
 
+def test_a_prompt_that_leaves_no_room_in_a_model_is_refused_by_line(model: Model, tmp_path: Path) -> None:
+    assert model.context == 128
+    fits, not_quite = ("e" * (length - count_tokens(model, "")) for length in (127, 128))
+    opd = [{"prompt": text, "hint": None} for text in (fits, not_quite)]
+    with pytest.raises(PromptError) as caught:
+        collect_prompts(settings(tmp_path, opd), [model])
+    path = tmp_path / "opd.jsonl"
+    said = f"{path}, line 11: has 128 tokens, where {model.name} takes 128, a response included"
+    assert said in str(caught.value)
+    assert f"{path}, line 10" not in str(caught.value)
+
+
 @pytest.mark.parametrize("place", ["prompt", "hint"])
 def test_a_special_token_in_a_text_is_refused_by_line_or_left_out(model: Model, tmp_path: Path, place: str) -> None:
     token = model.load_tokenizer().eos_token

@@ -117,4 +117,11 @@ PLANTS = [
         '""',
         (FIT, "-k", "special_token"),
     ),
+    Plant(
+        "long prompts taken for short ones",
+        "pipeline.prompts.fit:Fit.find_fault",
+        "2 * sum(len(text.encode()) for text in texts)",
+        "0",
+        (FIT, "-k", "over_the_longest or leaves_no_room_in"),
+    ),
 ]

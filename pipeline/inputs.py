@@ -64,12 +64,12 @@ def record_inputs(
     """
     record: Record = {}
     for setting, name in sorted(named.items()):
-        path = Path(name)
-        if path.resolve().is_relative_to(made_here.resolve()):
-            continue
         try:
-            record[setting] = _hash(path, hashed)
-        except OSError:  # not on this machine; or on none, and then the stage that reads it says so
+            path = Path(name).resolve()
+            if not path.is_relative_to(made_here.resolve()):
+                record[setting] = _hash(path, hashed)
+        except (OSError, ValueError, RuntimeError):
+            # Not on this machine; or nowhere, or no path at all, and then the stage that reads it says so.
             record[setting] = recall().get(setting)
     return record
 

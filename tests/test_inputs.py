@@ -127,9 +127,12 @@ def test_a_file_that_is_not_on_this_machine_is_as_it_was_recorded(project: Path)
     assert after["models"]["models.teacher"] != before["models"]["models.teacher"]
 
 
-def test_a_file_that_was_never_there_has_no_hash(project: Path) -> None:
+@pytest.mark.parametrize("name", ["opd.jsonl", "a" * 300, "a\0b", "loop"])
+def test_what_is_no_file_here_and_was_never_recorded_has_no_hash(project: Path, name: str) -> None:
     (project / "opd.jsonl").unlink()
-    assert record(project)["prompts"]["prompts.sources.1"] is None
+    (project / "loop").symlink_to("loop")
+    dag.change(project, prompts__sources=[{"split": "opd", "path": name}])
+    assert record(project)["prompts"] == {"version": 1, "prompts.sources.0": None}
 
 
 def test_what_stages_make_and_the_hub_has_is_not_recorded(project: Path) -> None:

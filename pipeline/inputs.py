@@ -9,7 +9,7 @@ prompts), what was recorded elsewhere stands.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from pipeline.errors import GradeError
@@ -52,21 +52,24 @@ def list_inputs(settings: Params) -> dict[str, dict[str, str]]:
 
 
 def record_inputs(
-    named: Mapping[str, str], hashed: Hashed, made_here: Path, recall: Callable[[], Mapping[str, str | None]]
+    named: Mapping[str, str],
+    hashed: Hashed,
+    made: Collection[Path],
+    recall: Callable[[], Mapping[str, str | None]],
 ) -> Record:
     """Hash the files and folders that a stage reads.
 
     Args:
         named: paths by setting.
         hashed: what was hashed before; extended.
-        made_here: folder of what stages make, whose dependencies dvc.yaml has.
+        made: folders that stages make; dvc.yaml has those dependencies.
         recall: gives what was recorded before, for what is not here.
     """
     record: Record = {}
     for setting, name in sorted(named.items()):
         try:
             path = Path(name).resolve()
-            if not path.is_relative_to(made_here.resolve()):
+            if not any(path.is_relative_to(folder.resolve()) for folder in made):
                 record[setting] = _hash(path, hashed)
         except (OSError, ValueError, RuntimeError):
             # Not on this machine; or nowhere, or no path at all, and then the stage that reads it says so.

@@ -45,7 +45,8 @@ def project(untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def record(project: Path) -> dict[str, dict[str, Any]]:
-    stage.run(params.load_params(project / "params.yaml"), out=Path("data/inputs"), cache=Path(".potstill/hashes.json"))
+    settings, cache = params.load_params(project / "params.yaml"), Path(".potstill/hashes.json")
+    stage.run(settings, out=Path("data/inputs"), models=Path("data/models"), cache=cache)
     return {path.stem: json.loads(path.read_text()) for path in Path("data/inputs").glob("*.json")}
 
 
@@ -127,6 +128,7 @@ def test_a_file_that_is_not_on_this_machine_is_as_it_was_recorded(project: Path)
     assert after["models"]["models.teacher"] != before["models"]["models.teacher"]
 
 
+@pytest.mark.slow  # DVC is asked for a record elsewhere
 @pytest.mark.parametrize("name", ["opd.jsonl", "a" * 300, "a\0b", "loop"])
 def test_what_is_no_file_here_and_was_never_recorded_has_no_hash(project: Path, name: str) -> None:
     (project / "opd.jsonl").unlink()
@@ -147,6 +149,19 @@ def test_what_stages_make_and_the_hub_has_is_not_recorded(project: Path) -> None
     assert set(found["models"]) == {"version", "models.student"}
     assert set(found["sft"]) == {"version", "recipe"}
     assert set(found["score"]) == {"version"}
+
+
+def test_a_file_of_the_users_among_what_stages_make_is_recorded(project: Path) -> None:
+    shutil.copytree(project / "models/student", project / "data/models/mine")
+    (project / "opd.jsonl").rename(project / "data/opd.jsonl")
+    dag.change(
+        project,
+        models={"teacher": "models/teacher", "student": "data/models/mine"},
+        prompts__sources=[{"split": "opd", "path": "data/opd.jsonl"}],
+    )
+    found = record(project)
+    assert found["models"]["models.student"] is not None
+    assert found["prompts"]["prompts.sources.0"] is not None
 
 
 def test_a_file_is_read_once_while_it_is_not_written(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ from pipeline.settings.prompts import Source
 ANSWERED = {"fields": {"answer": "answer"}}
 LARGE = "123456789012345678901234567890"
 
+in_folder = pytest.mark.parametrize("folder", [False, pytest.param(True, marks=pytest.mark.slow)])
+"""Read by `path`, and by `dataset` as a folder, which takes longer."""
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +54,7 @@ def answered(written: str) -> str:
 NUMBERS = ["4.10", LARGE, "0.1000000000000000055511151231257827", "1e3", "-0", "3", "1E400", "9007199254740993"]
 
 
-@pytest.mark.parametrize("folder", [False, True])
+@in_folder
 def test_an_answer_of_json_has_the_digits_of_its_file(tmp_path: Path, folder: bool) -> None:
     path = lines(tmp_path / "set" / "train.jsonl", *[answered(number) for number in NUMBERS])
     assert answers(path.parent if folder else path) == NUMBERS
@@ -80,7 +83,7 @@ def test_text_that_looks_like_a_number_or_a_date_stays_text(tmp_path: Path) -> N
     ],
     ids=str,
 )
-@pytest.mark.parametrize("folder", [False, True])
+@in_folder
 def test_an_answer_of_parquet_has_the_digits_of_its_type(
     tmp_path: Path, kind: pa.DataType, value: Any, told: str, folder: bool
 ) -> None:
@@ -110,7 +113,7 @@ def test_an_answer_of_parquet_has_the_digits_of_its_type(
     ],
     ids=lambda value: value[:40],
 )
-@pytest.mark.parametrize("folder", [False, True])
+@in_folder
 def test_a_line_that_no_value_can_be_read_from_is_named(tmp_path: Path, line: str, told: str, folder: bool) -> None:
     path = lines(tmp_path / "set" / "train.jsonl", answered("1"), line)
     rows, (mistake,) = read(path.parent if folder else path)

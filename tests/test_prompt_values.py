@@ -65,6 +65,8 @@ def test_text_that_looks_like_a_number_or_a_date_stays_text(tmp_path: Path) -> N
     json_path = lines(tmp_path / "json" / "train.jsonl", *[answered(json.dumps(text)) for text in texts])
     csv_path = lines(tmp_path / "csv" / "train.csv", "prompt,answer", *[f"x,{text}" for text in texts])
     assert answers(json_path) == answers(json_path.parent) == answers(csv_path.parent) == texts
+    lines(csv_path, "prompt,answer", "x,007", "x,1.10")
+    assert answers(csv_path.parent) == ["007", "1.10"]
 
 
 @pytest.mark.parametrize(

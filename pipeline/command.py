@@ -114,7 +114,12 @@ class StageSummary:
         )
 
     def note(self, path: Path | None, stage: str, round_: str = "") -> None:
-        """Write the timing file: what making the outputs took, whenever that was; finding all changes nothing."""
+        """Write the timing file: what making the outputs took, whenever that was; finding all changes nothing.
+
+        Where all was found, the log says so: the lines before tell of the outputs, and of nothing that was done now.
+        """
+        if self.found and not self.made:
+            logging.getLogger(stage).info("found in the store, made before from the same: %d files", self.found)
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)

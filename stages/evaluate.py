@@ -20,6 +20,7 @@ from pipeline.grading.metrics import Answered, compute_metrics, repetition
 from pipeline.grading.write import Grading
 from pipeline.models.record import CHECKPOINT, Model, read_model
 from pipeline.progress import Bar
+from pipeline.rollouts.fit import check_prompts_fit
 from pipeline.rollouts.write import Author, Writing, count_missing, find_families, identify_rollouts, write_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
@@ -65,10 +66,8 @@ def run(
     families = find_families(store, wanted)
     missing = count_missing(store, wanted, families)
     written, paths = [], []
-    with (
-        OnDemand(model, settings, machine) as engine,
-        Bar(missing.unknown, f"evaluate {name}") as bar,
-    ):
+    with OnDemand(model, settings, machine) as engine, Bar(missing.unknown, f"evaluate {name}") as bar:
+        check_prompts_fit(store, wanted, engine)
         for source, identity in wanted:
             written.append(store.obtain(identity, partial(_write, source, identity, engine, bar, families)))
             paths.append(store.path(written[-1].entry.fingerprint, ".parquet"))

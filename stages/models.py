@@ -3,7 +3,7 @@
     python -m stages.models --teacher-record data/models/teacher.json --student-record data/models/student.json
 
 With `models.demo` in the settings both are made first: a tokenizer, a teacher trained on worked sums, and a student
-with random weights, in DEMO/teacher and DEMO/student. Without it DEMO stays empty.
+with random weights, in DEMO/teacher and DEMO/student. Without it DEMO holds no model.
 """
 
 import functools
@@ -26,6 +26,7 @@ from pipeline.settings.models import Demo, Models
 from pipeline.settings.recipe import load_recipe
 from pipeline.storage import hashing
 from pipeline.storage.bucket import Bucket
+from pipeline.storage.manifest import write_manifest
 from pipeline.storage.store import Obtained, Store
 
 VERSION = 1  # raise it when the same settings would give other demo models
@@ -40,7 +41,7 @@ class ModelFolders:
     Attributes:
         teacher_record: the file that says what the teacher is.
         student_record: the file that says what the student is.
-        demo: folder of the demo's models, left empty where there are none.
+        demo: folder of the demo's models; where there are none, of a manifest that lists nothing.
         state: where the training state of the demo's teacher is kept while it is not finished.
     """
 
@@ -60,6 +61,8 @@ def run(settings: Models, machine: Machine, store: Store, folders: ModelFolders)
     shutil.rmtree(folders.demo, ignore_errors=True)
     folders.demo.mkdir(parents=True)
     obtained = [] if settings.demo is None else _obtain_demo(settings, settings.demo, machine, store, folders)
+    if settings.demo is None:
+        write_manifest(folders.demo, {})  # DVC warns of an empty folder, once for each stage that depends on it
     teacher, student = record_model(settings.teacher), record_model(settings.student)
     check_pair(teacher, student)
     for path, model in ((folders.teacher_record, teacher), (folders.student_record, student)):

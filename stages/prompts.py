@@ -1,6 +1,6 @@
 """Read, check and split the prompts, and spread them over buckets.
 
-    python -m stages.prompts --out data/prompts
+    python -m stages.prompts --out data/prompts --teacher data/models/teacher.json --student data/models/student.json
 
 Writes OUT/sft, OUT/opd and OUT/evaluation with one shard for each bucket that has prompts. One bucket of opd
 (prompts.held_out) is scored like the others but never trained on. Every row that cannot be used is named.
@@ -8,6 +8,7 @@ Writes OUT/sft, OUT/opd and OUT/evaluation with one shard for each bucket that h
 
 import functools
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 
 from pipeline import command
 from pipeline.command import ParamsFile, StageSummary, StoreFolder, TimingFile
+from pipeline.models.record import Model, read_model
 from pipeline.prompts.collect import collect_prompts, group_by_bucket, hash_prompts
 from pipeline.settings import params
 from pipeline.settings.prompts import Prompts
@@ -23,19 +25,25 @@ from pipeline.storage.made_with import find_versions
 from pipeline.storage.prompts import Prompt, write_prompts
 from pipeline.storage.store import Folder, Store
 
-VERSION = 1  # raise it when the same sources would give other prompts
+VERSION = 2  # raise it when the same sources would give other prompts
 
 log = logging.getLogger("prompts")
 
 
-def run(settings: Prompts, store: Store, *, out: Path) -> StageSummary:
+def run(settings: Prompts, store: Store, *, out: Path, models: Iterable[Model] = ()) -> StageSummary:
     """Write the three splits' folders; nothing is written where any row cannot be used.
+
+    Args:
+        settings: the sources, and what becomes of their rows.
+        store: of finished shards.
+        out: the folder of the splits' folders.
+        models: whose tokenizers the prompts have to suit.
 
     Raises:
         PromptError: a source cannot be read, or rows cannot be used; all are named at once.
     """
     folders = []
-    for split, found in collect_prompts(settings).items():
+    for split, found in collect_prompts(settings, models).items():
         folder = Folder(store, out / split)
         for bucket, inside in group_by_bucket(found).items():
             identity = identify_prompts(inside)
@@ -54,13 +62,16 @@ def identify_prompts(inside: list[Prompt]) -> dict[str, str | int]:
 
 
 def main(
+    teacher: Annotated[Path, typer.Option(help="The teacher's record.")],
+    student: Annotated[Path, typer.Option(help="The student's record.")],
     out: Annotated[Path, typer.Option(help="Where the folders of the splits go.")] = Path("data/prompts"),
     params_file: ParamsFile = command.PARAMS,
     store: StoreFolder = command.STORE,
     timing: TimingFile = None,
 ) -> None:
     """Read the settings and run the stage."""
-    made = run(params.load_params(params_file).prompts, Store(store), out=out)
+    settings = params.load_params(params_file).prompts
+    made = run(settings, Store(store), out=out, models=[read_model(teacher), read_model(student)])
     made.note(timing, "prompts")
     log.info("%s: %d shards written, %d found in the store, %d bytes", out, made.made, made.found, made.bytes)
 

@@ -26,7 +26,7 @@ from pipeline.storage import made_with
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import list_shards, read_shard
-from tests import dag
+from tests import dag, tiny_models
 from tests.dag import Stage
 
 ALL, STALE, SFT, EVALUATION = 4, 2, 4, 3
@@ -202,6 +202,12 @@ def models_elsewhere(project: Path, _: pytest.MonkeyPatch) -> None:
     dag.change(project, models={"teacher": "elsewhere/teacher", "student": "elsewhere/student"})
 
 
+def student_replaced(project: Path, _: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(project / "models/student")  # a copy's models are links
+    tiny_models.bigram(project / "models/student", 9)
+    (project / "models/student/chat_template.jinja").write_text(dag.TEMPLATE)
+
+
 def without_store(project: Path, _: pytest.MonkeyPatch) -> None:
     shutil.rmtree(project / ".potstill")
 
@@ -238,6 +244,7 @@ ROWS = {
         one_answer_wrong, added({"prompts": 1, "grade": 1}, FROM_SFT), before=some_answers_right
     ),
     "a prompt added": Row(one_prompt_added, added({"prompts": 1}, written("r1", 1), FROM_TRAIN_1)),
+    "the student's weights, replaced in their folder": Row(student_replaced, FROM_SFT),
     "machine.yaml": Row(machine, {}),
     "every default written out": Row(every_default_written_out, {}),
     "library versions": Row(other_libraries, {}),
@@ -409,7 +416,7 @@ def forced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Counts, 
 
 
 STAGES = [
-    "models", "prompts", "teacher_rollouts", "sft", "refresh@r1", "score@r1", "score_teacher@r1", "train@r1",
+    "inputs", "models", "prompts", "teacher_rollouts", "sft", "refresh@r1", "score@r1", "score_teacher@r1", "train@r1",
     "refresh@r2", "score@r2", "score_teacher@r2", "train@r2", "evaluate@r1", "evaluate@r2", "evaluate_start@teacher",
     "evaluate_start@r0", "report",
 ]  # fmt: skip

@@ -1,15 +1,18 @@
 """`dvc repro` on bigram models: everything once, then nothing, a killed stage resumed, and no file there twice."""
 
 import re
+import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage.store import Store
-from tests import dag, dvc_project
+from tests import dag, dvc_project, tiny_models
 from tests.dvc_project import ran, run
 
 pytestmark = pytest.mark.slow
@@ -79,13 +82,57 @@ def test_after_a_kill_dvc_repro_goes_on_and_redoes_one_shard(killed):
 def test_a_second_dvc_repro_runs_nothing(project, killed):
     printed = run(project, "dvc", "repro")
     assert ran(printed) == []
-    assert re.search("Data and pipelines are up to date", printed)
+    assert re.search("Stage 'report' didn't change, skipping", printed)
 
 
 def test_a_stage_that_is_forced_leaves_all_later_ones_alone(project, killed):
     printed = run(project, "dvc", "repro", "-f", "-s", "score@r1")
     assert "0 of 4 shards to score" in printed
+    assert "score: found in the store, made before from the same: 8 files" in printed
     assert ran(run(project, "dvc", "repro")) == []
+
+
+def test_a_training_that_is_forced_says_that_it_found_its_checkpoint(project, killed):
+    printed = run(project, "dvc", "repro", "-f", "-s", "train@r1")
+    assert "train: found in the store, made before from the same: 1 files" in printed
+
+
+@pytest.fixture
+def copy(project: Path, killed: tuple[str, int], tmp_path: Path) -> Path:
+    """The finished project, with models that may be written."""
+    copy = dag.copy(project, tmp_path / "project")
+    shutil.rmtree(copy / "models")
+    return shutil.copytree(project / "models", copy / "models").parent
+
+
+def test_a_file_that_was_edited_runs_the_stages_that_read_it(copy):
+    rows = dag.read_prompts(copy, "opd")
+    dag.write_prompts(copy, "opd", [*rows, {"prompt": "one more: 9", "answer": "9", "hint": "none"}])
+    printed = run(copy, "dvc", "repro", "prompts")
+    assert ran(printed) == ["prompts"]
+    assert "is empty" not in printed
+    tiny_models.bigram(copy / "models/student", 9)
+    assert ran(run(copy, "dvc", "repro", "models")) == ["models"]
+
+
+def test_a_grader_that_was_edited_grades_again(copy):
+    for verdict in (True, False):
+        (copy / "mine.py").write_text(f"def grade(response, answer):\n    return {verdict}\n")
+        dag.change(copy, grade__grader="mine:grade")
+        assert ran(run(copy, "dvc", "repro", "teacher_rollouts")) == ["teacher_rollouts"]
+        grades = [pq.read_table(path) for path in (copy / "data/teacher_rollouts/grades").glob("*.parquet")]
+        assert {correct for each in grades for correct in each.column("correct").to_pylist()} == {verdict}
+
+
+def test_without_an_active_environment_the_stages_run_with_the_one_beside_them(copy):
+    (copy / ".venv/bin").mkdir(parents=True)
+    (copy / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (copy / ".venv/bin/python").chmod(0o755)
+    command = [sys.executable, "-m", "dvc", "repro", "-f", "-s", "inputs"]
+    ended = subprocess.run(
+        command, cwd=copy, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_store_cache_and_workspace_have_each_shard_once(project, killed):

@@ -55,7 +55,7 @@ def rollout_shard(tmp_path):
 
 
 def test_the_fingerprint_of_prompts():
-    assert hashing.fingerprint(prompts_stage.identify_prompts([PROMPT])) == "55a3115af2797df9b43d1a8a8e783e95"
+    assert hashing.fingerprint(prompts_stage.identify_prompts([PROMPT])) == "198262e7bad6cd7017fedbbf96cc2e70"
 
 
 def test_the_fingerprint_of_demo_models():

@@ -1,6 +1,7 @@
 """Two clones and a folder between them: one machine writes and trains, the other scores, and nothing is done twice.
 
-A clone is what git has: code, settings, dvc.lock, bigram models and prompts. Data goes through `dvc push` and `pull`.
+A clone is what git has: code, settings, dvc.lock and bigram models. Data goes through `dvc push` and `pull`; the files
+that prompts are read from are on one machine alone.
 """
 
 import shutil
@@ -21,7 +22,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = dvc_project.new_project(folder / "origin", rounds={"r1": {"prev": "r0"}})
     config = (project / ".dvc/config").read_text().replace("no_scm = true", "remote = shared")
     (project / ".dvc/config").write_text(f'{config}[remote "shared"]\n    url = {folder / "remote"}\n')
-    shutil.copy(dag.ROOT / ".gitignore", project)
+    (project / ".gitignore").write_text((dag.ROOT / ".gitignore").read_text() + "*.jsonl\n")
     run(project, "git", "init", "-q", "-b", "main")
     commit(project)
     run(project, "git", "config", "receive.denyCurrentBranch", "updateInstead")
@@ -46,6 +47,8 @@ def publish(project: Path) -> None:
 
 def test_one_machine_scores_for_the_other_and_nothing_is_done_twice(origin):
     student, teacher = clone(origin, "student"), clone(origin, "teacher")
+    for path in origin.glob("*.jsonl"):
+        shutil.copy(path, student)
     before = {"models", "prompts", "teacher_rollouts", "sft", "refresh@r1"}
     assert set(ran(run(student, "dvc", "repro", "refresh@r1"))) == before
     publish(student)

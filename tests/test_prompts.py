@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from pipeline.demo import task
 from pipeline.errors import PromptError
@@ -107,9 +108,9 @@ def test_a_folder_is_read_by_datasets_as_its_file_is_read_directly(
     assert [(row.messages, row.answer) for row in found] == [
         (row.messages, row.answer) for row in read(path, fields={"answer": "answer"})[0]
     ]
-    assert found[4].place == f"{tmp_path / 'set'} (train), row 5"
-    with pytest.raises(PromptError, match=r"sources\.0\.fields: .* has no column `?solution`?; it has prompt, answer"):
-        read_source(source.model_copy(update={"fields": Fields(answer="solution")}), "prompts.sources.0")
+    assert found[4].place == f"{path}, line 5"
+    lacking = {"fields": {"answer": "solution"}}
+    assert read_source(source.model_copy(update={"fields": Fields(answer="solution")}), "s") == read(path, **lacking)
     with pytest.raises(PromptError, match=r"sources\.0\.dataset: .* cannot be read"):
         read_source(source.model_copy(update={"dataset_split": "none"}), "prompts.sources.0")
 
@@ -117,6 +118,33 @@ def test_a_folder_is_read_by_datasets_as_its_file_is_read_directly(
 def test_a_hub_data_set_needs_a_revision() -> None:
     with pytest.raises(PromptError, match=r"prompts\.sources\.0\.dataset: .*`openai/gsm8k@main`"):
         read_source(Source(split="sft", dataset="openai/gsm8k"), "prompts.sources.0")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"path": ""},
+        {"dataset": ""},
+        {"path": "a.jsonl", "answer_after": ""},
+        {"path": "a.jsonl", "system": ""},
+        {"path": "a.jsonl", "limit": 10**30},
+        {"path": "a.jsonl", "fields": {"prompt": ""}},
+    ],
+)
+def test_a_setting_that_no_file_could_bear_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Source.model_validate_json(json.dumps({"split": "sft", **settings}))
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".jsonl", "a\0b.jsonl", "loop.jsonl"])
+@pytest.mark.parametrize("origin", ["path", "dataset"])
+def test_a_name_that_no_file_can_have_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, origin: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(PromptError, match=rf"prompts\.sources\.0\.{origin}: "):
+        read_source(Source.model_validate_json(json.dumps({"split": "sft", origin: name})), "prompts.sources.0")
 
 
 def test_the_demos_sums_bring_answers_hints_and_domains() -> None:

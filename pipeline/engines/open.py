@@ -2,7 +2,7 @@
 
 import pipeline.engines.vllm  # noqa: F401 - it silences vLLM, which has to be done before vLLM is imported
 from pipeline.engines.checked import CheckedEngine
-from pipeline.engines.engine import WRITING, Engine, EngineUse
+from pipeline.engines.engine import WRITING, Engine, EngineUse, find_context_limit
 from pipeline.models.record import Model
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import EngineSettings
@@ -49,6 +49,11 @@ class OnDemand:
     def __exit__(self, *_: object) -> None:
         if self._engine is not None:
             self._engine.close()
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model takes, tokens; None where nothing says so."""
+        return find_context_limit(self.model, self._settings)
 
     def open(self) -> Engine:
         """Open the model at the first call; later ones give the same engine."""

@@ -61,7 +61,7 @@ def open_grader(settings: params.GradeSettings, workers: int | None = None) -> I
         return
     own = settings.grader != "math"
     if own:
-        _find_source(settings.grader)
+        find_source(settings.grader)
     function = settings.grader if own else "pipeline.grading.math:grade_math"
     with Pool(function, settings.timeout_s, workers) as pool:
         yield _Pooled(pool, without_answer=own)
@@ -79,7 +79,7 @@ def identify_grader(settings: params.GradeSettings) -> dict[str, Any]:
     if settings.grader == "math":
         identity["math_verify"] = importlib.metadata.version("math-verify")
     elif settings.grader != "exact":
-        identity["source"] = hashing.hash_path(_find_source(settings.grader))
+        identity["source"] = hashing.hash_path(find_source(settings.grader))
     if settings.grader != "exact" and settings.timeout_s != params.GradeSettings.model_fields["timeout_s"].default:
         identity["timeout_s"] = settings.timeout_s
     return identity
@@ -130,7 +130,7 @@ class _Pooled:
         return grades
 
 
-def _find_source(grader: str) -> Path:
+def find_source(grader: str) -> Path:
     """Find the file of `module:function`, looked for as `import` does, but without running anything."""
     module = grader.partition(":")[0]
     path: Sequence[str] | None = [str(Path.cwd()), *sys.path]

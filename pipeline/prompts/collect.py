@@ -1,15 +1,18 @@
-"""Prompts from all sources: what they are called, and which split and bucket each belongs to.
+"""Prompts from all sources: which are the same, what they are called, and which split and bucket each belongs to.
 
 A prompt's id is the hash of its messages and its bucket follows from the id, so adding a prompt changes one bucket.
 """
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import get_args
 
 from pipeline.errors import PromptError
+from pipeline.models.record import Model
+from pipeline.prompts.fit import Fit
+from pipeline.prompts.sameness import Asked, ask_messages, spell_messages
 from pipeline.prompts.sources import Row, read_source
 from pipeline.settings.prompts import Prompts, Split
 from pipeline.storage import hashing
@@ -23,34 +26,39 @@ _LISTED = 20
 log = logging.getLogger("prompts")
 
 
-def collect_prompts(settings: Prompts) -> dict[Split, list[Prompt]]:
+def collect_prompts(settings: Prompts, models: Iterable[Model] = ()) -> dict[Split, list[Prompt]]:
     """Read every source, and give each split's prompts, without duplicates, ordered by `prompt_id`.
 
-    A prompt may be both in sft and in opd. One that is in evaluation is in no other split, nor is one that differs from
-    it in letter case, white space or system message alone.
+    Prompts of one split that are spelled alike (`sameness.py`) are one, the first of them; where their answers, hints
+    or domains differ they contradict each other. A prompt may be both in sft and in opd. One that asks what an
+    evaluation prompt asks, alone or among other text, is in no other split.
+
+    Args:
+        settings: the sources, and what becomes of rows that cannot be used.
+        models: that read the prompts, whose tokenizers they have to suit; none: no prompt is looked at so.
 
     Raises:
         PromptError: a source cannot be read; rows cannot be used, or contradict each other (all are named at once); a
             split, the held-out bucket, or all buckets of opd but that one are empty.
     """
-    found: dict[Split, dict[str, Row]] = {split: {} for split in get_args(Split)}
-    read: Counter[Split] = Counter()
-    mistakes: list[str] = []
-    for number, source in enumerate(settings.sources):
-        rows, unusable = read_source(source, f"prompts.sources.{number}")
-        read[source.split] += len(rows)
-        mistakes += unusable + _add(found[source.split], rows)
+    read, mistakes = _read_all(settings)
+    fit = Fit(models, settings.max_tokens)
+    sorted_: dict[Split, _SortedRows] = {split: _sort_rows(rows, fit) for split, rows in read.items()}
+    contradictions = [told for each in sorted_.values() for told in each.contradictions]
+    unfit = [told for each in sorted_.values() for told in each.unfit]
+    mistakes += contradictions if settings.contradictions == "refuse" else []
+    mistakes += unfit if settings.unfit == "refuse" else []
     if mistakes:
-        raise _all_of(mistakes)
-    forbidden = {_text(row.messages) for row in found["evaluation"].values()}
+        ways = {"contradictions": contradictions, "unfit": unfit}
+        raise _all_of(mistakes, [f"`prompts.{way}: drop`" for way, told in ways.items() if told])
+    asked = Asked(row.messages for row in read["evaluation"])  # those that are left out, too
     prompts: dict[Split, list[Prompt]] = {}
-    for split, rows in found.items():
-        kept = {key: row for key, row in rows.items() if split == "evaluation" or _text(row.messages) not in forbidden}
-        duplicates, leaked = read[split] - len(rows), len(rows) - len(kept)
-        counted = f"{read[split]} rows, {duplicates} duplicates and {leaked} evaluation prompts left out"
+    for split, each in sorted_.items():
+        kept = [row for row in each.usable if split == "evaluation" or not asked.is_in(row.messages)]
+        counted = each.count(len(read[split]), len(kept))
         if not kept:
             raise PromptError(f"prompts.sources: no prompts for `split: {split}` ({counted}). Add a source for it.")
-        prompts[split] = [_prompt(settings, split, key, kept[key]) for key in sorted(kept)]
+        prompts[split] = _make_prompts(settings, split, kept)
         log.info("%s: %d prompts (%s)", split, len(kept), counted)
     _check_held_out(settings, prompts["opd"])
     return prompts
@@ -74,41 +82,98 @@ def hash_prompts(prompts: Iterable[Prompt]) -> str:
     return hashing.digest(*[hashing.canonical(make_prompt_row(prompt)) for prompt in prompts])
 
 
-def _add(known: dict[str, Row], rows: Sequence[Row]) -> list[str]:
-    """Add rows of one split by their prompt's id, and tell of those that contradict an earlier one."""
-    mistakes = []
+def _read_all(settings: Prompts) -> tuple[dict[Split, list[Row]], list[str]]:
+    """Read every source: the usable rows of each split, and what is wrong with the others."""
+    read: dict[Split, list[Row]] = {split: [] for split in get_args(Split)}
+    mistakes: list[str] = []
+    for number, source in enumerate(settings.sources):
+        rows, unusable = read_source(source, f"prompts.sources.{number}")
+        read[source.split] += rows
+        mistakes += unusable
+    return read, mistakes
+
+
+@dataclass(frozen=True)
+class _SortedRows:
+    """The rows of a split, sorted by what becomes of them.
+
+    Attributes:
+        groups: of rows whose prompts are spelled alike.
+        usable: the first row of each group that neither contradicts itself nor is unfit.
+        contradictions: what is said of rows that contradict the first of their group.
+        unfit: what is said of prompts that a model cannot be asked.
+    """
+
+    groups: int
+    usable: list[Row]
+    contradictions: list[str]
+    unfit: list[str]
+
+    def count(self, read: int, kept: int) -> str:
+        """Count what was read and what is left out."""
+        contradictory = self.groups - len(self.usable) - len(self.unfit)
+        left_out = {
+            "duplicates": read - self.groups,
+            "that contradict themselves": contradictory,
+            "unfit": len(self.unfit),
+        }
+        always = ("duplicates",)
+        counts = [f"{number} {what}" for what, number in left_out.items() if number or what in always]
+        return f"{read} rows, {', '.join(counts)} and {len(self.usable) - kept} evaluation prompts left out"
+
+
+def _sort_rows(rows: Iterable[Row], fit: Fit) -> _SortedRows:
+    groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        first = known.setdefault(hashing.digest(hashing.canonical(row.messages)), row)
-        # Taking either would be a guess.
+        groups[hashing.digest(spell_messages(row.messages))].append(row)
+    found = _SortedRows(len(groups), [], [], [])
+    for group in groups.values():
+        first = group[0]
+        if told := _differing(group):
+            found.contradictions.extend(told)
+        elif fault := fit.find_fault(first.messages, first.hint):
+            found.unfit.append(f"{first.place}: {fault}")
+        else:
+            found.usable.append(first)
+    return found
+
+
+def _differing(group: Sequence[Row]) -> list[str]:
+    """Tell of the rows of one prompt that contradict the first of them: taking either would be a guess."""
+    first, *others = group
+    mistakes = []
+    for row in others:
         differing = [name for name in ("answer", "hint", "domain") if getattr(first, name) != getattr(row, name)]
         if differing:
             differences = ", ".join(f"{name} {getattr(row, name)!r} not {getattr(first, name)!r}" for name in differing)
-            mistakes.append(f"{row.place}: the prompt of {first.place}, but with {differences}")
+            spelling = "" if row.messages == first.messages else " in another spelling"
+            mistakes.append(f"{row.place}: the prompt of {first.place}{spelling}, but with {differences}")
     return mistakes
 
 
-def _all_of(mistakes: Sequence[str]) -> PromptError:
+def _all_of(mistakes: Sequence[str], to_drop: Sequence[str]) -> PromptError:
     count = "1 row that cannot be used" if len(mistakes) == 1 else f"{len(mistakes)} rows that cannot be used"
     lines = [f"  {mistake}" for mistake in mistakes[:_LISTED]]
     if len(mistakes) > _LISTED:
         lines.append(f"  and {len(mistakes) - _LISTED} more")
     listing = "\n".join(lines)
+    drop = f" With {' and '.join(to_drop)} such rows are left out." if to_drop else ""
     return PromptError(
         f"prompts.sources has {count}:\n{listing}\nCorrect or remove these rows, or name other "
-        "fields in prompts.sources, then run `dvc repro prompts`."
+        f"fields in prompts.sources, then run `dvc repro prompts`.{drop}"
     )
 
 
-def _text(messages: Sequence[dict[str, str]]) -> tuple[str, ...]:
-    """Reduce messages to what two prompts share that differ in letter case, white space or system message alone."""
-    said = [message for message in messages if message["role"] != "system"]
-    return tuple(f"{message['role']}: {' '.join(message['content'].split()).casefold()}" for message in said)
-
-
-def _prompt(settings: Prompts, split: Split, prompt_id: str, row: Row) -> Prompt:
-    bucket = choose_bucket(prompt_id, settings.buckets)
-    prompt = Prompt(prompt_id, row.domain, row.messages, row.answer, row.hint, bucket, split)
-    return replace(prompt, split=VALIDATION) if split == "opd" and bucket == settings.held_out else prompt
+def _make_prompts(settings: Prompts, split: Split, rows: Iterable[Row]) -> list[Prompt]:
+    """Give prompts their ids and buckets, ordered by id; those that ask alike share the bucket of the first of them."""
+    named = {hashing.digest(hashing.canonical(row.messages)): row for row in rows}
+    buckets: dict[str, int] = {}
+    prompts = []
+    for prompt_id, row in sorted(named.items()):
+        bucket = buckets.setdefault(ask_messages(row.messages), choose_bucket(prompt_id, settings.buckets))
+        told = VALIDATION if split == "opd" and bucket == settings.held_out else split
+        prompts.append(Prompt(prompt_id, row.domain, row.messages, row.answer, row.hint, bucket, told))
+    return prompts
 
 
 def _check_held_out(settings: Prompts, prompts: Sequence[Prompt]) -> None:

@@ -1,24 +1,36 @@
 """Sources of prompts: rows of files and data sets, each checked, each known by the place where a person finds it."""
 
 import itertools
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, NoReturn
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from pipeline.errors import PromptError
+from pipeline.prompts.data_sets import read_data_set
+from pipeline.prompts.files import (
+    SYSTEM,
+    ColumnError,
+    FoundRows,
+    Number,
+    UnusableError,
+    describe_kind,
+    first_line,
+    read_json_lines,
+    read_parquet,
+)
 from pipeline.settings.prompts import Fields, Source
 
 SUMS = Fields(prompt="question", answer="answer", hint="hint", domain="domain")
 """The fields of the demo's rows."""
 
 _ROLES = ("system", "user", "assistant")
+
+_MESSAGES = re.compile(r"""\s*\[?\s*\{\s*(["'])(role|content|from|value|messages|conversations)\1\s*:""")
+"""Text that begins so is a list of messages that somebody wrote out."""
+
+_NO_NUMBERS = ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class Row:
     Attributes:
         place: the file and the line (JSONL) or row (others), both counted from 1.
         messages: {role, content}; the source's system message is put in, the last one is the user's.
-        answer: the gold answer, without what `answer_after` cuts off.
+        answer: the gold answer, without what `answer_after` cuts off; a number has the digits of its file.
         hint: privileged information.
         domain: the row's own, or the source's.
     """
@@ -38,10 +50,6 @@ class Row:
     answer: str | None
     hint: str | None
     domain: str
-
-
-class _UnusableError(Exception):
-    """Why one row cannot be used."""
 
 
 def read_source(source: Source, setting: str) -> tuple[list[Row], list[str]]:
@@ -58,11 +66,19 @@ def read_source(source: Source, setting: str) -> tuple[list[Row], list[str]]:
         PromptError: the source as a whole cannot be read, lacks a column, or has no rows.
     """
     rows, mistakes = [], []
-    for place, found in itertools.islice(_found(source, setting), source.limit):
-        try:
-            rows.append(_checked(source, place, found))
-        except _UnusableError as mistake:
-            mistakes.append(f"{place}: {mistake}")
+    origin = next(name for name in ("path", "dataset", "sums") if getattr(source, name) is not None)
+    try:
+        for place, found in itertools.islice(_find_rows(source), source.limit):
+            try:
+                rows.append(_checked(source, place, found))
+            except UnusableError as mistake:
+                mistakes.append(f"{place}: {mistake}")
+    except ColumnError as error:
+        raise PromptError(f"{setting}.fields: {error}") from None
+    except PromptError as error:
+        raise PromptError(f"{setting}.{origin}: {error}") from None
+    except OSError as error:
+        raise PromptError(f"{setting}.{origin}: {_name(source)} cannot be read: {first_line(error)}") from None
     if not rows and not mistakes:
         raise PromptError(f"{setting} ({_name(source)}) has no rows.")
     return rows, mistakes
@@ -78,125 +94,72 @@ def _fields(source: Source) -> Fields:
 
 def _columns(source: Source) -> list[str]:
     fields = _fields(source)
-    named = (fields.prompt, fields.answer, fields.hint, fields.domain)
+    named = (fields.prompt, fields.answer, fields.hint, fields.domain, fields.system)
     return list(dict.fromkeys(name for name in named if name is not None))
 
 
-def _found(source: Source, setting: str) -> Iterator[tuple[str, Any]]:
-    """Find each row's place and its fields; of a JSONL file the line itself, which may be anything."""
+def _find_rows(source: Source) -> FoundRows:
     if source.sums is not None:
-        # The demo brings its task along; nobody else needs it.
-        from pipeline.demo import task
-
-        assert source.limit is not None
-        drawn = enumerate(task.draw_sums(source.sums, source.limit, source.hinted), 1)
-        domain = {"domain": source.domain} if "domain" in source.model_fields_set else {}
-        return ((f"{_name(source)}, number {number}", row | domain) for number, row in drawn)
+        return _draw_sums(source, source.sums)
     if source.dataset is not None:
-        return _dataset(source, source.dataset, setting)
+        return read_data_set(source, source.dataset, _columns(source))
     path = Path(source.path or "")
     if not path.is_file():
-        raise PromptError(f"{setting}.path: {path} is missing or no file; it is looked for from {Path.cwd()}.")
+        raise PromptError(f"{path} is missing or no file; it is looked for from {Path.cwd()}.")
     match path.suffix:
         case ".jsonl":
-            return _jsonl(path)
+            return read_json_lines(path, str(path))
         case ".parquet":
-            return _parquet(path, source, setting)
-    raise PromptError(f"{setting}.path: a .jsonl or .parquet file is expected, found {path}.")
+            return read_parquet(path, str(path), _columns(source))
+    raise PromptError(f"a .jsonl or .parquet file is expected, found {path}.")
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, bytes]]:
-    with path.open("rb") as file:  # as bytes: a line ends at \n alone, and one that is not UTF-8 stays one mistake
-        for number, line in enumerate(file, 1):
-            yield f"{path}, line {number}", line
+def _draw_sums(source: Source, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    # The demo brings its task along; nobody else needs it.
+    from pipeline.demo import task
 
-
-def _parquet(path: Path, source: Source, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            _need(source, setting, file.schema_arrow.names)
-            batches = file.iter_batches(batch_size=1024, columns=_columns(source))
-            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-            yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise PromptError(f"{setting}.path: {path} cannot be read as Parquet: {_first_line(error)}") from None
-
-
-def _dataset(source: Source, name: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    # Slow to import, and needed by this kind of source alone.
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    location, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
-    if not Path(name).is_dir() and not revision:
-        raise PromptError(
-            f"{setting}.dataset: {name} is no folder, and a data set of the Hugging Face Hub needs a revision "
-            f"(`{name}@main`, or better a commit): without one, equal settings can mean other rows."
-        )
-    try:
-        table: Any = datasets.load_dataset(
-            location, source.subset, split=source.dataset_split, revision=revision or None
-        )
-    except (OSError, ValueError, DatasetsError) as error:
-        raise PromptError(f"{setting}.dataset: {name} cannot be read: {_first_line(error)}") from None
-    _need(source, setting, table.column_names)
-    for number, row in enumerate(table.select_columns(_columns(source)), 1):
-        yield f"{name} ({source.dataset_split}), row {number}", row
-
-
-def _need(source: Source, setting: str, found: Sequence[str]) -> None:
-    missing = [name for name in _columns(source) if name not in found]
-    if missing:
-        raise PromptError(
-            f"{setting}.fields: {_name(source)} has no column {', '.join(missing)}; it has {', '.join(found)}."
-        )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    assert source.limit is not None
+    domain = {"domain": source.domain} if "domain" in source.model_fields_set else {}
+    for number, row in enumerate(task.draw_sums(seed, source.limit, source.hinted), 1):
+        yield f"{_name(source)}, number {number}", row | domain
 
 
 def _checked(source: Source, place: str, found: Any) -> Row:
+    if isinstance(found, UnusableError):
+        raise found
     fields = _fields(source)
-    row = _parsed(found) if isinstance(found, bytes) else found
-    missing = [f"`{name}`" for name in _columns(source) if name not in row]
+    missing = [f"`{name}`" for name in _columns(source) if name not in found]
     if missing:
-        raise _UnusableError(
-            f"lacks {', '.join(missing)}; it has {', '.join(row) or 'nothing'} (write null for unknown)"
+        raise UnusableError(
+            f"lacks {', '.join(missing)}; it has {', '.join(found) or 'nothing'} (write null for unknown)"
         )
     return Row(
         place,
-        _messages(row[fields.prompt], fields.prompt, source.system),
-        None if fields.answer is None else _answer(row[fields.answer], fields.answer, source.answer_after),
-        None if fields.hint is None or row[fields.hint] is None else _text(row[fields.hint], fields.hint),
-        source.domain if fields.domain is None else _text(row[fields.domain], fields.domain),
+        _messages(found[fields.prompt], fields.prompt, _system(source, fields, found)),
+        None if fields.answer is None else _answer(found[fields.answer], fields.answer, source.answer_after),
+        None if fields.hint is None or found[fields.hint] is None else _text(found[fields.hint], fields.hint),
+        source.domain if fields.domain is None else _text(found[fields.domain], fields.domain),
     )
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    if not line.strip():
-        raise _UnusableError("is blank")
-    try:
-        row = json.loads(line, parse_constant=_no_number)
-    except UnicodeDecodeError as error:
-        raise _UnusableError(f"is not UTF-8 ({error.reason} at byte {error.start + 1})") from None
-    except json.JSONDecodeError as error:
-        ending = "" if line.endswith(b"\n") else "; the line has no end: is the file cut off?"
-        raise _UnusableError(f"is not JSON ({error.msg} at character {error.colno}){ending}") from None
-    if not isinstance(row, dict):
-        raise _UnusableError(f"is {_kind(row)}, where an object is expected")
-    return row
-
-
-def _no_number(constant: str) -> NoReturn:
-    raise _UnusableError(f"has {constant}, which is not JSON")
+def _system(source: Source, fields: Fields, found: Mapping[str, Any]) -> str | None:
+    """Give the system message of a row: its own, or the source's."""
+    if fields.system is not None and found[fields.system] is not None:
+        if source.system is not None:
+            raise UnusableError(f"`{fields.system}` has a system message, and so has the source (`system`)")
+        return _text(found[fields.system], fields.system)
+    if fields.system is None and source.system is None and found.get(SYSTEM) is not None:
+        raise UnusableError(
+            f"`{SYSTEM}` is used by no setting: name it in `fields.system`, or set the source's `system`"
+        )
+    return source.system
 
 
 def _messages(prompt: Any, field: str, system: str | None) -> tuple[dict[str, str], ...]:
     if not isinstance(prompt, list):
-        messages = [{"role": "user", "content": _text(prompt, field)}]
+        messages = [{"role": "user", "content": _prompt_text(prompt, field)}]
     elif not prompt:
-        raise _UnusableError(f"`{field}` is an empty list")
+        raise UnusableError(f"`{field}` is an empty list")
     else:
         messages = [_message(message, f"{field}[{number}]") for number, message in enumerate(prompt)]
     if system is not None:
@@ -204,21 +167,31 @@ def _messages(prompt: Any, field: str, system: str | None) -> tuple[dict[str, st
     for number, message in enumerate(messages):
         if message["role"] == "system" and number > 0:
             why = " (the source's `system` is put there)" if system is not None else ""
-            raise _UnusableError(f"`{field}` has a system message that is not the first{why}")
+            raise UnusableError(f"`{field}` has a system message that is not the first{why}")
     if messages[-1]["role"] != "user":
-        raise _UnusableError(f"`{field}` ends with a message of role {messages[-1]['role']}, where user is expected")
+        raise UnusableError(f"`{field}` ends with a message of role {messages[-1]['role']}, where user is expected")
     return tuple(messages)
+
+
+def _prompt_text(prompt: Any, field: str) -> str:
+    text = _text(prompt, field)
+    if _MESSAGES.match(text):
+        raise UnusableError(
+            f"`{field}` is text that spells messages: a model would be asked the braces. Make it a list of "
+            "{role, content}, or the text of one user message"
+        )
+    return text
 
 
 def _message(message: Any, field: str) -> dict[str, str]:
     if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-        raise _UnusableError(f"`{field}` is {_kind(message)}, where {{role, content}} is expected")
+        raise UnusableError(f"`{field}` is {describe_kind(message)}, where {{role, content}} is expected")
     # Parquet gives every message all keys that any has; a key that is null here was not written.
     others = [key for key, value in message.items() if key not in ("role", "content") and value is not None]
     if others:
-        raise _UnusableError(f"`{field}` also has {', '.join(others)}, which no chat template would be given")
+        raise UnusableError(f"`{field}` also has {', '.join(others)}, which no chat template would be given")
     if message["role"] not in _ROLES:
-        raise _UnusableError(f"`{field}.role` is {message['role']!r}, where one of {', '.join(_ROLES)} is expected")
+        raise UnusableError(f"`{field}.role` is {message['role']!r}, where one of {', '.join(_ROLES)} is expected")
     return {"role": message["role"], "content": _text(message["content"], f"{field}.content")}
 
 
@@ -228,30 +201,24 @@ def _answer(value: Any, field: str, after: str | None) -> str | None:
     if after is not None:
         text = _text(value, field)
         if after not in text:
-            raise _UnusableError(f"`{field}` has no `{after}`, after which the answer is expected (`answer_after`)")
+            raise UnusableError(f"`{field}` has no `{after}`, after which the answer is expected (`answer_after`)")
         return _text(text.rpartition(after)[2].strip(), f"{field}, after `{after}`,")
-    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise _UnusableError(f"`{field}` is {value}, where a finite number is expected")
-        return str(value)
+    if isinstance(value, Number):
+        if value.written in _NO_NUMBERS:
+            raise UnusableError(f"`{field}` is {value.written}, where a finite number is expected")
+        return value.written
     if not isinstance(value, str):
-        raise _UnusableError(f"`{field}` is {_kind(value)}, where text, a number or null is expected")
+        raise UnusableError(f"`{field}` is {describe_kind(value)}, where text, a number or null is expected")
     return _text(value, field)
 
 
 def _text(value: Any, field: str) -> str:
     if not isinstance(value, str):
-        raise _UnusableError(f"`{field}` is {_kind(value)}, where text is expected")
+        raise UnusableError(f"`{field}` is {describe_kind(value)}, where text is expected")
     if not value.strip():
-        raise _UnusableError(f"`{field}` is empty")
+        raise UnusableError(f"`{field}` is empty")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _UnusableError(f"`{field}` has half a surrogate pair, which is no text") from None
+        raise UnusableError(f"`{field}` has half a surrogate pair, which is no text") from None
     return value
-
-
-def _kind(value: Any) -> str:
-    """Say what a value is, as a person who wrote JSON would say it."""
-    names = {bool: "true or false", int: "a number", float: "a number", str: "text", dict: "an object", list: "a list"}
-    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")

@@ -15,6 +15,7 @@ from pipeline.engines.identity import find_engine_libraries, identify_engine
 from pipeline.engines.open import OnDemand
 from pipeline.models.record import Model, render_prompt
 from pipeline.progress import Bar, Progress
+from pipeline.rollouts.fit import check_prompts_fit
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage import hashing
 from pipeline.storage import rollouts as rollouts_format
@@ -152,6 +153,7 @@ def obtain_rollouts(folder: Folder, wanted: Sequence[Wanted], author: Author, wh
         author: who writes.
         what: the stage, for the bar and the log.
     """
+    check_prompts_fit(folder.store, wanted, author.engine)
     families = find_families(folder.store, wanted)
     missing = count_missing(folder.store, wanted, families)
     log = logging.getLogger(what)

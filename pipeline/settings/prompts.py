@@ -4,19 +4,26 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.settings.reading import NonNegative, Positive, Settings
+from pipeline.settings.reading import NonNegative, Settings
 
 Split = Literal["sft", "opd", "evaluation"]
+
+Text = Annotated[str, Field(min_length=1)]
+
+Countable = Annotated[int, Field(gt=0, lt=2**31)]
+"""A count that fits the columns of shards, and Python's own counters."""
 
 
 class Fields(Settings):
     """Which field of a source's row holds what."""
 
-    prompt: str = "prompt"
+    prompt: Text = "prompt"
     """Either one user message as text, or a list of {role, content}."""
-    answer: str | None = None
-    hint: str | None = None
-    domain: str | None = None
+    answer: Text | None = None
+    hint: Text | None = None
+    domain: Text | None = None
+    system: Text | None = None
+    """The row's own system message, where it is not null."""
 
 
 class Source(Settings):
@@ -24,24 +31,24 @@ class Source(Settings):
 
     split: Split
     """What the prompts are for: `sft` (teacher writes), `opd` (student writes) or `evaluation`."""
-    path: str | None = None
+    path: Text | None = None
     """A .jsonl or .parquet file."""
-    dataset: str | None = None
+    dataset: Text | None = None
     """`owner/name@revision` of a data set on the Hugging Face Hub, or a folder that `datasets` can read."""
-    subset: str | None = None
-    dataset_split: str = "train"
+    subset: Text | None = None
+    dataset_split: Text = "train"
     sums: Annotated[int, Field(ge=0)] | None = None
     """The demo's task: sums of three numbers, drawn with this seed. Needs `limit`."""
     hinted: bool = False
     """`sums`: the prompt itself shows the hint, as `context: hint` would; a student learns from it to use hints."""
     fields: Fields = Fields()
-    answer_after: str | None = None
+    answer_after: Text | None = None
     """The answer is what follows the last occurrence of this text (GSM8K: `####`)."""
-    domain: str = "all"
+    domain: Text = "all"
     """Domain of every row, where `fields.domain` does not name a field; of `sums` it is `sums` if left out."""
-    system: str | None = None
+    system: Text | None = None
     """A system message put before every prompt."""
-    limit: Positive | None = None
+    limit: Countable | None = None
     """Take the first rows only."""
 
     @model_validator(mode="after")
@@ -63,10 +70,16 @@ class Prompts(Settings):
     """Settings of prompts."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
-    buckets: Positive
+    buckets: Countable
     """Shards that the prompts of each split are spread over; a prompt's bucket never changes."""
     held_out: NonNegative = 0
     """The bucket of the opd split that is scored but never trained on, for validation KL."""
+    contradictions: Literal["refuse", "drop"] = "refuse"
+    """What becomes of prompts that the sources give with different answers, hints or domains."""
+    max_tokens: Countable | None = None
+    """Longest prompt, tokens of the teacher's and of the student's, chat template included; null: what models take."""
+    unfit: Literal["refuse", "drop"] = "refuse"
+    """What becomes of longer prompts, and of those with a special token's text, which would end a turn."""
 
     @model_validator(mode="after")
     def _bucket_exists(self) -> Self:

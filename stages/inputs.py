@@ -1,0 +1,77 @@
+"""Hash the files and folders that params.yaml names, so that a stage runs again where what it reads has changed.
+
+    python -m stages.inputs --out data/inputs --models data/models
+
+Writes OUT/STAGE.json for each stage that reads such files. DVC runs this every time; it reads a file whose size, time
+and inode are as they were no second time.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline import command
+from pipeline.command import ParamsFile
+from pipeline.inputs import identify_recipe, list_inputs, read_hashes, record_inputs, write_hashes
+from pipeline.settings import params
+from pipeline.settings.params import Params
+
+VERSION = 1  # raise it when the same files would have other hashes
+
+
+def run(settings: Params, *, out: Path, models: Path, cache: Path) -> None:
+    """Write the record of each stage; one that would say the same is left alone.
+
+    Args:
+        settings: which files there are.
+        out: the folder of the records.
+        models: the folder of the models that stages make.
+        cache: the file of what was hashed before.
+    """
+    made = [models / name for name in ("demo", "r0", *settings.rounds)]
+    hashed = read_hashes(cache)
+    before = dict(hashed)
+    for stage, named in list_inputs(settings).items():
+        path = out / f"{stage}.json"
+        recall = functools.cache(functools.partial(_recall, path))
+        record = record_inputs(named, hashed, made, recall) | identify_recipe(stage, settings)
+        text = json.dumps({"version": VERSION, **record}, indent=1) + "\n"
+        if not path.exists() or path.read_text() != text:
+            # DVC's cache may have the same inode: never written in place.
+            path.unlink(missing_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    if hashed != before:
+        write_hashes(cache, hashed)
+
+
+def _recall(path: Path) -> dict[str, Any]:
+    """Read what was recorded: here, or by the machine that has the file, as DVC's cache or remote has it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        pass
+    import dvc.api  # slow, and needed on a machine that has neither the file nor the record
+    from dvc.exceptions import DvcException
+
+    try:
+        return json.loads(dvc.api.read(str(path)))
+    except (DvcException, OSError, ValueError):
+        return {}
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the records go.")] = Path("data/inputs"),
+    models: Annotated[Path, typer.Option(help="Where the stages' models go.")] = Path("data/models"),
+    cache: Annotated[Path, typer.Option(help="What was hashed before.")] = Path(".potstill/hashes.json"),
+    params_file: ParamsFile = command.PARAMS,
+) -> None:
+    """Read the settings and run the stage."""
+    run(params.load_params(params_file), out=out, models=models, cache=cache)
+
+
+if __name__ == "__main__":
+    command.run_stage(main)

@@ -77,16 +77,19 @@ def run(settings: Models, machine: Machine, store: Store, folders: ModelFolders)
 
 def identify_demo_model(settings: Demo, role: Literal["teacher", "student"]) -> dict[str, Any]:
     """Name everything that decides a demo model, as JSON values; how often a training state is saved does not."""
-    from pipeline.training import rows  # brings torch, for which `--help` need not wait
+    # These bring torch, for which `--help` need not wait.
+    from pipeline.objectives.versions import find_formula_versions
+    from pipeline.training import rows
 
     other = {"teacher": {"student"}, "student": {"teacher", "training", "examples", "slips", "hinted"}}[role]
     demo = settings.model_dump(mode="json", exclude_defaults=True, exclude=other)
     if role == "teacher":
         demo["training"] = demo["training"] | settings.training.schedule_identity
         demo["training"].pop("save_every", None)
-    versions = {"version": VERSION} | (
-        {"training": [module.VERSION for module in (training, rows, objectives, head)]} if role == "teacher" else {}
-    )
+    versions: dict[str, Any] = {"version": VERSION}
+    if role == "teacher":
+        versions["training"] = [module.VERSION for module in (training, rows, objectives, head)]
+        versions["formulas"] = find_formula_versions(load_recipe("sft"))
     return {"stage": "models", **versions, "role": role, "demo": demo}
 
 

@@ -216,7 +216,8 @@ def small(recipe: Recipe, top_k: int = 3) -> Recipe:
     terms = []
     for term in recipe.terms:
         weights = tuple(_short(weight) if isinstance(weight, FirstTokens) else weight for weight in term.weights)
-        terms.append(term.model_copy(update={"top_k": top_k if term.top_k else None, "weights": weights}))
+        numbers = {name: top_k if getattr(term, name) else None for name in ("top_k", "view_top_k")}
+        terms.append(term.model_copy(update={**numbers, "weights": weights}))
     return recipe.model_copy(update={"terms": tuple(terms)})
 
 

@@ -31,6 +31,14 @@ def selected_mean(tokens: Sequence[Token], value: Value, weight: Value) -> float
     return math.fsum(weight(k) * value(k) for k in tokens) / total if total else 0.0
 
 
+def selected_sequence_mean(tokens: Sequence[Token], value: Value, weight: Value) -> float:
+    """The mean over what is kept of a response, then over responses."""
+    total = 0.0
+    for row in {k.row for k in tokens}:
+        total += selected_mean([k for k in tokens if k.row == row], value, weight)
+    return total / len({k.row for k in tokens})
+
+
 def kl(first: Sequence[float], second: Sequence[float]) -> float:
     return reference.kl(first, second)
 
@@ -73,7 +81,8 @@ def ratio(k: Token) -> float:
 
 
 def ppo(k: Token, advantage: float, low: float, high: float) -> float:
-    r = math.exp(k.p[k.y] - k.mu)
+    """Around the policy that wrote the token, as it is at temperature 1."""
+    r = math.exp(k.p[k.y] - k.behaviour)
     return -min(r * advantage, min(max(r, 1 - low), 1 + high) * advantage)
 
 
@@ -148,14 +157,14 @@ def revisiting(tokens: list[Token]) -> float:
         ids = k.ids["teacher"][: k.own]
         return kl(renormalised(at(k.p, ids)), renormalised(at(k.q["teacher"], ids)))
 
-    return sequence_mean(tokens, value, lambda k: 1 - k.facts["special"])
+    return selected_sequence_mean(tokens, value, lambda k: 1 - k.facts["special"])
 
 
 def many_faces(tokens: list[Token]) -> float:
     """Equation 17, with the gradient stopped as it is written there."""
 
     def value(k: Token) -> float:
-        ids = [id_ for id_ in k.ids["teacher"] if id_ in likeliest(k, 3)]
+        ids = [id_ for id_ in k.ids["teacher"][: min(3, k.own)] if id_ in likeliest(k, 3)]
         if not ids:
             return 0.0
         p, s, q = (renormalised(at(logprobs, ids)) for logprobs in (k.p, k.s, k.q["teacher"]))
@@ -307,7 +316,7 @@ def sod(tokens: list[Token]) -> float:
 def tcod(tokens: list[Token]) -> float:
     turns = min(1 + tokens[0].step // 6, 30)
     value: Value = lambda k: -min(ratio(k), 2) * log_ratio(k) * k.p[k.y]  # noqa: E731
-    return sequence_mean(tokens, value, lambda k: float(k.facts["segments"] < turns))
+    return selected_sequence_mean(tokens, value, lambda k: float(k.facts["segments"] < turns))
 
 
 def fast_prefix(tokens: list[Token]) -> float:
@@ -320,21 +329,20 @@ def uni_opd(tokens: list[Token]) -> float:
     def value(k: Token) -> float:
         return ppo(k, log_ratio(k) + k.facts["shift"], 0.2, 0.28)
 
-    return token_mean(tokens, value, lambda k: k.facts["balanced"] * float(abs(log_ratio(k)) < 10))
+    return sequence_mean(tokens, value, lambda k: k.facts["balanced"] * float(abs(log_ratio(k)) < 10))
 
 
 def srpo(tokens: list[Token]) -> float:
-    """The published JSD, which is not divided by β(1 − β)."""
-
-    def distilled(k: Token) -> float:
-        routed = k.facts["correct"] == 0 and k.facts["has=hinted"] == 1
-        return math.exp(-reference.entropy(k.q["hinted"])) if routed else 0.0
-
-    def rewarded(k: Token) -> float:
-        return float(k.facts["correct"] == 1 or k.facts["has=hinted"] == 0)
-
-    learned = selected_mean(tokens, lambda k: 0.25 * jsd(*bucketed(k, "hinted"), 0.5), distilled)
-    return group_term(tokens, weight=rewarded) + learned
+    """[Σ GRPO + Σ w JSD] / routed tokens, w over its mean of the distilled ones; the JSD is not divided by β(1 − β)."""
+    distilled = [k for k in tokens if k.facts["correct"] == 0 and k.facts["has=hinted"] == 1]
+    rewarded = [k for k in tokens if k.facts["correct"] == 1 or k.facts["has=hinted"] == 0]
+    sure = [math.exp(-reference.entropy(k.q["hinted"])) for k in distilled]
+    learned = [
+        w / (math.fsum(sure) / len(sure)) * 0.25 * jsd(*bucketed(k, "hinted"), 0.5)
+        for k, w in zip(distilled, sure, strict=True)
+    ]
+    rewards = [ppo(k, k.facts["group_advantage"], 0.2, 0.2) for k in rewarded]
+    return math.fsum([*rewards, *learned]) / (len(rewarded) + len(distilled))
 
 
 def dgrpo(tokens: list[Token]) -> float:
@@ -342,9 +350,10 @@ def dgrpo(tokens: list[Token]) -> float:
 
 
 def kepo(tokens: list[Token]) -> float:
-    """The published JSD, which is not divided by β(1 − β)."""
-    solved: Value = lambda k: float(k.facts["solved"] >= 1)  # noqa: E731
-    return group_term(tokens) + token_mean(tokens, lambda k: 0.25 * jsd(*bucketed(k), 0.5), solved)
+    """The code's: rollouts of reward 1 alone are distilled, over their tokens; the JSD is not divided by β(1 − β)."""
+    solved = [k for k in tokens if k.facts["correct"] >= 1]
+    learned = math.fsum(0.25 * jsd(*bucketed(k), 0.5) for k in solved) / len(solved)
+    return sequence_mean(tokens, lambda k: ppo(k, k.facts["group_advantage"], 0.2, 0.2)) + learned
 
 
 def align_distil(tokens: list[Token]) -> float:
@@ -361,9 +370,10 @@ def align_distil(tokens: list[Token]) -> float:
 def mopd(tokens: list[Token]) -> float:
     def value(k: Token) -> float:
         view = "teacher" if k.facts["domain=math"] else "teacher_b"
-        return -(ratio(k) if 0.5 <= ratio(k) <= 2 else 0.0) * log_ratio(k, view) * k.p[k.y]
+        moved = math.exp(k.s[k.y] - k.behaviour)
+        return -(moved if 0.5 <= moved <= 2 else 0.0) * log_ratio(k, view) * k.p[k.y]
 
-    return token_mean(tokens, value)
+    return sequence_mean(tokens, value)
 
 
 def opsd(tokens: list[Token]) -> float:

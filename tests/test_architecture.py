@@ -21,7 +21,7 @@ from pipeline.scoring.plan import identify_scores
 from pipeline.scoring.reading import read_bucket
 from pipeline.settings import params
 from pipeline.settings.models import Demo, EngineName, EngineSettings, Sampling, TinyModel, Training
-from pipeline.settings.recipe import load_recipe
+from pipeline.settings.recipe import list_recipes, load_recipe
 from pipeline.settings.views import SupportSettings, View
 from pipeline.storage import hashing
 from pipeline.storage.bucket import Bucket
@@ -126,9 +126,11 @@ def identities(tmp_path):
         settings = params.Score(engine=engine, views={"teacher": view})
         return identify_scores(read_bucket(Bucket(rollout_shard), [view]), view, model, settings)
 
+    data = hash_shard(Bucket(rollout_shard))
+    recipes = {name: load_recipe(name) for name in list_recipes()}
+
     def trained(recipe: str):
-        data = hash_shard(Bucket(rollout_shard))
-        return identify_checkpoint("stage", 1, model, load_recipe(recipe), learning, data=data)
+        return identify_checkpoint("stage", 1, model, recipes[recipe], learning, data=data)
 
     def of_all(entry: str):
         match entry:
@@ -141,8 +143,8 @@ def identities(tmp_path):
                 return [scored(engine) for engine in ENGINES]
             case "sft":
                 return trained("sft")
-            case "train":  # with and without derived columns
-                return [trained("kat"), trained("topk_reverse_kl")]
+            case "train":
+                return [trained(recipe) for recipe in recipes]
             case "report" | "inputs":
                 return []
         return [written(engine) for engine in ENGINES]

@@ -313,6 +313,9 @@ ROWS = {
         f"VERSION of {module}": raised(f"pipeline.{module}", {"sft": 1, "train@r1": 1, "train@r2": 1})
         for module in ("objectives", "training", "training.rows")
     },
+    "VERSION of the divergences": raised("pipeline.objectives.divergences", {"train@r1": 1, "train@r2": 1}),
+    "VERSION of supervised learning": raised("pipeline.objectives.supervised", {"sft": 1}),
+    "VERSION of formulas that the recipe does not use": raised("pipeline.objectives.trust_regions", {}),
     "VERSION of drift": raised("pipeline.rollouts.drift", {"drift": ALL}),
     "VERSION of grading": raised("pipeline.grading.graders", GRADES),
     "VERSION of the engine": raised(

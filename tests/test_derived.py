@@ -45,16 +45,17 @@ def groups_of(stored: Stored) -> dict[int, list[int]]:
     return {int(number): [row for row in range(9) if stored.group[row] == number] for number in set(stored.group)}
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-def test_a_group_advantage_is_the_reward_less_the_groups_mean(stored, scaled):
+@pytest.mark.parametrize(("scaled", "deviation"), [(True, "population"), (True, "sample"), (False, "population")])
+def test_a_group_advantage_is_the_reward_less_the_groups_mean(stored, scaled, deviation):
     assert stored.reward is not None
     expected = [0.0] * 9
     for rows in groups_of(stored).values():
         mean = sum(stored.reward[row] for row in rows) / len(rows)
-        spread = math.sqrt(sum((stored.reward[row] - mean) ** 2 for row in rows) / len(rows))
+        free = max(1, len(rows) - (deviation == "sample"))
+        spread = math.sqrt(sum((stored.reward[row] - mean) ** 2 for row in rows) / free)
         for row in rows:
             expected[row] = (stored.reward[row] - mean) / (spread + 1e-4 if scaled else 1)
-    found = derived.compute_column(GroupAdvantage(kind="group_advantage", scaled=scaled), stored)
+    found = derived.compute_column(GroupAdvantage(kind="group_advantage", scaled=scaled, deviation=deviation), stored)
     assert found.tolist() == pytest.approx(expected)
 
 

@@ -86,11 +86,15 @@ def test_ratios_are_of_the_students_own_responses():
     ],
 )
 def test_the_clip_rate_is_of_tokens_that_a_bound_holds_back(term, is_held):
-    """But of the student's alone: the third row is the teacher's."""
+    """But of the student's alone: the third row is the teacher's. A trust region is around who wrote, not who drew."""
+    of_drawn = term.get("ratio", {}).get("kind") == "importance"
     plain = {"estimator": "policy_gradient", "divergence": "reverse_kl", "support": "sampled"}
     case, found = seen({"terms": [{**plain, **term}]})
     expected = [
-        float(token.row != 2 and is_held(math.exp(token.s[token.y] - token.mu), log_ratio(token)))
+        float(
+            token.row != 2
+            and is_held(math.exp(token.s[token.y] - (token.mu if of_drawn else token.behaviour)), log_ratio(token))
+        )
         for token in case.tokens()
     ]
     assert 0 < sum(expected) < len(expected)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.head.answer import Answer, Ask
 from pipeline.head.gradient import answer_tokens
 from pipeline.head.layer import OutputLayer
-from pipeline.objectives import divergences, estimators
+from pipeline.objectives import divergences, estimators, supervised
 from pipeline.objectives.inputs import Inputs, Target
 from pipeline.objectives.outcomes import Outcomes
 from tests import reference
@@ -241,8 +241,8 @@ def test_advantage_is_the_clipped_log_ratio_of_teacher_and_student(clip, expecte
 def test_nll_equals_the_definition(seed):
     case = Case(seed, 1)
     expected = [-row[y] for row, y in zip(case.student, case.sampled.tolist(), strict=True)]
-    found = estimators.nll(case.answer(case.logits).sampled)
+    found = supervised.nll(case.answer(case.logits).sampled)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
     gradients = [reference.nll_gradient(row, y) for row, y in zip(case.student, case.sampled.tolist(), strict=True)]
-    gradient = case.gradient(lambda logits: estimators.nll(case.answer(logits).sampled))
+    gradient = case.gradient(lambda logits: supervised.nll(case.answer(logits).sampled))
     torch.testing.assert_close(gradient, torch.tensor(gradients, dtype=torch.float64))

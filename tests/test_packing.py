@@ -10,7 +10,7 @@ from pipeline.head.answer import Ask
 from pipeline.models.open import open_student
 from pipeline.models.packing import Pack, build_pack, plan_packs
 from pipeline.models.record import record_model
-from pipeline.objectives.estimators import nll
+from pipeline.objectives.supervised import nll
 from tests import tiny_models
 
 lengths_and_tokens = st.tuples(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))

@@ -50,25 +50,26 @@ def test_recipes_need_what_their_terms_read():
         recipe = load_recipe(name)
         return recipe.views, recipe.exact_views, recipe.sources, recipe.reads
 
-    ratio = {"sampling_logprobs"}
+    ratio, region = {"sampling_logprobs"}, {"behaviour_logprobs"}
     assert needs("topk_reverse_kl") == (("teacher",), ("teacher",), ("student",), set())
     assert needs("lightning") == (("teacher",), (), ("student",), set())
     assert needs("sft") == ((), (), ("teacher",), set())
     assert needs("exopd") == (("reference", "teacher"), (), ("student",), ratio)
     assert needs("vopd") == (("teacher",), ("teacher",), ("student",), ratio)
-    assert needs("mopd") == (("teacher", "teacher_b"), (), ("student",), {"domain=code", "domain=math", *ratio})
-    assert needs("srpo") == (("hinted",), ("hinted",), ("student",), {"correct", "has=hinted", *ratio})
+    assert needs("mopd") == (("teacher", "teacher_b"), (), ("student",), {"domain=code", "domain=math", *region})
+    assert needs("srpo") == (("hinted",), ("hinted",), ("student",), {"correct", "has=hinted", *region})
     assert needs("stable_opd") == (
         ("reference", "teacher"),
         ("reference",),
         ("student", "teacher"),
-        {"correct", *ratio},
+        {"correct", *region},
     )
     assert load_recipe("srpo").optional_views == ("hinted",)
     assert load_recipe("mopd").optional_views == ("teacher", "teacher_b")
     assert load_recipe("opsd").optional_views == ()
     assert load_recipe("eopd").entropy_views == load_recipe("eopd").fixed_k_views == ("teacher",)
-    assert load_recipe("topk_reverse_kl").fixed_k_views == load_recipe("many_faces").fixed_k_views == ()
+    assert load_recipe("topk_reverse_kl").fixed_k_views == load_recipe("rethinking").fixed_k_views == ()
+    assert load_recipe("many_faces").own_views == load_recipe("many_faces").fixed_k_views == ("teacher",)
 
 
 def test_a_view_whose_every_row_is_looked_at_may_lack_none():

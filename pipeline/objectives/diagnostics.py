@@ -55,8 +55,8 @@ def measure_tokens(
     for term in recipe.terms:
         if isinstance(term.target, Extrapolation):
             found["past_cliff"] = _past_cliff(term.target, inputs)
-    if "sampling_logprobs" in inputs.facts:
-        ratio = ratios.importance(student.sampled, inputs.facts["sampling_logprobs"], None)
+    if (before := next((term.ratio.of for term in recipe.terms if term.ratio is not None), None)) is not None:
+        ratio = ratios.importance(student.sampled, inputs.facts[before], None)
         ratio = _where(_is_of("student", inputs), ratio)
         found |= {"ratio": ratio, "ratio_squared": ratio**2}
     by_term = [_clipped(term, student.sampled, inputs) for term in recipe.terms]
@@ -97,7 +97,7 @@ def _clipped(term: Term, sampled: Float[Tensor, " token"], inputs: Inputs) -> Fl
     """1 where a bound of the term's ratio or advantage holds a token back, else 0; None where it has no bound."""
     is_out: list[Tensor] = []
     if term.ratio is not None:
-        ratio = ratios.importance(sampled, inputs.facts["sampling_logprobs"], None)
+        ratio = ratios.importance(sampled, inputs.facts[term.ratio.of], None)
         low, high = term.ratio.bounds
         is_out.append((ratio < low) | (ratio > high))
     is_advantage_bounded = term.advantage_clip is not None or term.advantage_floor is not None

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pipeline.objectives.outcomes import Outcomes
 
+VERSION = 1  # raise it when a divergence would change
+
 
 def reverse_kl(student: Outcomes, target: Outcomes, entry_clip: float | None = None) -> Float[Tensor, " token"]:
     """KL(student ‖ target) over the outcomes: Σ p (log p − log q).

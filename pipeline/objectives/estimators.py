@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pipeline.objectives.outcomes import Outcomes
 
+VERSION = 1  # raise it when a loss of a sampled token would change
+
 
 def log_ratio_advantage(
     student: Float[Tensor, " token"],
@@ -45,29 +47,6 @@ def policy_gradient(student: Float[Tensor, " token"], advantage: Float[Tensor, "
     Source: the score-function estimator (Williams, 1992); of a log-ratio as in Lightning OPD (arXiv:2604.13010).
     """
     return -advantage.detach() * student
-
-
-def proximal(
-    student: Float[Tensor, " token"],
-    sampling: Float[Tensor, " token"],
-    advantage: Float[Tensor, " token"],
-    below: float,
-    above: float,
-) -> Float[Tensor, " token"]:
-    """−min(r A, clip(r, 1 − below, 1 + above) A) with the ratio r = student / sampling distribution.
-
-    Args:
-        student: of the sampled token.
-        sampling: what it was drawn with, log-probability.
-        advantage: A, a constant.
-        below: how far under 1 the ratio counts.
-        above: how far over 1 it counts.
-
-    Source: PPO's clipped surrogate (arXiv:1707.06347), as sampled-token methods use it.
-    """
-    ratio = (student - sampling).exp()
-    clipped = ratio.clamp(1 - below, 1 + above)
-    return -torch.minimum(ratio * advantage.detach(), clipped * advantage.detach())
 
 
 def residual_reverse_kl(
@@ -124,8 +103,3 @@ def preference(
     gain = gain.index_add(0, response, student - reference)
     loss = torch.nn.functional.softplus(-beta * (gain[0::2] - gain[1::2]))
     return loss.repeat_interleave(2)[response]
-
-
-def nll(student: Float[Tensor, " token"]) -> Float[Tensor, " token"]:
-    """−log student of the sampled token, nats, at least 0: supervised fine-tuning."""
-    return -student

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.head.answer import Answer, Ask
 from pipeline.models.packing import Pack
-from pipeline.objectives import diagnostics, divergences, estimators, ratios, reductions
+from pipeline.objectives import diagnostics, divergences, estimators, ratios, reductions, supervised, trust_regions
 from pipeline.objectives.inputs import Inputs, Target
 from pipeline.objectives.outcomes import Outcomes, contains, gathered, places, renormalised, restricted, union
 from pipeline.objectives.targets import check_same_ids, find_target
@@ -91,7 +91,7 @@ def loss_of_tokens(
     ratio = _ratio(term, student, inputs)
     match term.estimator:
         case "nll":
-            value = estimators.nll(student.sampled)
+            value = supervised.nll(student.sampled)
         case "preference":
             assert target is not None
             assert term.beta is not None
@@ -154,14 +154,15 @@ def reduce_to_support(
     own = Outcomes(student.logprobs, student.tail)
     if target.ids is not ids:
         own = gathered(own, places(target.ids, ids))
-    if term.support == "intersection":
-        is_kept = contains(target.ids, student.top_ids[:, : term.top_k])
-    elif term.support == "own":
-        assert target.own is not None
-        most = target.own if term.top_k is None else target.own.clamp_max(term.top_k)
-        is_kept = torch.arange(target.ids.shape[-1], device=ids.device) < most.unsqueeze(-1)
-    else:
+    if term.support == "view":
         return own, target.outcomes
+    is_kept = target.ids >= 0
+    if term.reads_own:
+        assert target.own is not None
+        most = target.own if term.own_top_k is None else target.own.clamp_max(term.own_top_k)
+        is_kept = torch.arange(target.ids.shape[-1], device=ids.device) < most.unsqueeze(-1)
+    if term.support == "intersection":
+        is_kept = is_kept & contains(target.ids, student.top_ids[:, : term.top_k])
     return restricted(own, is_kept), restricted(target.outcomes, is_kept)
 
 
@@ -172,7 +173,7 @@ def _policy_gradient(
     if term.ratio is None or term.ratio.kind != "proximal":
         return estimators.policy_gradient(student, advantage)
     low, high = term.ratio.low or 0.0, term.ratio.high or 0.0
-    return estimators.proximal(student, inputs.facts["sampling_logprobs"], advantage, low, high)
+    return trust_regions.proximal(student, inputs.facts[term.ratio.of], advantage, low, high)
 
 
 def _advantage(
@@ -181,7 +182,7 @@ def _advantage(
     """What a sampled token is worth, nats: its log-ratio, less the baseline, and the bonus."""
     advantage = torch.zeros_like(student.sampled)
     if target is not None:
-        writer = student.sampled if term.advantage == "live" else inputs.facts["sampling_logprobs"]
+        writer = student.sampled if term.advantage == "live" else inputs.facts["behaviour_logprobs"]
         advantage = estimators.log_ratio_advantage(writer, target.sampled, term.advantage_clip, term.advantage_floor)
     if term.baseline == "kl":
         assert pair is not None
@@ -193,10 +194,10 @@ def _ratio(term: Term, student: Answer, inputs: Inputs) -> Float[Tensor, " token
     """What a token's loss is multiplied by; None without a ratio, and for PPO's, which is in its surrogate."""
     if term.ratio is None or term.ratio.kind == "proximal":
         return None
-    sampling = inputs.facts["sampling_logprobs"]
+    before = inputs.facts[term.ratio.of]
     if term.ratio.kind == "two_sided":
-        return ratios.two_sided(student.sampled, sampling, term.ratio.low or 0.0, term.ratio.high or 0.0)
-    return ratios.importance(student.sampled, sampling, term.ratio.high)
+        return trust_regions.two_sided(student.sampled, before, term.ratio.low or 0.0, term.ratio.high or 0.0)
+    return ratios.importance(student.sampled, before, term.ratio.high)
 
 
 def _factors(term: Term, of_packs: Sequence[Inputs], has_sources: bool) -> list[Float[Tensor, " token"]]:
@@ -217,5 +218,5 @@ def _factors(term: Term, of_packs: Sequence[Inputs], has_sources: bool) -> list[
         weights.append(weight)
         expected.append(mean)
         own.append(is_own)
-        lengths.append(inputs.lengths.repeat_interleave(inputs.lengths))
+        lengths.append(inputs.lengths)
     return reductions.factors(term.reduction, weights, expected, own, lengths)

@@ -16,6 +16,8 @@ from pipeline.objectives.outcomes import Outcomes
 from pipeline.settings.targets import ComposedTarget, Contrast, Corrected, Extrapolation, Mixture, Route
 from pipeline.settings.term import Term
 
+VERSION = 1  # raise it when a composed target would change, here or in `target_formulas`
+
 
 def find_target(term: Term, inputs: Inputs) -> Target | None:
     """What a term is to learn from; None for a term that learns from no view."""

@@ -36,6 +36,8 @@ from pipeline.settings.weights import (
     Zone,
 )
 
+VERSION = 1  # raise it when a token weight would change, here or in `weight_formulas`
+
 
 @dataclass(frozen=True)
 class Seen:

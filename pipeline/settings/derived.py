@@ -35,6 +35,8 @@ class GroupAdvantage(DerivedColumn):
     kind: Literal["group_advantage"]
     of: Literal["reward", "correct"] = "reward"
     scaled: bool = True
+    deviation: Literal["population", "sample"] = "population"
+    """Of a group of n: the root of the mean square, as GRPO has it; or by n − 1, as PyTorch's `std` in most codes."""
     needs_groups: ClassVar[bool] = True
 
     @property

@@ -72,13 +72,16 @@ class Recipe(Settings):
     @property
     def fixed_k_views(self) -> tuple[str, ...]:
         """The views whose ids may not have been cut by mass: it takes so many of them, or renormalises over them."""
-        fixed = [term for term in self.terms if term.top_k is not None or term.tail.startswith("renormalise")]
-        return tuple(sorted({view for term in fixed if term.support != "intersection" for view in term.views}))
+        fixed = [
+            term for term in self.terms
+            if term.own_top_k is not None or (term.tail.startswith("renormalise") and term.support != "intersection")
+        ]  # fmt: skip
+        return tuple(sorted({view for term in fixed for view in term.views}))
 
     @property
     def own_views(self) -> tuple[str, ...]:
         """The views whose own likeliest ids it tells from those that other views asked them for."""
-        return tuple(sorted({view for term in self.terms if term.support == "own" for view in term.views}))
+        return tuple(sorted({view for term in self.terms if term.reads_own for view in term.views}))
 
     @property
     def entropy_views(self) -> tuple[str, ...]:

@@ -14,12 +14,21 @@ from pipeline.settings.weights import AnyWeight
 
 
 class Ratio(Settings):
-    """Student now over the distribution that the token was drawn from."""
+    """How the student has moved since the token was written, or away from what the token was drawn from."""
 
     kind: Literal["importance", "two_sided", "proximal"]
     """`importance`: at most `high`. `two_sided`: 0 outside [low, high]. `proximal`: PPO's clip, 1 − low to 1 + high."""
     low: NonNegativeFloat | None = None
     high: PositiveFloat | None = None
+
+    @property
+    def of(self) -> Literal["sampling_logprobs", "behaviour_logprobs"]:
+        """The fact below the line: what was drawn from, or for a trust region the student that wrote, whole.
+
+        A trust region has to be around the student as training found it: around a distribution with a temperature or
+        a top-p, the student would leave it before the first step.
+        """
+        return "sampling_logprobs" if self.kind == "importance" else "behaviour_logprobs"
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -75,9 +84,11 @@ class Term(Settings):
     """A target put together from several views."""
     support: Literal["sampled", "view", "own", "intersection"]
     """`sampled`: the response token alone. `view`: all ids that the view kept. `own`: of these its own likeliest.
-    `intersection`: those that are also among the student's likeliest."""
+    `intersection`: of these those that are also among the student's likeliest."""
     top_k: Positive | None = None
     """`own`: so many of them; null for all. `intersection`: so many of the student's."""
+    view_top_k: Positive | None = None
+    """`intersection`: so many of the view's own likeliest; null for all ids that it kept."""
     tail: Annotated[
         Literal["bucket", "renormalise", "renormalise_target", "stop_gradient", "student_weighted"], _Refusing
     ] = "bucket"
@@ -98,9 +109,12 @@ class Term(Settings):
     weights: tuple[AnyWeight, ...] = ()
     """What each token counts for: the product of these."""
     coefficient: PositiveFloat | Schedule = 1.0
-    reduction: Literal["token_mean", "sequence_mean", "selected_mean"] = "token_mean"
+    reduction: Literal["token_mean", "sequence_mean", "selected_mean", "selected_sequence_mean", "rescaled_mean"] = (
+        "token_mean"
+    )
     """`token_mean`: over all response tokens of a step. `sequence_mean`: over each response, then over responses.
-    `selected_mean`: over what the weights leave."""
+    `selected_mean`: over what the weights leave. `selected_sequence_mean`: over what they leave of each response, then
+    over responses. `rescaled_mean`: over all response tokens, the weights having mean 1 over those that they leave."""
     fixed_point: Annotated[str, Field(pattern=r"^(target$|stated\(.+\)$|none: .+)")] = "target"
     """Where the gradient is zero: at the view, at a target of its own, or nowhere (and why)."""
 
@@ -152,14 +166,16 @@ class Term(Settings):
             raise ValueError(f"`top_k` goes with `own` and `intersection`, found `support: {self.support}`")
         if self.support == "intersection" and self.top_k is None:
             raise ValueError("`intersection` needs `top_k`: how many ids of the student's own")
+        if self.view_top_k is not None and self.support != "intersection":
+            raise ValueError(f"`view_top_k` goes with `intersection`, found `support: {self.support}`")
         if self.entry_clip is not None and (self.estimator != "analytic" or self.divergence == "mixture"):
             raise ValueError("`entry_clip` goes with `analytic` and one divergence")
         if self.target is not None and self.target.is_of_sampled and self.support != "sampled":
             raise ValueError(f"a `{self.target.kind}` target is known at the sampled token alone: `support: sampled`")
         if self.ratio is not None and self.ratio.kind == "proximal" and self.estimator != "policy_gradient":
             raise ValueError(f"a `proximal` ratio goes with `policy_gradient`, found `{self.estimator}`")
-        if self.reduction == "selected_mean" and not self.weights:
-            raise ValueError("`selected_mean` is over what the weights leave: it needs `weights`")
+        if self.is_of_selected and not self.weights:
+            raise ValueError(f"`{self.reduction}` is over what the weights leave: it needs `weights`")
 
     def _refuse_what_fails(self) -> None:
         if self.tail == "renormalise" and self.top_k == 1:
@@ -176,9 +192,12 @@ class Term(Settings):
             raise ValueError("`tail: renormalise_target` has no fixed point at the view: say `fixed_point: 'none: …'`")
         live = [weight for weight in self.weights if weight.is_live]
         is_sum_known = all(weight.has_known_sum for weight in live) and len(live) < 2
-        if self.reduction == "selected_mean" and not is_sum_known:
-            raise ValueError("`selected_mean` divides by a sum that must be known before the forward pass: of the live "
-                             "weights one `top_fraction` or `zone` alone has such a sum")  # fmt: skip
+        if self.is_of_selected and not is_sum_known:
+            raise ValueError(f"`{self.reduction}` divides by a sum that must be known before the forward pass: of the "
+                             "live weights one `top_fraction` or `zone` alone has such a sum")  # fmt: skip
+        if self.reduction == "rescaled_mean" and live:
+            raise ValueError("`rescaled_mean` counts the tokens that the weights leave before the forward pass: it "
+                             "goes without live weights")  # fmt: skip
 
     @property
     def has_target(self) -> bool:
@@ -205,6 +224,16 @@ class Term(Settings):
         return self.views if self.target is None else self.target.learned_views
 
     @property
+    def own_top_k(self) -> int | None:
+        """How many of the likeliest ids of its views it takes; None for all that they kept."""
+        return self.view_top_k if self.support == "intersection" else self.top_k
+
+    @property
+    def reads_own(self) -> bool:
+        """Whether it tells a view's own likeliest ids from those that other views asked it for."""
+        return self.support == "own" or self.view_top_k is not None
+
+    @property
     def gated_views(self) -> frozenset[str]:
         """The views whose unscored rows it leaves out: it gates them, or routes rows of other domains past them."""
         routed = () if self.target is None else self.target.by_domain.values()
@@ -213,8 +242,8 @@ class Term(Settings):
     @property
     def reads(self) -> frozenset[str]:
         """The facts of rows and tokens that it reads (names of `Inputs.facts`), derived columns left out."""
-        of_sampling = self.ratio is not None or self.advantage == "stored"
-        own = frozenset({"sampling_logprobs"} if of_sampling else set[str]())
+        of_ratio = frozenset[str]() if self.ratio is None else frozenset({self.ratio.of})
+        own = of_ratio | (frozenset({"behaviour_logprobs"}) if self.advantage == "stored" else frozenset())
         of_target = frozenset() if self.target is None else self.target.reads
         return own.union(of_target, *(weight.reads for weight in self.weights))
 
@@ -251,4 +280,9 @@ class Term(Settings):
     @property
     def has_own_factors(self) -> bool:
         """Whether its tokens count otherwise than all response tokens of a step do."""
-        return bool(self.weights) or self.reduction == "selected_mean"
+        return bool(self.weights)
+
+    @property
+    def is_of_selected(self) -> bool:
+        """Whether its reduction divides by what the weights leave."""
+        return self.reduction in ("selected_mean", "selected_sequence_mean", "rescaled_mean")

@@ -11,6 +11,7 @@ from typing import Any
 from pipeline import head, objectives, training
 from pipeline.models.open import open_student
 from pipeline.models.record import CHECKPOINT, Model
+from pipeline.objectives.versions import find_formula_versions
 from pipeline.settings.models import Training
 from pipeline.settings.recipe import Recipe
 from pipeline.storage import hashing
@@ -42,10 +43,11 @@ def identify_checkpoint(
         more: the data, by content, and what else the stage says of them.
     """
     shared = [training.VERSION, rows.VERSION, objectives.VERSION, head.VERSION]
-    shared += [derived.VERSION] if recipe.derived else []
+    formulas = find_formula_versions(recipe) | ({"derived": derived.VERSION} if recipe.derived else {})
     return {
         "stage": stage,
         "version": [version, *shared],
+        "formulas": formulas,
         "start": start.identity,
         **recipe.identity,
         "settings": settings.identity,

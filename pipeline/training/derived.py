@@ -75,7 +75,7 @@ def compute_column(spec: DerivedColumn, stored: Stored) -> np.ndarray:  # noqa: 
 
 @compute_column.register
 def _group_advantage(spec: GroupAdvantage, stored: Stored) -> np.ndarray:
-    return group_advantage(stored.grade(spec.of), stored.group, spec.scaled)
+    return group_advantage(stored.grade(spec.of), stored.group, spec.scaled, spec.deviation)
 
 
 @compute_column.register
@@ -103,17 +103,22 @@ def _balance(spec: Balance, stored: Stored) -> np.ndarray:
     return balance(stored.grade("correct"), stored.group, np.random.default_rng(spec.seed))
 
 
-def group_advantage(reward: np.ndarray, group: np.ndarray, scaled: bool) -> np.ndarray:
+def group_advantage(
+    reward: np.ndarray, group: np.ndarray, scaled: bool, deviation: Literal["population", "sample"]
+) -> np.ndarray:
     """(R − mean of its group) / (standard deviation of its group + 1e-4), [R]; 0 for rows without a reward.
 
-    Source: GRPO (arXiv:2402.03300); the constant as in the code of KEPO (arXiv:2602.00400).
+    The `sample` deviation divides by n − 1, so advantages are smaller by √((n − 1) / n) than by the `population`'s.
+
+    Source: GRPO (arXiv:2402.03300); constant and n − 1 as in the code of KEPO (arXiv:2602.00400).
     """
     total, count = _group_sums(reward, group)
     away = np.nan_to_num(reward - total / np.maximum(count, 1))
     if not scaled:
         return away
     squares, _ = _group_sums(away**2, group)
-    return away / (np.sqrt(squares / np.maximum(count, 1)) + 1e-4)
+    free = count - (1 if deviation == "sample" else 0)
+    return away / (np.sqrt(squares / np.maximum(free, 1)) + 1e-4)
 
 
 def group_softmax(logits: np.ndarray, is_among: np.ndarray, group: np.ndarray) -> np.ndarray:

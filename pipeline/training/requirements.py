@@ -149,10 +149,10 @@ def _check_pairs(recipe: Recipe, sources: Sequence[Bucket], settings: Training) 
 def _warn_of_fewer_ids(recipe: Recipe, shard: Bucket) -> None:
     """Warn where a view keeps fewer of its own likeliest ids than the recipe asks for: those are all."""
     for term in recipe.terms:
-        for view in term.views if term.support == "own" and term.top_k else ():
+        for view in term.views if term.reads_own and term.own_top_k else ():
             kept = read_about(shard.scores[view])["identity"]["support"]["top_k"]
-            if kept < term.top_k:
-                asked = f"`{recipe.name}` takes the {term.top_k} likeliest ids of view `{view}`, which keeps {kept}"
+            if kept < term.own_top_k:
+                asked = f"`{recipe.name}` takes the {term.own_top_k} likeliest ids of view `{view}`, which keeps {kept}"
                 log.warning("%s: these are trained on. More need another score.views.%s.support.top_k.", asked, view)
 
 

@@ -94,7 +94,7 @@ PLANTS = [
     ),
     Plant(
         "maximum for minimum",
-        "pipeline.objectives.estimators:proximal",
+        "pipeline.objectives.trust_regions:proximal",
         "torch.minimum",
         "torch.maximum",
         (gradient_of("eopd"), gradient_of("uni_opd")),
@@ -115,7 +115,7 @@ PLANTS = [
     ),
     Plant(
         "two-sided bound one-sided",
-        "pipeline.objectives.ratios:two_sided",
+        "pipeline.objectives.trust_regions:two_sided",
         "(ratio >= low) & (ratio <= high)",
         "ratio <= high",
         ("tests/test_formulas.py",),
@@ -179,8 +179,8 @@ PLANTS = [
     Plant(
         "weight not normalised",
         "pipeline.objectives.reductions:factors",
-        "(weight * share).sum()",
-        "share.sum()",
+        "counted = sum(float(weight.sum()) for weight in will_count)",
+        "counted = sum(float(share.sum()) for share in expected)",
         (gradient_of("srpo"),),
     ),
     Plant(

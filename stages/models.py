@@ -64,7 +64,7 @@ def run(settings: Models, machine: Machine, store: Store, folders: ModelFolders)
     if settings.demo is None:
         write_manifest(folders.demo, {})  # DVC warns of an empty folder, once for each stage that depends on it
     teacher, student = record_model(settings.teacher), record_model(settings.student)
-    check_pair(teacher, student)
+    check_pair(teacher, student, settings.allow_other_template)
     for path, model in ((folders.teacher_record, teacher), (folders.student_record, student)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(model.model_dump_json(indent=1) + "\n")

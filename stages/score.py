@@ -100,8 +100,13 @@ def _read_model(name: str, view: View, folders: ScoreFolders) -> Model:
         case "student":
             return read_model(folders.student)
     model, reference = record_model(view.model), read_model(folders.teacher)
-    if model.tokenizer != reference.tokenizer or model.vocabulary != reference.vocabulary:
-        raise SettingsError(f"score.views.{name}.model: {model.name} has another vocabulary than {reference.name}.")
+    if model.tokenizer != reference.tokenizer:
+        raise SettingsError(f"score.views.{name}.model: {model.name} has another tokenizer than {reference.name}.")
+    if model.chat_template != reference.chat_template:
+        log.warning(
+            "score.views.%s: %s has another chat template than %s; on the plain prompt it sees that of the student",
+            name, model.name, reference.name,
+        )  # fmt: skip
     return model
 
 

@@ -12,7 +12,8 @@ from pipeline.demo import task
 from pipeline.demo.models import BPE_TOKENS, CONTEXT, make_character_tokenizer, make_model, make_tokenizer
 from pipeline.errors import ModelError, PromptError, SettingsError
 from pipeline.grading.graders import open_grader
-from pipeline.models.record import Model, check_pair, read_model, record_model, render_prompt
+from pipeline.models.record import Model, check_pair, read_model, record_model
+from pipeline.models.templates import render_prompt
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import Demo, Models, TinyModel, Training

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.engines.open import OnDemand
 from pipeline.errors import PromptError
-from pipeline.models.record import Model, record_model, render_prompt
+from pipeline.models.record import Model, record_model
+from pipeline.models.templates import render_prompt
 from pipeline.prompts.collect import collect_prompts
 from pipeline.rollouts.fit import check_prompts_fit
 from pipeline.rollouts.write import Writing, identify_rollouts

@@ -6,7 +6,8 @@ from pipeline.engines.engine import Request
 from pipeline.engines.identity import identify_engine
 from pipeline.engines.open import OnDemand
 from pipeline.errors import ModelError
-from pipeline.models.record import record_model, render_prompt
+from pipeline.models.record import record_model
+from pipeline.models.templates import render_prompt
 from pipeline.rollouts import write
 from pipeline.rollouts.write import Author, Writing, derive_seed, identify_rollouts, write_rollouts
 from pipeline.settings.machine import Machine

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline.engines.open import open_engine
 from pipeline.errors import EngineError, SettingsError, ShardError
-from pipeline.models.record import Model, record_model, render_prompt
+from pipeline.models.record import Model, record_model
+from pipeline.models.templates import render_prompt
 from pipeline.scoring.checks import check_lengths, check_rows, check_views, check_writers
 from pipeline.scoring.contexts import choose_siblings, identify_context
 from pipeline.scoring.plan import ScorePlan, identify_scores, plan_scores

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.errors import PromptError
 from pipeline.grading.graders import MARKER
-from pipeline.models.record import render_prompt
+from pipeline.models.templates import render_prompt
 from pipeline.settings.models import Demo
 from pipeline.settings.views import Hint
 from pipeline.storage import hashing

@@ -85,7 +85,7 @@ def _discrepancy(
     for request, response in zip(requests, write(requests, decoding), strict=True):
         ids = torch.tensor([[*request.prompt_ids, *response.ids.tolist()]], device=device)
         logits = student.transformer(input_ids=ids, use_cache=False).logits[0, len(request.prompt_ids) - 1 : -1]
-        logprobs = logits.float().log_softmax(dim=-1)
+        logprobs = logits[:, : student.tokens].float().log_softmax(dim=-1)
         chosen = logprobs.gather(-1, torch.from_numpy(response.ids).to(device).long()[:, None])[:, 0]
         differences.append((chosen.cpu() - torch.from_numpy(response.behaviour_logprobs)).abs())
         spreads.append(logprobs[logprobs.isfinite()].std().cpu())

@@ -144,5 +144,5 @@ def check_top_k(top_k: int, model: Model, setting: str) -> None:
     Raises:
         EngineError: names the setting.
     """
-    if top_k > model.vocabulary:
-        raise EngineError(f"{setting} is {top_k}, {model.name} has {model.vocabulary} token ids. Lower it.")
+    if top_k > model.tokens:
+        raise EngineError(f"{setting} is {top_k}, {model.name} has {model.tokens} token ids. Lower it.")

@@ -106,10 +106,11 @@ class HfEngine:
     def _decoding(self) -> Decoding:
         """The way of decoding that is right for this model, found out when something is first written."""
         few = Sampling(max_tokens=TOKENS)
-        tokens = min(self.model.tokens, self.model.vocabulary)
-        return choose_decoding(
-            self.student, lambda requests, way: self._generate(requests, few, 0, way), self.model.name, tokens
-        )
+
+        def write(requests: Sequence[Request], decoding: Decoding) -> list[Response]:
+            return self._generate(requests, few, 0, decoding)
+
+        return choose_decoding(self.student, write, self.model.name, self.model.tokens)
 
     def _plan_batches(self, requests: Sequence[Request]) -> Iterator[list[int]]:
         """Shortest prompts first: less padding, and it stands on the left; or prompts of one length alone."""
@@ -132,7 +133,7 @@ class HfEngine:
         drawn = [
             np.random.Generator(np.random.Philox(request.seed)).random(sampling.max_tokens) for request in requests
         ]
-        draw = _Draw(sampling, torch.from_numpy(np.stack(drawn)).to(self.device), top_k)
+        draw = _Draw(sampling, torch.from_numpy(np.stack(drawn)).to(self.device), top_k, self.student.tokens)
         eos_ids = list(self.model.eos_ids)
         written = self.student.transformer.generate(
             torch.from_numpy(ids).to(self.device),
@@ -167,8 +168,8 @@ class HfEngine:
 class _Draw(LogitsProcessor):
     """Chooses each next token, and notes its log-probabilities; `generate` then only has the choice left."""
 
-    def __init__(self, sampling: Sampling, uniforms: torch.Tensor, top_k: int):
-        self.sampling, self.uniforms, self.top_k = sampling, uniforms, top_k
+    def __init__(self, sampling: Sampling, uniforms: torch.Tensor, top_k: int, tokens: int | None):
+        self.sampling, self.uniforms, self.top_k, self.tokens = sampling, uniforms, top_k, tokens
         self.warpers = LogitsProcessorList()
         if sampling.temperature not in (0.0, 1.0):
             self.warpers.append(TemperatureLogitsWarper(sampling.temperature))
@@ -181,7 +182,7 @@ class _Draw(LogitsProcessor):
         self.tops: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        logprobs = scores.float().log_softmax(dim=-1)
+        logprobs = scores[:, : self.tokens].float().log_softmax(dim=-1)
         warped = logprobs if self.sampling.is_whole else self.warpers(input_ids, logprobs).log_softmax(dim=-1)  # pyright: ignore[reportArgumentType]
         if self.sampling.temperature == 0.0:
             chosen = logprobs.argmax(dim=-1, keepdim=True)

@@ -9,4 +9,4 @@ a `gradient` that computes each chunk again; `scores` is what scoring asks, of t
 alone is imported here.
 """
 
-VERSION = 1  # raise it when a log-probability would change; scores and checkpoints are then made again
+VERSION = 2  # raise it when a log-probability would change; scores and checkpoints are then made again

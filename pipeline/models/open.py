@@ -45,7 +45,8 @@ def open_student(model: Model, dtype: torch.dtype = torch.float32, adapter: str 
         transformer = _with_adapter(transformer, adapter)
     student = Student(transformer)
     _check_finite(student, model.name, dtype)
-    student.layout = probe_student(student, model.name, min(model.tokens, model.vocabulary)).layout
+    student.tokens = model.tokens if model.tokens < model.vocabulary else None
+    student.layout = probe_student(student, model.name, model.tokens).layout
     return student
 
 

@@ -14,7 +14,7 @@ _TIED = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 
 
 def load_output_layer(model: Model, device: torch.device) -> OutputLayer:
-    """Read the output layer in float32.
+    """Read the output layer in float32: its rows of the tokenizer's ids, without the padding behind them.
 
     Raises:
         EngineError: the files hold no plain matrix of the model's vocabulary, as where the layer is quantised.
@@ -38,8 +38,8 @@ def load_output_layer(model: Model, device: torch.device) -> OutputLayer:
             f"{shapes or 'none'}. Score it by vLLM's own log-probabilities instead: `hidden_states: false`."
         )
     return OutputLayer(
-        weights[0].to(device, torch.float32),
-        biases[0].to(device, torch.float32) if biases else None,
+        weights[0][: model.tokens].to(device, torch.float32),
+        biases[0][: model.tokens].to(device, torch.float32) if biases else None,
         logit_scale(config),
         getattr(config, "final_logit_softcapping", None),
     )

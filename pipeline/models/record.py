@@ -6,16 +6,19 @@ A record is JSON beside the data (`data/models/teacher.json`); a checkpoint fold
 
 import functools
 import json
-from collections.abc import Sequence
+import logging
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ModelError
+from pipeline.models.templates import find_template
 from pipeline.storage import hashing
 
 CHECKPOINT = "potstill.json"
+
+log = logging.getLogger("models")
 
 
 class Model(BaseModel):
@@ -28,8 +31,9 @@ class Model(BaseModel):
         weights_hash: over the configuration and the weight files; records and identities call it `weights`.
         tokenizer: hash over the mapping of token strings to ids.
         chat_template: hash of the template.
-        vocabulary: rows of the output embedding; log-probabilities are normalised over all of them.
-        tokens: ids that the tokenizer knows.
+        vocabulary: rows of the output embedding, which may be padded beyond the tokenizer's ids.
+        tokens: ids of the tokenizer; log-probabilities are normalised over these, so that two models of one tokenizer
+            are over the same ids however each is padded.
         eos_ids: any of them ends a response.
         context: longest sequence in tokens, or None where the model states none.
         parameters: how many, or None where the files do not say.
@@ -124,11 +128,11 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def check_pair(teacher: Model, student: Model) -> None:
-    """Refuse two models that do not speak the same token ids.
+def check_pair(teacher: Model, student: Model, allow_other_template: bool = False) -> None:
+    """Refuse two models that do not speak the same token ids, or are asked in different words.
 
     Raises:
-        ModelError: their tokenizers or output vocabularies differ.
+        ModelError: their tokenizers or chat templates differ.
     """
     if teacher.tokenizer != student.tokenizer:
         raise ModelError(
@@ -136,16 +140,18 @@ def check_pair(teacher: Model, student: Model) -> None:
             f"{student.tokens} tokens) have different tokenizers: the same id means different text, and every score "
             "would be wrong. Choose a pair of one family."
         )
-    if teacher.vocabulary != student.vocabulary:
+    if teacher.chat_template != student.chat_template and not allow_other_template:
         raise ModelError(
-            f"models.teacher ({teacher.name}) has {teacher.vocabulary} outputs, models.student ({student.name}) "
-            f"{student.vocabulary}: their probabilities are not over the same ids. Choose a pair with one vocabulary."
+            f"models.teacher ({teacher.name}) and models.student ({student.name}) have different chat templates: the "
+            "teacher would score responses after prompts that it does not know, and what the student learned from its "
+            "rollouts stood after others. Give both folders one chat_template.jinja, or accept it with "
+            "`models.allow_other_template: true`."
         )
-
-
-def render_prompt(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
-    """Render messages as the prompt's ids: the chat template around them, up to where the response begins."""
-    return list(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False))
+    if missing := sorted(set(teacher.eos_ids) - set(student.eos_ids)):
+        log.warning(
+            "models.student (%s) does not end a response at token %s, as models.teacher (%s) does: untrained, it may "
+            "write past it", student.name, ", ".join(map(str, missing)), teacher.name,
+        )  # fmt: skip
 
 
 def read_config(location: str, commit: str | None) -> Any:
@@ -198,22 +204,25 @@ def _of_hub(name: str, location: str, revision: str) -> Model:
 
 def _described(name: str, location: str, commit: str | None, weights_hash: str, config: Any) -> Model:
     tokenizer = _tokenizer(location, commit)
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"{name}: its tokenizer has no chat template, so no prompt can be written as the model expects."
-        )
+    template = find_template(tokenizer, name)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{name}: its tokenizer names no end-of-sequence token, so no response could end.")
     text = config.get_text_config()
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if tokens > text.vocab_size:
+        raise ModelError(
+            f"{name}: its tokenizer has ids up to {tokens - 1}, the model has {text.vocab_size} outputs (config.json): "
+            "the tokenizer belongs to another model, or tokens were added without resizing the embeddings."
+        )
     return Model(
         name=name,
         location=location,
         commit=commit,
         weights_hash=weights_hash,
         tokenizer=hashing.fingerprint(tokenizer.get_vocab()),
-        chat_template=hashing.digest(tokenizer.chat_template),
+        chat_template=hashing.digest(template),
         vocabulary=text.vocab_size,
-        tokens=len(tokenizer),
+        tokens=tokens,
         eos_ids=_eos_ids(location, commit, tokenizer, text),
         context=getattr(text, "max_position_embeddings", None),
         parameters=_parameters(location) if commit is None else None,
@@ -226,7 +235,7 @@ def _eos_ids(location: str, commit: str | None, tokenizer: Any, config: Any) -> 
     Raises:
         ModelError: the file of generation's settings cannot be read.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     name = "generation_config.json"
     found = cached_file(location, name, revision=commit or "main", _raise_exceptions_for_missing_entries=False)

@@ -24,6 +24,8 @@ class Student(nn.Module):
 
     Attributes:
         layout: how its sequences are batched.
+        tokens: ids of the tokenizer; rows of the output layer behind them are padding, and get no probability. None
+            where every row counts.
 
     Raises:
         ModelError: peft changes the output layer, or the input, in a way that the head does not compute.
@@ -32,6 +34,7 @@ class Student(nn.Module):
     def __init__(self, transformer: Any):
         super().__init__()
         self.layout = Layout.PACKED
+        self.tokens: int | None = None
         self.transformer = transformer
         peft = getattr(transformer, "active_peft_config", None)
         if peft is not None and peft.is_prompt_learning:
@@ -56,7 +59,7 @@ class Student(nn.Module):
     def logits(self, pack: Pack) -> Tensor:
         """The model's own logits, [T, vocabulary], where `hidden` has its states: what the head is compared with."""
         found = self.transformer(input_ids=pack.input_ids, position_ids=pack.position_ids, use_cache=False).logits
-        return found.reshape(-1, found.shape[-1])[pack.predicts]
+        return found.reshape(-1, found.shape[-1])[pack.predicts][:, : self.tokens]
 
     @property
     def architecture(self) -> str:
@@ -84,7 +87,10 @@ class Student(nn.Module):
         adapter = _adapter(layer)
         layer = getattr(layer, "base_layer", layer)
         cap = getattr(config, "final_logit_softcapping", None)
-        return OutputLayer(layer.weight, layer.bias, logit_scale(config), cap, adapter)
+        bias = None if layer.bias is None else layer.bias[: self.tokens]
+        if adapter is not None:
+            adapter = LowRank(adapter.down, adapter.up[: self.tokens])
+        return OutputLayer(layer.weight[: self.tokens], bias, logit_scale(config), cap, adapter)
 
     def _model(self) -> Any:
         """The causal language model; peft's wrapper adds nothing to its hidden states, but hides them."""

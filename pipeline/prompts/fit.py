@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pipeline.models.record import Model, render_prompt
+from pipeline.models.record import Model
+from pipeline.models.templates import render_prompt
 
 
 class Fit:

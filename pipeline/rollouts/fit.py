@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.engines.open import OnDemand
 from pipeline.errors import PromptError
-from pipeline.models.record import render_prompt
+from pipeline.models.templates import render_prompt
 from pipeline.storage.prompts import Prompt, read_prompts
 from pipeline.storage.store import Store
 

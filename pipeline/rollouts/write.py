@@ -13,7 +13,8 @@ import numpy as np
 from pipeline.engines.engine import Request
 from pipeline.engines.identity import find_engine_libraries, identify_engine
 from pipeline.engines.open import OnDemand
-from pipeline.models.record import Model, render_prompt
+from pipeline.models.record import Model
+from pipeline.models.templates import render_prompt
 from pipeline.progress import Bar, Progress
 from pipeline.rollouts.fit import check_prompts_fit
 from pipeline.settings.models import EngineSettings, Sampling

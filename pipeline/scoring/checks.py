@@ -135,10 +135,10 @@ def check_lengths(name: str, job: ScoreJob, limit: int | None) -> None:
 def _check_ids(name: str, view: View, model: Model) -> None:
     check_top_k(view.support.top_k or 0, model, f"score.views.{name}.support.top_k")
     highest = max(view.support.ids, default=0)
-    if highest >= model.vocabulary:
+    if highest >= model.tokens:
         raise SettingsError(
             f"score.views.{name}.support.ids has {highest}; the token ids of {model.name} go from 0 to "
-            f"{model.vocabulary - 1}. Leave it out."
+            f"{model.tokens - 1}. Leave it out."
         )
 
 

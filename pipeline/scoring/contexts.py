@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.models.record import Model, render_prompt
+from pipeline.models.record import Model
+from pipeline.models.templates import render_prompt
 from pipeline.scoring.reading import BucketRows
 from pipeline.settings.views import Context, Feedback, Hint, Instruction, Plain, Prefix, Sibling, View
 from pipeline.storage import hashing

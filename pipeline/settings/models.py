@@ -167,3 +167,6 @@ class Models(Settings):
     student: str
     demo: Demo | None = None
     """Make both models here instead of opening them; for the demo and for trials."""
+
+    allow_other_template: bool = False
+    """Go on where teacher and student have different chat templates."""

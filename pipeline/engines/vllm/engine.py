@@ -178,10 +178,10 @@ class VllmEngine:
     def _check(self, sequences: list[np.ndarray], top_k: int, setting: str, by_hidden_states: bool) -> None:
         """Refuse what vLLM would not notice, or notice late."""
         for ids in sequences:
-            if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.vocabulary:
+            if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.model.tokens:
                 found = f"{int(ids.min())} to {int(ids.max())}" if len(ids) else "none"
                 raise EngineError(
-                    f"token ids from 0 to {self.model.vocabulary - 1} are expected by {self.model.name}, found {found}:"
+                    f"token ids from 0 to {self.model.tokens - 1} are expected by {self.model.name}, found {found}:"
                     " another model's prompts or rollouts?"
                 )
         check_top_k(top_k, self.model, setting)

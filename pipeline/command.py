@@ -119,7 +119,7 @@ class StageSummary:
         Where all was found, the log says so: the lines before tell of the outputs, and of nothing that was done now.
         """
         if self.found and not self.made:
-            logging.getLogger(stage).info("found in the store, made before from the same: %d files", self.found)
+            logging.getLogger(stage).info("nothing was made: all %d files were found in the store", self.found)
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)

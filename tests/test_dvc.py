@@ -88,13 +88,13 @@ def test_a_second_dvc_repro_runs_nothing(project, killed):
 def test_a_stage_that_is_forced_leaves_all_later_ones_alone(project, killed):
     printed = run(project, "dvc", "repro", "-f", "-s", "score@r1")
     assert "0 of 4 shards to score" in printed
-    assert "score: found in the store, made before from the same: 8 files" in printed
+    assert "score: nothing was made: all 8 files were found in the store" in printed
     assert ran(run(project, "dvc", "repro")) == []
 
 
 def test_a_training_that_is_forced_says_that_it_found_its_checkpoint(project, killed):
     printed = run(project, "dvc", "repro", "-f", "-s", "train@r1")
-    assert "train: found in the store, made before from the same: 1 files" in printed
+    assert "train: nothing was made: all 1 files were found in the store" in printed
 
 
 @pytest.fixture

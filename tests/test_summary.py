@@ -14,5 +14,5 @@ def test_a_stage_that_found_all_that_it_gives_says_so(
 ) -> None:
     with caplog.at_level("INFO"):
         StageSummary(made, found, tokens=5, bytes=7, seconds=None).note(tmp_path / "timing.json", "train", "r1")
-    assert caplog.messages == ["found in the store, made before from the same: 3 files"] * said
+    assert caplog.messages == ["nothing was made: all 3 files were found in the store"] * said
     assert json.loads((tmp_path / "timing.json").read_text())["files"] == made + found

@@ -62,7 +62,7 @@ def test_the_fingerprint_of_demo_models():
     size = TinyModel(layers=1, hidden=8, heads=2)
     learning = Training(steps=1, batch=1, learning_rate=1e-3)
     demo = Demo(teacher=size, student=size, examples=4, training=learning)
-    assert hashing.fingerprint(models_stage.identify_demo_model(demo, "teacher")) == "b16e8e2c795ef6b2ccd4400d14aaf2da"
+    assert hashing.fingerprint(models_stage.identify_demo_model(demo, "teacher")) == "f6e8459825741a5b4530878dc11fca09"
 
 
 def test_the_fingerprint_of_rollouts(shard):
@@ -83,11 +83,11 @@ def test_the_fingerprint_of_scores(shard, rollout_shard):
     settings = params.Score(views={"teacher": view})
     bucket = Bucket(rollout_shard, shard, shard.with_name("grades.parquet"))
     plain = identify_scores(read_bucket(bucket, [view]), view, MODEL, settings)
-    assert hashing.fingerprint(plain) == "73031f2f157c34caccf0dd941452f7fa"
+    assert hashing.fingerprint(plain) == "9924190ca22494d8deae379a5997a1c7"
     hinted = view.model_copy(update={"context": Hint()})
     assert (
         hashing.fingerprint(identify_scores(read_bucket(bucket, [hinted]), hinted, MODEL, settings))
-        == "d944092a0a46e4fd1b0190d455d61f74"
+        == "a918894ad590d3230ae92ef3ba059324"
     )
 
 
@@ -95,4 +95,4 @@ def test_the_fingerprint_of_checkpoints(rollout_shard):
     learning = Training(steps=1, batch=1, learning_rate=1e-3)
     data = {"0.parquet": hash_shard(Bucket(rollout_shard))}
     identity = identify_checkpoint("sft", 1, MODEL, load_recipe("sft"), learning, data=data)
-    assert hashing.fingerprint(identity) == "6c1fb44a890962eadb3fa89cb72a882f"
+    assert hashing.fingerprint(identity) == "ef0169ebbcf97fd36d1f0c8c97fb4110"

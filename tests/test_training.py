@@ -30,6 +30,7 @@ from pipeline.training.loader import Loader
 from pipeline.training.module import make_schedule
 from pipeline.training.rows import Rows
 from pipeline.training.run import Run
+from pipeline.training.states import list_states, read_step
 from pipeline.training.validation import measure_kl
 from tests import reference, tiny_models, tiny_shards
 
@@ -146,9 +147,15 @@ def test_three_steps_are_those_of_a_plain_adamw_loop(folders, sources, tmp_path)
     how = settings(3, warmup=0.4, weight_decay=0.1, betas=(0.8, 0.9), clip=0.05)
     fitted = fit(folders, tmp_path, Rows(sources), how)
     student, objective = opened(folders), Objective(load_recipe("topk_reverse_kl"))
-    optimizer = torch.optim.AdamW(student.parameters(), betas=how.betas, weight_decay=how.weight_decay)
+    named = list(student.named_parameters())
+    groups = [
+        {"params": [one for name, one in named if ("norm" in name) is is_norm], "weight_decay": decay}
+        for is_norm, decay in ((False, how.weight_decay), (True, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=how.betas)
     for step, packs in enumerate(Loader(Rows(sources), how, MACHINE)):
-        optimizer.param_groups[0]["lr"] = learning_rates(how)[step]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rates(how)[step]
         losses = [objective.loss(student(p, objective.ask(c)), c)[0] for p, c in packs]
         assert gradient(student, torch.stack(losses).sum()).norm() > how.clip
         torch.nn.utils.clip_grad_norm_(student.parameters(), how.clip)
@@ -246,7 +253,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
 
 def test_the_last_two_states_are_kept_and_no_half_written_one(folders, sources, tmp_path):
     fit(folders, tmp_path, Rows(sources), settings(7, save_every=2))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004.ckpt", "step-00000006.ckpt"]
+    assert [read_step(state) for state in list_states(tmp_path)] == [4, 6]
 
 
 def _table(student: Student) -> np.ndarray:

@@ -6,4 +6,4 @@ partners. `facts`, `derived` and `targets` are what a recipe reads besides; `req
 `validation` measures the KL on held-out rows; `checkpoints` knows finished students by fingerprint.
 """
 
-VERSION = 1  # raise it when equal settings would give other weights; checkpoints are then trained anew
+VERSION = 2  # raise it when equal settings would give other weights; checkpoints are then trained anew

@@ -9,8 +9,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pipeline.errors import DivergedError
 from pipeline.models.student import find_unfinite
-
-KEPT_STATES = 2
+from pipeline.training.states import list_states, remove_old_states
 
 
 @dataclass
@@ -41,16 +40,12 @@ class SavedState(Callback):
         if (weight := find_unfinite(trainer.lightning_module.student)) is not None:
             raise DivergedError(
                 f"after step {step}, weight {weight} has values that are no finite numbers. The state is not saved; "
-                f"the last one is {max(self.folder.glob('step-*.ckpt'), default='none')}. Lower `learning_rate`."
+                f"the last one is {(list_states(self.folder) or ['none'])[-1]}. Lower `learning_rate`."
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        final = self.folder / f"step-{step:08d}.ckpt"
-        temporary = final.with_suffix(".making")
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(self.folder / f"step-{step:08d}.making")
         if trainer.is_global_zero:
-            temporary.replace(final)
-            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT_STATES]:
-                old.unlink()
+            remove_old_states(self.folder)
 
 
 class StepBar(TQDMProgressBar):

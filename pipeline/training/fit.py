@@ -8,6 +8,7 @@ run's state is saved outside the output folder, which DVC deletes before it runs
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -25,6 +26,7 @@ from pipeline.training.loader import Loader
 from pipeline.training.module import Distillation, ShardedDistillation
 from pipeline.training.processes import STOPPED, run_on_devices
 from pipeline.training.run import Fitted, Run
+from pipeline.training.states import WholeFiles, find_state
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it announces which devices there are not
 
@@ -42,11 +44,16 @@ def fit_student(student: Student, run: Run) -> Fitted:
                 f"{name} is to be trained and is {parameter.dtype}: usual learning rates hardly move what is rounded "
                 "to 16 bits. Open the student with `dtype=torch.float32`; `bf16-mixed` still computes in bf16."
             )
+    if run.machine.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError(
+            ".potstill/machine.yaml asks for `device: cuda`, and torch sees no GPU here. Set `device: auto` or `cpu`, "
+            "or run the stage where there is one."
+        )
     if run.settings.steps == 0:
         return Fitted(student.eval(), [], [], [])
-    devices = run.machine.devices
+    devices, saved = run.machine.devices, find_state(run.state)
     if devices == 1:
-        _, history, validation = fit_share(student, run)
+        _, history, validation = fit_share(student, run, saved)
     else:
         share = devices * run.rows.unit
         if run.settings.batch % share:
@@ -55,7 +62,7 @@ def fit_student(student: Student, run: Run) -> Fitted:
                 f"batch: {run.settings.batch} {what} cannot be shared by {devices} devices. Set `batch` to a "
                 f"multiple of {share} in params.yaml, or `devices` to a divisor in .potstill/machine.yaml."
             )
-        weights, history, validation = run_on_devices(fit_share, devices, student, run)
+        weights, history, validation = run_on_devices(fit_share, devices, student, run, saved)
         student.load_state_dict(weights)
     if (weight := find_unfinite(student)) is not None:
         raise DivergedError(
@@ -65,8 +72,10 @@ def fit_student(student: Student, run: Run) -> Fitted:
     return Fitted(student.cpu().eval(), history, validation, diagnostics.find_first_alarms(run.recipe, history))
 
 
-def fit_share(student: Student, run: Run) -> tuple[dict[str, Any], list[dict[str, float]], list[dict[str, float]]]:
-    """Do one device's part of a run.
+def fit_share(
+    student: Student, run: Run, saved: Path | None
+) -> tuple[dict[str, Any], list[dict[str, float]], list[dict[str, float]]]:
+    """Do one device's part of a run, from the beginning or from a saved state.
 
     Returns:
         The student's weights on the CPU (empty where there is but one device), the history and the validation.
@@ -85,16 +94,16 @@ def fit_share(student: Student, run: Run) -> tuple[dict[str, Any], list[dict[str
         enable_checkpointing=False,
         enable_model_summary=False,
         callbacks=[SavedState(run.state, settings.save_every), StepBar(refresh_rate=10)],
+        plugins=[WholeFiles()],
     )
     loader = Loader(run.rows, settings, machine, student.layout)
-    saved = sorted(run.state.glob("step-*.ckpt"))
     with warnings.catch_warnings():
         # Lightning advises on data loaders, which these are not, and uses what torch has deprecated.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         student.train()
         try:
-            trainer.fit(module, train_dataloaders=loader, ckpt_path=saved[-1] if saved else None, weights_only=False)
+            trainer.fit(module, train_dataloaders=loader, ckpt_path=saved, weights_only=True)
         except SIGTERMException:  # it would end the process with 0, as if the stage had finished
             sys.exit(STOPPED)
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -19,7 +19,9 @@ from pipeline.objectives import diagnostics
 from pipeline.objectives.inputs import Inputs
 from pipeline.objectives.objective import Objective
 from pipeline.settings.models import Training
+from pipeline.storage import hashing
 from pipeline.training.run import Run
+from pipeline.training.states import list_states
 from pipeline.training.validation import measure_kl
 
 log = logging.getLogger("train")
@@ -40,11 +42,16 @@ class Distillation(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """Make AdamW and its schedule from the settings."""
         settings = self.run.settings
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        # As everywhere in the field, matrices decay, and norms and biases do not.
+        groups = [
+            {"params": [one for one in trained if one.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [one for one in trained if one.ndim <= 1], "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(
-            self.student.parameters(),
+            groups,
             lr=settings.learning_rate,
             betas=settings.betas,
-            weight_decay=settings.weight_decay,
             fused=True,  # one pass over the parameters instead of twelve
         )
         return [optimizer], [make_schedule(optimizer, settings)]
@@ -52,6 +59,7 @@ class Distillation(lightning.LightningModule):
     def training_step(self, packs: list[tuple[Pack, Inputs]], _: int) -> None:
         """Take one optimiser step over all packs of an item of the loader, and note it in the history."""
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        self._seed_dropout()
         optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
         step_loss, totals = torch.zeros((), device=self.device), dict[str, Tensor]()
         devices = self.trainer.world_size
@@ -75,6 +83,11 @@ class Distillation(lightning.LightningModule):
         self.history.append(row | {"loss": float(step_loss)} | diagnostics.average_over_step(totals))
         self._warn()
 
+    def _seed_dropout(self) -> None:
+        """Seed what is random in a step by its number: a run that goes on draws what an undisturbed one would have."""
+        where = str(self.run.settings.seed), str(len(self.history)), str(self.global_rank)
+        torch.manual_seed(int(hashing.digest("dropout", *where)[:15], 16))
+
     def _check_finite(self, packs: list[tuple[Pack, Inputs]], loss: float, norm: float) -> None:
         """End the run before a step that is no number is taken; skipping it would train on something else.
 
@@ -85,11 +98,11 @@ class Distillation(lightning.LightningModule):
             return
         settings, step = self.run.settings, len(self.history) + 1
         rows = sorted({int(row) for pack, _ in packs for row in pack.sequences})
-        saved = max(self.run.state.glob("step-*.ckpt"), default=None)
+        saved = list_states(self.run.state)[-1:]
         raise DivergedError(
             f"step {step} of {settings.steps} by `{self.run.recipe.name}` in {settings.precision}: the loss is "
             f"{loss:g}, the gradient's norm {norm:g}, on rows {rows[0]} to {rows[-1]} of the step's {settings.batch}. "
-            f"The step was not taken; the last saved state is {saved or 'none'}. Lower `learning_rate` "
+            f"The step was not taken; the last saved state is {saved[0] if saved else 'none'}. Lower `learning_rate` "
             f"({settings.learning_rate:g}) or `clip` ({settings.clip:g}), or set `precision: 32-true`."
         )
 

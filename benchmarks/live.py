@@ -190,9 +190,9 @@ def _train(folder: Path, sources: list[Bucket], student: Model, steps: int) -> f
     trained: list[int] = []
 
     class Clocked(Rows):
-        def batch(self, places: Any, tokens: int, devices: int = 1) -> Any:
+        def batch(self, *arguments: Any, **named: Any) -> Any:
             started.append(time.perf_counter())
-            packs = super().batch(places, tokens, devices)
+            packs = super().batch(*arguments, **named)
             trained.append(sum(len(pack.sampled_ids) for pack, _ in packs))
             return packs
 

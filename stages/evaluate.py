@@ -81,9 +81,9 @@ def run(
     folders.metrics.parent.mkdir(parents=True, exist_ok=True)
     folders.metrics.write_text(json.dumps(metrics, indent=1) + "\n")
     log.info(
-        "%s: greedy %.1f %%, avg@%d %.1f %%, pass@%d %.1f %% of %d prompts",
+        "%s: greedy %.1f %%, avg@%d %.1f %%, pass@%d %.1f %% of %d prompts with a grade, of %d",
         name, 100 * metrics["greedy"], settings.samples, 100 * metrics["avg_at_k"], settings.samples,
-        100 * metrics["pass_at_k"], metrics["prompts"],
+        100 * metrics["pass_at_k"], metrics["graded"], metrics["prompts"],
     )  # fmt: skip
     return StageSummary.from_files(*written)
 

@@ -24,7 +24,7 @@ def test_the_record_of_three_prompts_with_two_samples_each():
         ["stop", "length", "stop", "length", "stop", "stop"],
     )
     found = compute_metrics("r1", answered([True, False, True]), sampled, k=2)
-    averages = [0.5, 0.0, 1.0]
+    averages = [0.5, 0.0, 1.0]  # of the second prompt, one of two responses has a grade
     assert found == {
         "checkpoint": "r1",
         "greedy": pytest.approx(2 / 3),
@@ -34,6 +34,7 @@ def test_the_record_of_three_prompts_with_two_samples_each():
         "pass_at_k": pytest.approx(2 / 3),
         "k": 2,
         "prompts": 3,
+        "graded": 3,
         "mean_length": pytest.approx(7.0),
         "truncated": pytest.approx(1 / 3),
         "repetition": pytest.approx(0.25),
@@ -42,6 +43,13 @@ def test_the_record_of_three_prompts_with_two_samples_each():
 
 def test_one_prompt_has_no_standard_error():
     assert compute_metrics("r0", answered([True]), answered([True, False]), k=2)["avg_at_k_se"] == 0.0
+
+
+def test_a_prompt_without_a_grade_says_nothing_of_a_checkpoint():
+    greedy, sampled = answered([True, None, None]), answered([True, True, None, None, False, None])
+    found = compute_metrics("r1", greedy, sampled, k=2)
+    assert (found["greedy"], found["avg_at_k"], found["pass_at_k"]) == (1.0, 0.5, 0.5)
+    assert (found["graded"], found["prompts"]) == (1, 3)
 
 
 def test_answers_that_nobody_can_grade_are_refused():

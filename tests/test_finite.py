@@ -42,8 +42,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sources(folders, tmp_path_factory):
-    engines = [BigramEngine(record_model(str(folders[name])), FAKE) for name in ("student", "teacher")]
-    return tiny_shards.write(tmp_path_factory.mktemp("shards"), *engines, [16])
+    writer, scorer = (BigramEngine(record_model(str(folders[name])), FAKE) for name in ("student", "teacher"))
+    return tiny_shards.write(tmp_path_factory.mktemp("shards"), writer, scorer, [16])
 
 
 def run(sources, state, **more) -> Run:

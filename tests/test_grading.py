@@ -16,8 +16,10 @@ import pytest
 
 from pipeline.errors import GradeError
 from pipeline.grading.graders import identify_grader, open_grader
+from pipeline.grading.write import Grading
 from pipeline.settings import params
 from pipeline.storage.grades import GRADES, Grade, make_grade_table
+from pipeline.storage.store import Store
 
 GSM8K = Path("../shared/data/gsm8k_train_500.jsonl")
 NOTHING = Grade(None, None, None)
@@ -285,7 +287,7 @@ def test_a_grader_that_cannot_be_imported_is_told_before_anything_is_graded(
 
 def test_a_grade_is_named_by_what_decides_it(own: params.GradeSettings) -> None:
     usual = own.model_copy(update={"timeout_s": 10.0})
-    assert identify_grader(params.GradeSettings(grader="exact", timeout_s=3.0)) == {"grader": "exact", "version": 1}
+    assert identify_grader(params.GradeSettings(grader="exact", timeout_s=3.0)) == {"grader": "exact", "version": 2}
     assert set(identify_grader(params.GradeSettings(grader="math"))) == {"grader", "version", "math_verify"}
     before = identify_grader(usual)
     assert set(before) == {"grader", "version", "source"}
@@ -311,3 +313,16 @@ def test_grades_become_the_rows_of_a_shard() -> None:
     assert [row.pop("answer_hash") for row in rows] == ["one", "two", None]
     assert [Grade(**row) for row in rows] == grades
     assert make_grade_table([], [], []).schema == GRADES
+
+
+@pytest.mark.parametrize(("failing", "asked", "ends"), [(3, 3, True), (3, 40, False), (5, 40, True), (2, 4, False)])
+def test_a_grader_that_fails_too_often_ends_the_stage(tmp_path, failing, asked, ends):
+    grading = Grading(params.GradeSettings(grader="own:grade"), Store(tmp_path))
+    grades = [Grade(None, None, "KeyError: 'x'")] * failing + [Grade(True, 1.0, None)] * (asked - failing)
+    if not ends:
+        grading._check_failures(grades)
+        return
+    with pytest.raises(
+        GradeError, match=rf"own:grade` failed on {failing} of {asked} .*max_failed_share \(0\.1\).*KeyError"
+    ):
+        grading._check_failures(grades)

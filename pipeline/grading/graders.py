@@ -23,7 +23,7 @@ from pipeline.settings import params
 from pipeline.storage import hashing
 from pipeline.storage.grades import Grade
 
-VERSION = 1  # raise it when the same response would get another grade
+VERSION = 2  # raise it when the same response would get another grade
 
 MARKER = "####"
 """What GSM8K writes before the final answer."""

@@ -30,22 +30,32 @@ def compute_metrics(checkpoint: str, greedy: Answered, sampled: Answered, k: int
     """Compute the flat record of a metrics file.
 
     `greedy` and `avg_at_k` are mean accuracies with their standard errors over prompts, `pass_at_k` is the share of
-    prompts with a correct response among the k. `mean_length` (tokens), `truncated` and `repetition` are shares and
-    means over the sampled responses.
+    prompts with a correct response among the k, all of what has a grade: `graded` says how many of the `prompts` have
+    (without an answer there is none). `mean_length` (tokens), `truncated` and `repetition` are shares and means over
+    the sampled responses.
 
     Raises:
-        GradeError: a prompt's responses could not be graded.
+        GradeError: no response could be graded.
     """
-    one, many = _graded(greedy), _graded(sampled).reshape(-1, k)
+    one, every = _list_grades(greedy), _list_grades(sampled).reshape(-1, k)
+    many = every[~np.isnan(every).all(axis=1)]
+    one = one[~np.isnan(one)]
+    if not len(one) or not len(many):
+        raise GradeError(
+            "no response to the evaluation prompts could be graded: have they answers "
+            "(prompts.sources.*.fields.answer), and does grade.grader work?"
+        )
+    means = np.nanmean(many, axis=1)
     return {
         "checkpoint": checkpoint,
         "greedy": float(one.mean()),
         "greedy_se": _standard_error(one),
-        "avg_at_k": float(many.mean()),
-        "avg_at_k_se": _standard_error(many.mean(axis=1)),
-        "pass_at_k": float(many.any(axis=1).mean()),
+        "avg_at_k": float(means.mean()),
+        "avg_at_k_se": _standard_error(means),
+        "pass_at_k": float((np.nanmax(many, axis=1) > 0).mean()),
         "k": k,
-        "prompts": len(one),
+        "prompts": len(every),
+        "graded": len(one),
         "mean_length": float(sampled.lengths.mean()),
         "truncated": float(np.mean([reason == "length" for reason in sampled.finish_reasons])),
         "repetition": float(np.mean(sampled.repetitions)),
@@ -78,15 +88,9 @@ def repetition(ids: np.ndarray, n: int = 3) -> float:
     return 1 - len({tuple(ids[start : start + n]) for start in range(count)}) / count
 
 
-def _graded(answered: Answered) -> np.ndarray:
-    unknown = sum(correct is None for correct in answered.correct)
-    if unknown == len(answered.correct):
-        raise GradeError(
-            "no response to the evaluation prompts could be graded: have they answers "
-            "(prompts.sources.*.fields.answer), and does grade.grader work?"
-        )
-    # An answer that cannot be graded counts as wrong, as it would for a user.
-    return np.array([bool(correct) for correct in answered.correct], float)
+def _list_grades(answered: Answered) -> np.ndarray:
+    """1 for right, 0 for wrong, NaN where there is no grade: that says nothing of the checkpoint."""
+    return np.array([np.nan if correct is None else float(correct) for correct in answered.correct])
 
 
 def _standard_error(values: np.ndarray) -> float:

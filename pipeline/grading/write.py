@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import GradeError
 from pipeline.grading.graders import Grader, identify_grader, open_grader
 from pipeline.settings import params
 from pipeline.storage import grades as grades_format
@@ -21,6 +22,12 @@ from pipeline.storage.store import Folder, Store
 AT_ONCE = 1024
 """Responses that are held until they are graded."""
 
+LEAST_FAILURES = 3
+"""Fewer failures never end a stage, whatever their share."""
+
+NOTHING = Grade(None, None, None)
+"""What a response gets that nobody was asked about."""
+
 
 GRADE_KEY = ("rollout_id", "answer_hash")
 """What decides a row of a family of grades: a response, and the answer that it is graded by."""
@@ -33,6 +40,7 @@ class Grading:
         self._settings = settings
         self._families = Families(store, GRADES, GRADE_KEY)
         self._open = ExitStack()
+        self._asked, self._failures = 0, list[str]()
         self._grader: Grader | None = None
 
     def __enter__(self) -> "Grading":
@@ -83,7 +91,26 @@ class Grading:
             return []
         if self._grader is None:
             self._grader = self._open.enter_context(open_grader(self._settings))
-        return self._grader.grade([response for response, _ in pairs], [answer for _, answer in pairs])
+        grades = self._grader.grade([response for response, _ in pairs], [answer for _, answer in pairs])
+        self._check_failures(grades)
+        return grades
+
+    def _check_failures(self, grades: Sequence[Grade]) -> None:
+        """End the stage where the grader fails on more than a share of what it is asked; a few may be odd answers.
+
+        Raises:
+            GradeError: says how many, and quotes the first.
+        """
+        self._asked += sum(grade != NOTHING for grade in grades)
+        self._failures += [grade.feedback or "" for grade in grades if grade.failed]
+        failed, most = len(self._failures), self._settings.max_failed_share
+        if failed >= LEAST_FAILURES and failed > most * self._asked:
+            reasons = "; ".join(dict.fromkeys(self._failures[:50]))[:500]
+            raise GradeError(
+                f"grade.grader `{self._settings.grader}` failed on {failed} of {self._asked} responses, more than "
+                f"grade.max_failed_share ({most:g}): {reasons}. Mend the grader or the answers and run `dvc repro`; "
+                "what was graded before stays."
+            )
 
 
 def _hash_answer(answer: str | None) -> str | None:

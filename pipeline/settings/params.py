@@ -7,7 +7,7 @@ and how fast a stage runs stands in machine.yaml, which nothing tracks. Values l
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.errors import SettingsError
 from pipeline.settings.models import EngineSettings, Models, Sampling, Training
@@ -33,6 +33,8 @@ class GradeSettings(Settings):
     """`exact`, `math`, or `module:function` of your own: function(response, answer) -> bool, float or dict."""
     timeout_s: PositiveFloat = 10.0
     """Seconds for one response; a grader that takes longer is stopped, and the grade is null."""
+    max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """A grader that fails on more of the responses that it is asked about ends the stage."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:

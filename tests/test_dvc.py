@@ -112,6 +112,7 @@ def test_a_file_that_was_edited_runs_the_stages_that_read_it(copy):
     assert ran(printed) == ["prompts"]
     assert "is empty" not in printed
     tiny_models.bigram(copy / "models/student", 9)
+    (copy / "models/student/chat_template.jinja").write_text(dag.TEMPLATE)
     assert ran(run(copy, "dvc", "repro", "models")) == ["models"]
 
 

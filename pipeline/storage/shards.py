@@ -27,6 +27,9 @@ GROUP_ROWS = 64
 
 _ABOUT = b"potstill"
 
+_DAMAGE = (OSError, ValueError, KeyError, pa.ArrowException)
+"""What pyarrow raises on a damaged file; a name or JSON that is no text any more is a ValueError."""
+
 WORD = pa.dictionary(pa.int32(), pa.string())
 
 IDS, NATS, SMALL = pa.list_(pa.int32()), pa.list_(pa.float32()), pa.list_(pa.uint16())
@@ -47,6 +50,7 @@ class Writer:
             compression_level=1,
             use_dictionary=[name for name in leaves if name not in planes],  # pyright: ignore[reportArgumentType]
             column_encoding=dict.fromkeys(planes, "BYTE_STREAM_SPLIT"),
+            write_page_checksum=True,
         )
         self._pending: list[pa.Table] = []
         self._rows = 0
@@ -143,7 +147,7 @@ def read_group(path: Path, file: pq.ParquetFile, number: int, columns: Sequence[
     """Read some columns of one row group of an open shard."""
     try:
         return file.read_row_group(number, columns=list(columns)).select(list(columns)).replace_schema_metadata()
-    except (OSError, pa.ArrowException) as error:
+    except _DAMAGE as error:
         raise _unreadable(path, error) from None
 
 
@@ -163,12 +167,19 @@ def parse_footer(path: Path, file: pq.ParquetFile) -> dict[str, Any]:
     """Parse what the footer of an open shard says: `identity` and `made_with`.
 
     Raises:
-        ShardError: it says nothing, so another program wrote the file.
+        ShardError: it is damaged, or says nothing, so another program wrote the file.
     """
-    metadata = file.schema_arrow.metadata or {}
-    if _ABOUT not in metadata:
+    # Parquet's own copy, and Arrow's, which is inside the schema: no checksum covers the footer, but these agree.
+    said, again = (about.get(_ABOUT) for about in (file.metadata.metadata or {}, file.schema_arrow.metadata or {}))
+    if said != again:
+        raise damaged(path, "is cut off or damaged (its footer says two things of how it was made)")
+    if said is None:
         raise ShardError(f"{path} is Parquet, but no shard: its footer does not say how it was made.")
-    return json.loads(metadata[_ABOUT])
+    try:
+        about = json.loads(said)
+        return {"identity": dict(about["identity"]), "made_with": dict(about["made_with"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from None
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -178,10 +189,12 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         ShardError: it is missing, cut off or damaged.
     """
     try:
-        return pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        _ = file.schema_arrow.names  # decoded when first asked for, and then to be told as damage, too
+        return file
     except FileNotFoundError:
         raise ShardError(f"{path} is missing. `dvc pull {path.parent}` fetches it, `dvc repro` makes it.") from None
-    except (OSError, pa.ArrowException) as error:
+    except _DAMAGE as error:
         raise _unreadable(path, error) from None
 
 
@@ -234,7 +247,7 @@ def _require_columns(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -
 
 
 def _unreadable(path: Path, error: Exception) -> ShardError:
-    return damaged(path, f"is cut off or damaged ({str(error).strip().splitlines()[0]})")
+    return damaged(path, f"is cut off or damaged ({(str(error).strip() or type(error).__name__).splitlines()[0]})")
 
 
 def count_rows_and_tokens(path: Path) -> tuple[int, int]:

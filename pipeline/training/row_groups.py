@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline.errors import ShardError
 from pipeline.settings.recipe import Recipe
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.ragged import Ragged, from_lists
 from pipeline.storage.scores import Scores
-from pipeline.storage.shards import count_group_rows, read_group
+from pipeline.storage.shards import count_group_rows, open_parquet, read_group
 from pipeline.training.facts import Facts, list_rollout_columns
 from pipeline.training.targets import decode_view, list_target_columns
 
@@ -119,5 +118,5 @@ class RowGroups:
 
 
 def _read(path: Path, group: int, columns: Sequence[str]) -> Any:
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         return read_group(path, file, group, columns)

@@ -84,9 +84,13 @@ class Families:
 
 def put_in_order(parts: Iterable[tuple[Sequence[int] | np.ndarray, pa.Table]]) -> pa.Table:
     """Lay rows of one schema together, each at its position; words are plain strings, which a `Writer` encodes."""
-    positions, tables = zip(*parts, strict=True)
-    order = np.argsort(np.concatenate([np.asarray(of_table, np.int64) for of_table in positions]))
-    return pa.concat_tables([_decode_words(table) for table in tables]).take(pa.array(order, pa.int64()))
+    filled = [(np.asarray(positions, np.int64), _decode_words(table)) for positions, table in parts]
+    filled = [part for part in filled if len(part[0])] or filled[:1]
+    positions = np.concatenate([of_table for of_table, _ in filled])
+    tables = [table for _, table in filled]
+    if len(tables) == 1 and (np.diff(positions) > 0).all():
+        return tables[0]  # as nearly always: nothing to copy
+    return pa.concat_tables(tables).take(pa.array(np.argsort(positions), pa.int64()))
 
 
 def _decode_words(table: pa.Table) -> pa.Table:

@@ -43,7 +43,7 @@ PLANTS = [
     Plant(
         "rows taken over come first",
         "pipeline.storage.families:put_in_order",
-        "pa.array(order, pa.int64())",
+        "pa.array(np.argsort(positions), pa.int64())",
         "pa.array(sorted(order), pa.int64())",
         (f"{GROWTH}[prompts added where views ask]",),
     ),

@@ -1,5 +1,6 @@
 """Look at shards, verify them, and clear up. `dvc repro` runs the pipeline; this only looks at what it made."""
 
+import contextlib
 import re
 import sys
 import time
@@ -9,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline import command
-from pipeline.errors import PotstillError
-from pipeline.storage.manifest import MANIFEST, read_manifest, verify_folder
+from pipeline.errors import PotstillError, ShardError
+from pipeline.storage.manifest import MANIFEST, read_manifest, verify_folder, verify_records
 
 if TYPE_CHECKING:
     from pipeline.report.sql import Database
@@ -108,21 +109,30 @@ def verify(
     folders: Annotated[list[Path] | None, typer.Argument(help="Default: all with a manifest, in --data.")] = None,
     data: DataFolder = DATA,
 ) -> None:
-    """Read every file again and compare it with its folder's manifest."""
-    chosen = folders or sorted(path.parent for path in data.rglob(MANIFEST))
+    """Read every file again and compare it with its folder's manifest, a checkpoint's with its record."""
+    from pipeline.models.record import CHECKPOINT
+    from pipeline.models.seal import verify_checkpoint
+
+    roots = folders or [data]
+    chosen = sorted({path.parent for root in roots for path in root.rglob(MANIFEST)})
+    checkpoints = sorted({path.parent for root in roots for path in root.rglob(CHECKPOINT)})
     if not chosen:
-        raise PotstillError(f"{data} has no folder with a {MANIFEST}: run `dvc repro` or `dvc pull` first.")
-    wrong, files, tokens, size = [], 0, 0, 0
+        asked = ", ".join(map(str, roots))
+        raise PotstillError(f"{asked}: no folder with a {MANIFEST}. Run `dvc repro` or `dvc pull` first.")
+    wrong = [sentence for root in roots for sentence in verify_records(root)]
+    wrong += [sentence for folder in checkpoints for sentence in verify_checkpoint(folder)]
+    files, tokens, size = 0, 0, 0
     for folder in chosen:
         wrong += verify_folder(folder)
-        entries = read_manifest(folder).values()
-        files += len(entries)
-        tokens += sum(entry.tokens for entry in entries)
-        size += sum(entry.bytes for entry in entries)
+        with contextlib.suppress(ShardError):  # told already
+            entries = read_manifest(folder).values()
+            files += len(entries)
+            tokens += sum(entry.tokens for entry in entries)
+            size += sum(entry.bytes for entry in entries)
     for sentence in wrong:
         print(sentence)
     if wrong:
-        raise PotstillError(f"{len(wrong)} of {files} files are not as they were written.")
+        raise PotstillError(f"{len(wrong)} files are not as they were written, of {files} that manifests list.")
     print(f"{files} files in {len(chosen)} folders are as they were written: {tokens:,} tokens, {size:,} bytes.")
 
 

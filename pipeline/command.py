@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import PotstillError
+from pipeline.errors import PotstillError, explain_system_error
 from pipeline.settings import params
 from pipeline.settings.machine import Machine, load_machine
 from pipeline.storage.store import Folder, Obtained
+from pipeline.storage.whole import write_whole
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 
@@ -55,6 +56,11 @@ def call_app(app: typer.Typer, name: str, prog_name: str, argv: Sequence[str] | 
         app(args=list(argv) if argv is not None else None, prog_name=prog_name)
     except PotstillError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if (told := explain_system_error(error)) is None:
+            raise
+        print(f"{name}: error: {told}", file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:
@@ -122,9 +128,8 @@ class StageSummary:
             logging.getLogger(stage).info("nothing was made: all %d files were found in the store", self.found)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         record = {"stage": stage, "round": round_, "files": self.made + self.found, "tokens": self.tokens}
-        path.write_text(json.dumps(record | {"bytes": self.bytes, "seconds": self.seconds}) + "\n")
+        write_whole(path, json.dumps(record | {"bytes": self.bytes, "seconds": self.seconds}) + "\n")
 
 
 def _sum_known(seconds: Sequence[float | None]) -> float | None:

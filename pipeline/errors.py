@@ -4,6 +4,11 @@ Every text names the file or the setting as the user wrote it, what was expected
 command or edit that repairs it. `assert` is for what only our own code can break.
 """
 
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -49,3 +54,38 @@ class EngineError(PotstillError):
 
 class GradeError(PotstillError):
     """The user's grader cannot be loaded, or gave something that is no grade."""
+
+
+_REPAIRS = {
+    errno.ENOSPC: "Make room there (`potstill gc` and `dvc gc --workspace` list what may go)",
+    errno.EDQUOT: "Make room there, or have your quota raised",
+    errno.EFBIG: "Raise the limit on the size of files (`ulimit -f unlimited`)",
+    errno.EACCES: "Give yourself the right to read and write it",
+    errno.EPERM: "Give yourself the right to read and write it",
+    errno.EROFS: "Mount it for writing, or work in another folder",
+    errno.EMFILE: "Raise the limit on open files (`ulimit -n 4096`)",
+}
+
+
+def explain_system_error(error: BaseException) -> str | None:
+    """Say what the system refused, where, and what helps; None where an error is not the machine's but ours.
+
+    Libraries tell of it each in its own way: as an OSError, with one as their cause, or by its number in their words.
+    """
+    for each in _follow_causes(error):
+        said = re.search(r"\bos error (\d+)|\berrno (\d+)", str(each), re.IGNORECASE)
+        number = each.errno if isinstance(each, OSError) and each.errno else said and int(said[1] or said[2])
+        if number in _REPAIRS:
+            path = each.filename if isinstance(each, OSError) else None
+            where = Path(os.fsdecode(path)) if isinstance(path, str | bytes) else Path.cwd()
+            free = f" ({shutil.disk_usage(Path.cwd()).free:,} bytes are free)" if number == errno.ENOSPC else ""
+            return (
+                f"{where}: {os.strerror(number)}{free}. {_REPAIRS[number]}, and run it again: what is finished is kept."
+            )
+    return None
+
+
+def _follow_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -8,7 +8,6 @@ prompts), what was recorded elsewhere stands.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pipeline.models.lineage import UNKNOWN
 from pipeline.settings.params import Params
 from pipeline.settings.recipe import load_recipe
 from pipeline.storage import hashing
+from pipeline.storage.whole import write_whole
 
 Hashed = dict[str, tuple[list[int], str]]
 """Of files by path: size, time of change and inode when it was hashed, and the hash."""
@@ -93,10 +93,7 @@ def read_hashes(path: Path) -> Hashed:
 
 def write_hashes(path: Path, hashed: Hashed) -> None:
     """Keep what was hashed, for the next time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(hashed))
-    temporary.replace(path)
+    write_whole(path, json.dumps(hashed))
 
 
 def _is_on_hub(name: str) -> bool:

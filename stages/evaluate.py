@@ -3,7 +3,6 @@
 Its responses are kept in the store, so a corrected grader grades them again and writes nothing.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import list_shards, read_groups
 from pipeline.storage.store import Store
+from pipeline.storage.whole import read_json, write_json
 
 VERSION = 1  # raise it when a metric would change
 log = logging.getLogger("evaluate")
@@ -77,9 +77,8 @@ def run(
         ]
     metrics = compute_metrics(name, answered[0], answered[1], settings.samples)
     own = folders.model / CHECKPOINT
-    metrics["validation_kl"] = json.loads(own.read_text()).get("validation_kl") if own.exists() else None
-    folders.metrics.parent.mkdir(parents=True, exist_ok=True)
-    folders.metrics.write_text(json.dumps(metrics, indent=1) + "\n")
+    metrics["validation_kl"] = read_json(own).get("validation_kl") if own.exists() else None
+    write_json(folders.metrics, metrics)
     log.info(
         "%s: greedy %.1f %%, avg@%d %.1f %%, pass@%d %.1f %% of %d prompts with a grade, of %d",
         name, 100 * metrics["greedy"], settings.samples, 100 * metrics["avg_at_k"], settings.samples,

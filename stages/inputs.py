@@ -18,6 +18,7 @@ from pipeline.command import ParamsFile
 from pipeline.inputs import identify_recipe, list_inputs, read_hashes, record_inputs, write_hashes
 from pipeline.settings import params
 from pipeline.settings.params import Params
+from pipeline.storage.whole import write_whole
 
 VERSION = 1  # raise it when the same files would have other hashes
 
@@ -40,10 +41,7 @@ def run(settings: Params, *, out: Path, models: Path, cache: Path) -> None:
         record = record_inputs(named, hashed, made, recall) | identify_recipe(stage, settings)
         text = json.dumps({"version": VERSION, **record}, indent=1) + "\n"
         if not path.exists() or path.read_text() != text:
-            # DVC's cache may have the same inode: never written in place.
-            path.unlink(missing_ok=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            write_whole(path, text)
     if hashed != before:
         write_hashes(cache, hashed)
 

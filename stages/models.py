@@ -7,7 +7,6 @@ with random weights, in DEMO/teacher and DEMO/student. Without it DEMO holds no 
 """
 
 import functools
-import json
 import logging
 import shutil
 import tempfile
@@ -20,7 +19,8 @@ import typer
 from pipeline import command, head, objectives, training
 from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
 from pipeline.errors import SettingsError
-from pipeline.models.record import CHECKPOINT, Model, check_pair, record_model
+from pipeline.models.record import Model, check_pair, record_model
+from pipeline.models.seal import write_sealed
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import Demo, Models
 from pipeline.settings.recipe import load_recipe
@@ -28,6 +28,7 @@ from pipeline.storage import hashing
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.manifest import write_manifest
 from pipeline.storage.store import Obtained, Store
+from pipeline.storage.whole import write_whole
 
 VERSION = 1  # raise it when the same settings would give other demo models
 
@@ -66,8 +67,7 @@ def run(settings: Models, machine: Machine, store: Store, folders: ModelFolders)
     teacher, student = record_model(settings.teacher), record_model(settings.student)
     check_pair(teacher, student, settings.allow_other_template)
     for path, model in ((folders.teacher_record, teacher), (folders.student_record, student)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(model.model_dump_json(indent=1) + "\n")
+        write_whole(path, model.model_dump_json(indent=1) + "\n")
     log.info(
         "teacher %s, student %s; one vocabulary of %d tokens",
         _describe_size(teacher), _describe_size(student), teacher.vocabulary,
@@ -115,7 +115,7 @@ def _obtain_demo(
 
     def make_student(target: Path) -> None:
         _make_untrained(settings, "student", target)
-        (target / CHECKPOINT).write_text(json.dumps({"identity": untaught}, indent=1, sort_keys=True) + "\n")
+        write_sealed(target, {"identity": untaught})
 
     make_teacher = functools.partial(_teach, settings, machine, own_state, taught)
     obtained = [

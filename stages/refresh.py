@@ -4,7 +4,6 @@ A kept shard is linked, not written again, so its scores are found later. What w
 round before is in the drift file, on which the report alone depends.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -34,6 +33,7 @@ from pipeline.storage.prompts import read_prompts
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import list_shards, read_about
 from pipeline.storage.store import Folder, Store
+from pipeline.storage.whole import read_json, write_json
 
 VERSION = 1  # raise it when the responses would change; older shards are then written anew
 log = logging.getLogger("refresh")
@@ -158,10 +158,10 @@ def _find_drift(store: Store, engine: OnDemand, path: Path, settings: params.Ref
 
     def make(target: Path) -> None:
         found = measure_drift(engine.open(), path, settings.drift_rows)
-        target.write_text(json.dumps({"identity": identity, "drift": asdict(found)}))
+        write_json(target, {"identity": identity, "drift": asdict(found)})
 
     obtained = store.obtain(identity, make, ".json")
-    return Drift(**json.loads(store.path(obtained.entry.fingerprint, ".json").read_text())["drift"])
+    return Drift(**read_json(store.path(obtained.entry.fingerprint, ".json"))["drift"])
 
 
 def _find_floor(store: Store, engine: OnDemand, source: Path, settings: params.Refresh, round_: str) -> Drift:
@@ -203,8 +203,7 @@ def _write_drift(
             for name, identity in wanted.items()
         },
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_json(path, record)
 
 
 def main(

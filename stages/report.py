@@ -16,6 +16,7 @@ import typer
 from pipeline import command
 from pipeline.command import ParamsFile, StageSummary
 from pipeline.settings import params
+from pipeline.storage.whole import write_whole
 
 VERSION = 1  # raise it when the page changes; dvc repro then draws it anew
 log = logging.getLogger("report")
@@ -32,8 +33,7 @@ def run(settings: params.Params, *, data: Path, out: Path) -> StageSummary:
     started = time.monotonic()
     page_data = gather_page(data, list(settings.rounds), settings.report.rollouts)
     page = render_page(page_data, settings.report.title).encode()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(page)
+    write_whole(out, page)
     tokens = sum(len(rollout.tokens) for rollout in page_data.rollouts)
     return StageSummary(1, 0, tokens, len(page), time.monotonic() - started)
 

@@ -183,7 +183,7 @@ def test_verify_names_damaged_files(own: Path, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr()
     assert str(cut) in told.out
     assert str(missing) in told.out
-    assert "2 of " in told.err
+    assert "2 files are not as they were written, of 39" in told.err
     _run(own, "verify", str(own / "data/rollouts/r1"))
 
 

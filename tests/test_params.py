@@ -189,7 +189,7 @@ def context(written: str, *more: str) -> str:
         (POLICY, "quantization: fp8", "refresh: quantization needs `engine: vllm`, found `engine: hf`"),
         (SUMS, "{split: sft, sums: 1}", "prompts.sources.0: `sums` needs `limit`"),
         (f"\n    - {SUMS}", " []", "prompts.sources: should have 1 or more items, found []"),
-        ("  r1:", "  r 1:", "rounds.r 1: should match pattern '^[A-Za-z0-9_.-]+$', found 'r 1'"),
+        ("  r1:", "  r 1:", "rounds.r 1: should match pattern '^[A-Za-z0-9_-][A-Za-z0-9_.-]*$', found 'r 1'"),
         (SUMS, "{split: sft}", "exactly one of `path`, `dataset` and `sums` is expected, found none"),
         (SUMS, "{split: sft, path: a, sums: 1, limit: 1}", "is expected, found ['path', 'sums']"),
         (SUMS, "{split: sft, sums: 1, limit: 1, fields: {prompt: q}}", "`fields` does nothing with `sums`"),

@@ -229,9 +229,9 @@ def test_a_long_rollout_is_cut_and_says_so(data: Path, monkeypatch: pytest.Monke
 
 def test_a_damaged_file_is_named(data: Path, tmp_path: Path):
     for name, text, told in (
-        ("metrics/r1.json", "{", "is no JSON"),
-        ("models/r1/history.csv", "step,loss\n1,two\n", "is no table of numbers"),
-        ("models/r1/history.csv", "step,loss\n1\n", "is no table of numbers"),
+        ("metrics/r1.json", "{", r"is cut off or damaged \(no JSON"),
+        ("models/r1/history.csv", "step,loss\n1,two\n", r"is damaged \(no table of numbers"),
+        ("models/r1/history.csv", "step,loss\n1\n", r"is damaged \(no table of numbers"),
     ):
         copy = shutil.copytree(data, tmp_path / "data", dirs_exist_ok=True)
         (copy / name).write_text(text)

@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, damaged
 from pipeline.models.templates import find_template
 from pipeline.storage import hashing
+from pipeline.storage.whole import read_json
 
 CHECKPOINT = "potstill.json"
 
@@ -104,13 +105,16 @@ def read_model(path: Path) -> Model:
 
     Raises:
         ModelError: the path is missing or describes none.
+        ShardError: the record is damaged.
     """
     if path.is_dir():
         return _of_folder(path, str(path))
     try:
-        return Model.model_validate_json(path.read_text())
-    except (OSError, ValueError):
-        raise ModelError(f"{path} is missing or no record of a model. Run `dvc repro models`.") from None
+        return Model.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(f"{path} is missing. Run `dvc repro models`.") from None
+    except ValueError:
+        raise damaged(path, "is damaged, or no record of a model") from None
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -118,14 +122,14 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
 
     Raises:
         ModelError: it does not say.
+        ShardError: what it says is damaged.
     """
-    try:
-        return json.loads((folder / CHECKPOINT).read_text())
-    except (OSError, ValueError):
+    if not (folder / CHECKPOINT).is_file():
         raise ModelError(
             f"{folder} has no {CHECKPOINT}: it is no checkpoint of Potstill's. Run `dvc repro sft`, or bring a trained "
             "student with `sft.steps: 0` and `sft.teacher`."
-        ) from None
+        )
+    return read_json(folder / CHECKPOINT)
 
 
 def check_pair(teacher: Model, student: Model, allow_other_template: bool = False) -> None:

@@ -6,7 +6,6 @@ are escaped by the template, and the page forbids itself every request.
 
 import csv
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from pipeline.errors import ModelError, PotstillError
+from pipeline.errors import ModelError, damaged
 from pipeline.grading.metrics import find_degeneration
 from pipeline.models.record import CHECKPOINT
 from pipeline.report import plots
@@ -32,6 +31,7 @@ from pipeline.report.transcript import (
     make_visible,
     read_transcript,
 )
+from pipeline.storage.whole import read_json
 
 TOKENS_SHOWN = 1500
 """Tokens shown of one rollout; a page with 16,000 of them would be slow to open."""
@@ -85,11 +85,11 @@ def gather_page(data: Path, rounds: Sequence[str], rollouts: int) -> PageData:
                 break
     return PageData(
         rounds=tuple(rounds),
-        metrics=_read_known(["teacher", *checkpoints], lambda name: data / "metrics" / f"{name}.json", _read_json),
+        metrics=_read_known(["teacher", *checkpoints], lambda name: data / "metrics" / f"{name}.json", read_json),
         histories=_read_known(checkpoints, lambda name: data / "models" / name / "history.csv", _read_columns),
         validations=_read_known(checkpoints, lambda name: data / "models" / name / "validation.csv", _read_columns),
         training_alarms=_read_known(checkpoints, lambda name: data / "models" / name / CHECKPOINT, _read_alarms),
-        drifts=_read_known(rounds, lambda name: data / "drift" / f"{name}.json", _read_json),
+        drifts=_read_known(rounds, lambda name: data / "drift" / f"{name}.json", read_json),
         timings=_read_timings(data / "timings", rounds),
         rollouts=tuple(shown),
         are_texts=are_texts,
@@ -236,21 +236,21 @@ def _read_known(names: Sequence[str], path: Any, read: Any) -> dict[str, Any]:
 
 def _read_timings(folder: Path, rounds: Sequence[str]) -> tuple[Timing, ...]:
     known = ("", "teacher", "r0", *rounds)
-    found = [Timing(**_read_json(path)) for path in sorted(folder.glob("*.json"))]
+    found = [_read_timing(path) for path in sorted(folder.glob("*.json"))]
     shown = [timing for timing in found if timing.round in known and timing.stage in _STAGES]
     return tuple(sorted(shown, key=lambda timing: (known.index(timing.round), _STAGES.index(timing.stage))))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_timing(path: Path) -> Timing:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise PotstillError(f"{path} is no JSON ({error}). Remove it and run `dvc repro`.") from None
+        return Timing(**read_json(path))
+    except TypeError as error:
+        raise damaged(path, f"is damaged ({str(error).partition('() ')[2]})") from None
 
 
 def _read_alarms(path: Path) -> list[str]:
     """Read the alarms of a checkpoint, which need not name any, as sentences."""
-    return [f"step {alarm['step']}: {alarm['text']}" for alarm in _read_json(path).get("alarms", ())]
+    return [f"step {alarm['step']}: {alarm['text']}" for alarm in read_json(path).get("alarms", ())]
 
 
 def _read_columns(path: Path) -> dict[str, list[float | None]]:
@@ -260,4 +260,4 @@ def _read_columns(path: Path) -> dict[str, list[float | None]]:
         values = [[float(cell) if cell else None for cell in row] for row in rows[1:]]
         return dict(zip(rows[0], [list(column) for column in zip(*values, strict=True)], strict=True)) if values else {}
     except (IndexError, ValueError) as error:
-        raise PotstillError(f"{path} is no table of numbers ({error}). Remove it and run `dvc repro`.") from None
+        raise damaged(path, f"is damaged (no table of numbers: {error})") from None

@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.settings.reading import NonNegative, Positive, PositiveFloat, Settings, Share
+from pipeline.settings.reading import NonNegative, Positive, PositiveFloat, Seed, Settings, Share
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 EngineName = Literal["hf", "vllm", "fake"]
 
@@ -66,7 +68,7 @@ class Training(Settings):
     """`wsd`: share of the steps over which the learning rate falls in the end."""
     minimum_rate: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """What the learning rate falls to, as a share of `learning_rate`."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
@@ -74,7 +76,7 @@ class Training(Settings):
     """Parameters are fp32 in both; `bf16-mixed` multiplies matrices in bf16."""
     save_every: Positive = 100
     """Steps between two saved training states; a killed run repeats at most so many."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Self:
@@ -157,7 +159,7 @@ class Demo(Settings):
     hinted: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of them whose prompt shows its hint, so that the teacher knows what to do with one."""
     training: Training
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Models(Settings):

@@ -12,7 +12,18 @@ from pydantic import BeforeValidator, Field, model_validator
 from pipeline.errors import SettingsError
 from pipeline.settings.models import EngineSettings, Models, Sampling, Training
 from pipeline.settings.prompts import Prompts
-from pipeline.settings.reading import Name, NonNegative, Positive, PositiveFloat, Settings, Share, parse, read_yaml
+from pipeline.settings.reading import (
+    Name,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Seconds,
+    Seed,
+    Settings,
+    Share,
+    parse,
+    read_yaml,
+)
 from pipeline.settings.recipe import Recipe, load_recipe
 from pipeline.settings.views import Sibling, View
 
@@ -23,7 +34,7 @@ class TeacherRollouts(EngineSettings):
     sampling: Sampling
     samples: Positive = 1
     """Responses to each prompt."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class GradeSettings(Settings):
@@ -31,7 +42,7 @@ class GradeSettings(Settings):
 
     grader: str
     """`exact`, `math`, or `module:function` of your own: function(response, answer) -> bool, float or dict."""
-    timeout_s: PositiveFloat = 10.0
+    timeout_s: Seconds = 10.0
     """Seconds for one response; a grader that takes longer is stopped, and the grade is null."""
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """A grader that fails on more of the responses that it is asked about ends the stage."""
@@ -77,7 +88,7 @@ class Refresh(EngineSettings):
     """`fraction`: share of the shards, those that drifted furthest first."""
     drift_rows: Positive = 32
     """Rows of each shard that drift is measured on."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _policy_has_its_number(self) -> Self:
@@ -168,7 +179,7 @@ class Evaluate(EngineSettings):
     """k of avg@k and pass@k."""
     sampling: Sampling
     """How the k samples are drawn; the greedy response has temperature 0."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Report(Settings):

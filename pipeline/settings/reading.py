@@ -13,9 +13,11 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import SettingsError
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 
-NonNegative = Annotated[int, Field(ge=0)]
+NonNegative = Annotated[int, Field(ge=0, lt=2**31)]
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -23,7 +25,10 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+Seconds = Annotated[float, Field(gt=0, le=1e6)]
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", max_length=100)]
+"""What becomes a folder or a file: no way out of the folder that it is in, nothing hidden, and short enough."""
 
 S = TypeVar("S", bound="Settings")
 
@@ -73,8 +78,10 @@ def read_yaml(path: Path) -> Any:
         raise SettingsError(f"{path} is missing. `presets/` has some to copy from.") from None
     except OSError as error:
         raise SettingsError(f"{path} cannot be read as a file of settings: {error.strerror}.") from None
-    except YAMLError as error:
-        raise SettingsError(f"{path} is not YAML: {error}") from None
+    except (YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+        raise SettingsError(f"{path} is not YAML: {error or type(error).__name__}") from None
+    except RecursionError:
+        raise SettingsError(f"{path} is nested too deeply to be read.") from None
 
 
 def parse(kind: type[S], named: object, data: Any) -> S:
@@ -91,7 +98,10 @@ def parse(kind: type[S], named: object, data: Any) -> S:
     """
     # By way of JSON: there a strict model takes a list for a tuple, and still no "64" for 64.
     # A date is the text it was written as.
-    written = json.dumps(data, default=str)
+    try:
+        written = json.dumps(data, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SettingsError(f"{named} has values that no setting takes ({error}).") from None
     try:
         return kind.model_validate_json(written)
     except ValidationError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.errors import ShardError
+from pipeline.errors import damaged
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import make_table, read_shard
 
@@ -85,9 +85,7 @@ def list_grades(table: pa.Table, path: Path, rollout_ids: Sequence[str], rollout
         ShardError: they are not of these rollouts.
     """
     if table.column("rollout_id").to_pylist() != list(rollout_ids):
-        raise ShardError(
-            f"{path} does not grade the rows of {rollouts}, in their order. Remove it and run `dvc repro`."
-        )
+        raise damaged(path, f"does not grade the rows of {rollouts}, in their order")
     return decode_grades(table)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.errors import ShardError, damaged
 from pipeline.storage import hashing
 from pipeline.storage.shards import read_about
+from pipeline.storage.whole import read_json, write_json
 
 MANIFEST = "manifest.json"
 
@@ -34,7 +35,7 @@ class Entry:
 def write_manifest(folder: Path, entries: dict[str, Entry]) -> None:
     """List the files of a folder, whole and by content."""
     listed = {name: asdict(entries[name]) for name in sorted(entries)}
-    (folder / MANIFEST).write_text(json.dumps(listed, indent=1) + "\n")
+    write_json(folder / MANIFEST, listed)
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:
@@ -47,14 +48,17 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     if not path.exists():
         raise ShardError(f"{folder} has no {MANIFEST}: its stage has not finished. Run `dvc repro`.")
     try:
-        return {name: Entry(**entry) for name, entry in json.loads(path.read_text()).items()}
-    except (ValueError, TypeError, AttributeError):
+        return {name: Entry(**entry) for name, entry in read_json(path).items()}
+    except TypeError:
         raise damaged(path, "is cut off or damaged") from None
 
 
 def verify_folder(folder: Path) -> list[str]:
     """Recompute a folder's manifest, and tell what does not fit in one sentence each."""
-    listed = read_manifest(folder)
+    try:
+        listed = read_manifest(folder)
+    except ShardError as error:
+        return [str(error)]
     wrong = [f"{folder / name} is not in {MANIFEST}" for name in _names(folder) if name not in listed]
     for name, entry in listed.items():
         path = folder / name
@@ -62,12 +66,30 @@ def verify_folder(folder: Path) -> list[str]:
             if not path.exists():
                 wrong.append(f"{path} is missing")
             elif hashing.hash_path(path) != entry.content:
-                wrong.append(f"{path} has another content than when it was written")
+                wrong.append(str(damaged(path, "has another content than when it was written")))
             elif hashing.fingerprint(read_identity(path)) != entry.fingerprint:
                 wrong.append(f"{path} was made from something else than {MANIFEST} says")
-        except ShardError as error:
+        except (ShardError, OSError) as error:
             wrong.append(str(error))
     return wrong
+
+
+def verify_records(folder: Path) -> list[str]:
+    """Read every JSON file of a folder that no manifest lists: metrics, drift, timings, records of models."""
+    wrong = []
+    for path in sorted(folder.rglob("*.json")):
+        if path.name != MANIFEST and not _is_listed(path, folder):
+            try:
+                read_json(path)
+            except ShardError as error:
+                wrong.append(str(error))
+    return wrong
+
+
+def _is_listed(path: Path, folder: Path) -> bool:
+    """Whether a manifest or a checkpoint's record answers for a file."""
+    inside = [parent for parent in path.parents if parent.is_relative_to(folder)]
+    return any((parent / name).exists() for parent in inside for name in (MANIFEST, "potstill.json"))
 
 
 def read_identity(path: Path) -> dict[str, Any]:

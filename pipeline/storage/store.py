@@ -7,6 +7,7 @@ stay, and two experiments share what they have in common. Nothing is ever moved 
 """
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -16,9 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ShardError
+from pipeline.errors import ShardError, damaged
 from pipeline.storage import hashing
 from pipeline.storage.manifest import MANIFEST, Entry, read_identity, write_manifest
+from pipeline.storage.whole import sync, write_whole
+
+log = logging.getLogger("store")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,15 @@ class Obtained:
     made: bool
     seconds: float | None
     """Spent when it was made; None where another machine did."""
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What is written beside an entry: facts that follow from it, but for the seconds that making it took."""
+
+    entry: Entry
+    seconds: float | None
+    family: str
 
 
 class Store:
@@ -63,7 +76,7 @@ class Store:
             fingerprint: of the identity, where it is known already.
 
         Raises:
-            ShardError: what was found has another size than when it was finished.
+            ShardError: what was found is not as it was when it was finished.
         """
         fingerprint = fingerprint or hashing.fingerprint(identity)
         final = self.path(fingerprint, suffix)
@@ -71,16 +84,13 @@ class Store:
         if made:
             started = time.monotonic()
             self._make(final, make)
-            self._note(final, identity, fingerprint, time.monotonic() - started)
-        elif not _side(final).exists():  # killed between the link and the note
-            self._note(final, identity, fingerprint, None)
-        note = json.loads(_side(final).read_text())
-        entry = Entry(**note["entry"])
-        if not made:
-            _check_size(final, entry)
+            note = self._write_note(final, identity, time.monotonic() - started)
+        else:
+            note = self._read_note(final, identity)
+            _check_whole(final, note.entry)
         if target is not None:
             _link(final, target)
-        return Obtained(entry, made, note["seconds"])
+        return Obtained(note.entry, made, note.seconds)
 
     def adopt(self, path: Path, identity: dict[str, Any] | None = None) -> Entry:
         """Take a file that a stage reads (pulled from a remote, say): it is as good as one made here.
@@ -100,10 +110,9 @@ class Store:
             if path.is_dir():
                 self._make(final, lambda temporary: _link(path, temporary))
             else:
+                sync(path)
                 _first(path, final)
-        if not _side(final).exists():
-            self._note(final, identity, fingerprint, None)
-        return Entry(**json.loads(_side(final).read_text())["entry"])
+        return self._read_note(final, identity).entry
 
     def entries(self) -> list[Path]:
         """List every finished file and folder."""
@@ -119,9 +128,8 @@ class Store:
         families: dict[str, list[Path]] = {}
         for side in sorted(self.root.glob("??/*.parquet.entry.json")):
             shard = side.with_name(side.name.removesuffix(".entry.json"))
-            family = json.loads(side.read_text()).get("family")
-            if family is not None and shard.stem not in without and shard.exists():
-                families.setdefault(family, []).append(shard)
+            if shard.stem not in without and shard.exists():
+                families.setdefault(self._read_note(shard).family, []).append(shard)
         return families
 
     def _make(self, final: Path, make: Callable[[Path], None]) -> None:
@@ -140,15 +148,25 @@ class Store:
     def _temporary(self, final: Path) -> Path:
         return final.with_name(f"{final.stem}.making-{uuid.uuid4().hex}{final.suffix}")
 
-    def _note(self, final: Path, identity: dict[str, Any], fingerprint: str, seconds: float | None) -> None:
+    def _read_note(self, final: Path, identity: dict[str, Any] | None = None) -> _Note:
+        """Read the note on an entry, or write it anew where a kill or a power cut left none that can be read."""
+        side = _side(final)
+        try:
+            found = json.loads(side.read_bytes())
+            return _Note(Entry(**found["entry"]), found["seconds"], found["family"])
+        except FileNotFoundError:  # killed between the link and the note
+            pass
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s cannot be read: it is written anew, from the file that it describes", side)
+        return self._write_note(final, read_identity(final) if identity is None else identity, None)
+
+    def _write_note(self, final: Path, identity: dict[str, Any], seconds: float | None) -> _Note:
         is_shard = final.suffix == ".parquet"
         content, rows, tokens = hashing.measure_shard(final) if is_shard else (hashing.hash_path(final), 0, 0)
-        entry = Entry(fingerprint, content, rows, tokens, _bytes(final))
-        note = {"entry": asdict(entry), "seconds": seconds, "family": hashing.fingerprint_family(identity)}
-        side = _side(final)
-        temporary = side.with_name(f"{side.name}.making-{uuid.uuid4().hex}")
-        temporary.write_text(json.dumps(note))
-        temporary.replace(side)
+        entry = Entry(hashing.fingerprint(identity), content, rows, tokens, _bytes(final))
+        note = _Note(entry, seconds, hashing.fingerprint_family(identity))
+        write_whole(_side(final), json.dumps(asdict(note)))
+        return note
 
 
 class Folder:
@@ -202,13 +220,15 @@ def _bytes(path: Path) -> int:
     )
 
 
-def _check_size(final: Path, entry: Entry) -> None:
-    """Refuse a file that was cut off as an output, being the same inode; to link it again would repair nothing."""
+def _check_whole(final: Path, entry: Entry) -> None:
+    """Refuse what was damaged as an output, being the same inode; to link it again would repair nothing.
+
+    A shard's pages carry checksums, which its reader verifies, so its size is all that is asked of it here.
+    """
     if (found := _bytes(final)) != entry.bytes:
-        raise ShardError(
-            f"{final} has {found} bytes, {entry.bytes} were written: it is cut off or was changed. Remove it and run "
-            "`dvc repro` again; it is made anew."
-        )
+        raise damaged(final, f"has {found} bytes, {entry.bytes} were written: it is cut off or was changed")
+    if final.suffix != ".parquet" and hashing.hash_path(final) != entry.content:
+        raise damaged(final, "has another content than when it was written")
 
 
 def _side(final: Path) -> Path:
@@ -218,28 +238,17 @@ def _side(final: Path) -> Path:
 def _settle(temporary: Path, final: Path) -> None:
     """Give a finished file its name; where another process was first, its file stays."""
     if temporary.is_dir():
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        for path in (temporary, *temporary.rglob("*")):
+            sync(path)
         try:
             temporary.rename(final)
         except OSError:
             if not final.is_dir():
                 raise
     else:
-        _sync(temporary)
+        sync(temporary)
         _first(temporary, final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    """Have a finished file on the disk before its name is."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(final.parent)
 
 
 def _first(path: Path, final: Path) -> None:

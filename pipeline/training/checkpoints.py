@@ -1,7 +1,6 @@
 """Checkpoints by what they are made from: trained once, resumed where training was stopped, and found ever after."""
 
 import csv
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +9,8 @@ from typing import Any
 
 from pipeline import head, objectives, training
 from pipeline.models.open import open_student
-from pipeline.models.record import CHECKPOINT, Model
+from pipeline.models.record import Model
+from pipeline.models.seal import write_sealed
 from pipeline.objectives.versions import find_formula_versions
 from pipeline.settings.models import Training
 from pipeline.settings.recipe import Recipe
@@ -109,10 +109,10 @@ def save_checkpoint(folder: Path, fitted: Fitted, origin: Origin) -> None:
     last = fitted.validation[-1]["validation_kl"] if fitted.validation else None
     alarms = [{"step": step, **asdict(alarm)} for step, alarm in fitted.alarms]
     record = {"identity": origin.identity, **origin.about, "validation_kl": last, "alarms": alarms}
-    (folder / CHECKPOINT).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     for name, measured in (("history", fitted.history), ("validation", fitted.validation)):
         if measured:
             _write_csv(folder / f"{name}.csv", measured)
+    write_sealed(folder, record)
 
 
 def _write_csv(path: Path, measured: list[dict[str, float]]) -> None:

@@ -14,6 +14,8 @@ import torch
 import xxhash
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from pipeline.storage.whole import sync
+
 KEPT = 2
 """States that are kept: where the last is damaged, the one before is not much older."""
 
@@ -35,7 +37,7 @@ class WholeFiles(CheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         path.replace(path.with_name(f"{path.stem}.{hashing.digest()}.ckpt"))
-        _sync_folder(path.parent)
+        sync(path.parent)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG002
         """Read a state; whatever is asked, nothing in it is run."""
@@ -99,12 +101,3 @@ def _hash(path: Path) -> str:
         while piece := file.read(_PIECE):
             state.update(piece)
     return state.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have new names on the disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,7 @@
 from tests.planting import Plant
 
 DAMAGE = "tests/test_damage.py::test_"
+WHOLE = "tests/test_whole.py::test_"
 FLIPS = f"{DAMAGE}a_flipped_bit_in_the_values_is_never_read_as_another_value"
 
 WRITER = """pq.ParquetWriter(
@@ -32,5 +33,47 @@ PLANTS = [
         "said != again",
         "False",
         (f"{DAMAGE}another_identity_in_one_copy_of_the_footer_is_damage",),
+    ),
+    Plant(
+        "a file that is renamed before it is on the disk",
+        "pipeline.storage.whole:write_whole",
+        "os.fsync(file.fileno())",
+        "None",
+        (f"{WHOLE}a_name_stands_for_what_is_on_the_disk",),
+    ),
+    Plant(
+        "a file that is written in place",
+        "pipeline.storage.whole:write_whole",
+        'path.with_name(f"{path.name}.making-{uuid.uuid4().hex}")',
+        "path",
+        (f"{WHOLE}a_file_that_dvcs_cache_has_too_is_not_written_in_place",),
+    ),
+    Plant(
+        "a note of another entry",
+        "pipeline.storage.store:Store._read_note",
+        "read_identity(final) if identity is None else identity",
+        "identity or {}",
+        (f"{WHOLE}a_note_that_the_power_took_is_written_anew",),
+    ),
+    Plant(
+        "a changed entry that the store gives out",
+        "pipeline.storage.store:_check_whole",
+        "hashing.hash_path(final) != entry.content",
+        "False",
+        (f"{WHOLE}what_was_changed_in_the_store_is_not_given_out",),
+    ),
+    Plant(
+        "weights that nobody hashes again",
+        "pipeline.models.seal:verify_checkpoint",
+        "listed[name] != found[name]",
+        "False",
+        (f"{WHOLE}every_flipped_bit_in_a_checkpoint_is_named",),
+    ),
+    Plant(
+        "a record that does not answer for itself",
+        "pipeline.models.seal:verify_checkpoint",
+        "seal != hashing.fingerprint(record)",
+        "False",
+        (f"{WHOLE}every_flipped_bit_in_a_checkpoint_is_named",),
     ),
 ]

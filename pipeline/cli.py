@@ -64,7 +64,7 @@ def _converse(database: "Database") -> None:
 
     DuckDB's own shell would be better company, and would not keep the shards safe: its Python package has none, the
     one in `duckdb-cli` is of another version (1.5 beside a library 2.0), and what lets a shell read a folder
-    (`allowed_directories`) lets it write there, by COPY and by `.once`, over a shard. `Database` refuses that.
+    (`allowed_directories`) lets it write there, by COPY and by `.once`, over a shard. `Database` cannot write.
     """
     import readline  # noqa: F401 - gives `input` its history and line editing
 

@@ -4,6 +4,8 @@ import io
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -180,10 +182,50 @@ def test_a_damaged_shard_is_named(tmp_path: Path):
         database.ask("select count(*) from tokens")
 
 
-def test_copy_cannot_write_over_a_shard(data: Path, database: Database, tmp_path: Path):
-    target = data / "rollouts/r1/00000.parquet"
-    with pytest.raises(PotstillError, match="which SQL only reads"):
-        database.draw_boxes(f"copy (select 1 as a) to '{target}'")
-    assert len(pq.read_table(target)) == example_data.PROMPTS_EACH * example_data.SAMPLES
-    database.draw_boxes(f"copy (select 1 as a) to '{tmp_path}/elsewhere.csv'")
-    assert (tmp_path / "elsewhere.csv").read_text() == "a\n1\n"
+WRITING = (
+    "copy (select 1 as a) to '{target}'",
+    "copy (select 1 as a) to $${target}$$",
+    'copy (select 1 as a) to "{target}"',
+    "copy (select 1 as a) to 'shards://{target}'",
+    "explain analyze copy (select 1 as a) to '{target}'",
+    "prepare p as copy (select 1 as a) to '{target}'; execute p",
+    "copy (select 1 as a, 2 as b) to '{folder}' (format parquet, partition_by (a), overwrite)",
+    "copy (select 1 as a, 2 as b) to 'shards://{folder}' (format parquet, partition_by (a), overwrite)",
+    "export database '{folder}'",
+    "attach '{target}' as other",
+    "attach '{folder}/new.db' as other; create table other.t as select 1",
+    "set disabled_filesystems = ''; copy (select 1 as a) to '{target}'",
+    "reset disabled_filesystems; copy (select 1 as a) to '{target}'",
+    "pragma enable_profiling; set profiling_output = '{folder}/new.json'; select 1",
+    "copy (select 1 as a) to '{outside}'",
+)
+
+
+@pytest.mark.parametrize("statement", WRITING)
+def test_no_statement_writes_a_file(statement: str, tmp_path: Path):
+    data = example_data.make(tmp_path)
+    folder = data / "rollouts"
+    before = _contents(tmp_path)
+    written = statement.format(target=folder / "r1/00000.parquet", folder=folder, outside=tmp_path / "x.csv")
+    with Database(data) as database, pytest.raises(PotstillError):
+        database.draw_boxes(written)
+    assert _contents(tmp_path) == before
+
+
+def _contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_file_of_the_users_own_is_read(database: Database, tmp_path: Path):
+    (tmp_path / "mine.csv").write_text("a\n7\n")
+    assert database.ask(f"select a from read_csv('shards://{tmp_path}/mine.csv')") == [{"a": 7}]
+
+
+def test_many_threads_read_one_file_each_at_its_own_place(tmp_path: Path):
+    numbers = np.arange(200_000, dtype=np.int64)
+    pq.write_table(pa.table({"n": numbers}), tmp_path / "many.parquet", row_group_size=1000)
+    (tmp_path / "data").mkdir()
+    with Database(tmp_path / "data") as database:
+        for _ in range(5):
+            found = database.ask(f"select sum(n) as n from read_parquet('shards://{tmp_path}/many.parquet')")
+            assert found == [{"n": numbers.sum()}]

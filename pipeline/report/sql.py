@@ -16,7 +16,6 @@ the folder's. Log-probabilities are as stored: rounded, hence not exactly a dist
 """
 
 import csv
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +23,7 @@ from typing import Any, TextIO
 import duckdb
 
 from pipeline.errors import PotstillError
+from pipeline.report.readonly import PROTOCOL, ReadOnlyFiles
 from pipeline.storage.grades import GRADES
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.rollouts import ROLLOUTS
@@ -42,8 +42,6 @@ _FILES = {
 
 _DEFINITIONS = Path(__file__).with_name("views.sql")
 
-_WRITING_STATEMENTS = (duckdb.StatementType.COPY, duckdb.StatementType.EXPORT)
-
 
 class Database:
     """An open connection to the shards of a data folder; it belongs to one thread.
@@ -54,13 +52,13 @@ class Database:
     def __init__(self, data: Path):
         if not data.is_dir():
             raise PotstillError(f"{data} is no folder. `dvc repro` makes the shards, `dvc pull` fetches them.")
-        self._data = data
         self._connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
+        self._connection.register_filesystem(ReadOnlyFiles())
         self._connection.execute("create schema files").fetchall()
         for name, (schema, patterns) in _FILES.items():
             found = [pattern for pattern in patterns if any(data.glob(pattern))]
             if found:
-                globs = ", ".join(f"'{_quote(data / pattern)}'" for pattern in found)
+                globs = ", ".join(f"'{PROTOCOL}://{_quote(data.resolve() / pattern)}'" for pattern in found)
                 source = f"select * from read_parquet([{globs}], filename = true, hive_partitioning = false)"
             else:
                 self._connection.register(f"no_{name}", schema.empty_table())
@@ -68,6 +66,8 @@ class Database:
             self._run(f"create view files.{name} as {source}")
         for definition in duckdb.extract_statements(_DEFINITIONS.read_text()):
             self._run(definition.query)
+        self._run("set disabled_filesystems = 'LocalFileSystem'")
+        self._run("set lock_configuration = true")
 
     def __enter__(self) -> "Database":
         return self
@@ -88,7 +88,7 @@ class Database:
         """Draw the result of each statement as a box that fits the terminal; control characters are spelled out.
 
         Raises:
-            PotstillError: DuckDB refuses a statement, or one would write into the data folder.
+            PotstillError: DuckDB refuses a statement, as it does one that would write a file.
         """
         try:
             return [str(self._connection.sql(statement)).rstrip() for statement in self._split(text)]
@@ -99,7 +99,7 @@ class Database:
         """Write the results, each with a line of column names, for other programs.
 
         Raises:
-            PotstillError: DuckDB refuses a statement, or one would write into the data folder.
+            PotstillError: DuckDB refuses a statement, as it does one that would write a file.
         """
         for statement in self._split(text):
             columns, rows = self._run(statement)
@@ -116,21 +116,11 @@ class Database:
             raise _describe_error(error) from None
 
     def _split(self, text: str) -> list[str]:
-        """Split a text into statements, and refuse those that would write into the data folder."""
+        """Split a text into statements."""
         try:
-            found = duckdb.extract_statements(text)
+            return [statement.query for statement in duckdb.extract_statements(text)]
         except duckdb.Error as error:
             raise _describe_error(error) from None
-        for statement in found:
-            if statement.type in _WRITING_STATEMENTS:
-                self._refuse_inside(statement.query)
-        return [statement.query for statement in found]
-
-    def _refuse_inside(self, statement: str) -> None:
-        """Refuse to write into the data folder: a shard is a hard link of the store's and of DVC's cache's file."""
-        for name in re.findall(r"'((?:[^']|'')*)'", statement):
-            if Path(name).resolve().is_relative_to(self._data.resolve()):
-                raise PotstillError(f"{name} is inside {self._data}, which SQL only reads. Name a file elsewhere.")
 
 
 def _quote(path: Path) -> str:
@@ -139,5 +129,10 @@ def _quote(path: Path) -> str:
 
 def _describe_error(error: duckdb.Error) -> PotstillError:
     text = str(error).strip()
+    if "LocalFileSystem has been disabled" in text or "SQL only reads" in text:
+        return PotstillError(
+            "SQL only reads here. `potstill sql --csv … > FILE` keeps a result; a file of yours that is to be read is "
+            f"named by its absolute path with `{PROTOCOL}://` before it."
+        )
     hint = " `potstill verify` finds damaged shards." if "arquet" in text else ""
     return PotstillError(f"{text}{hint}")

@@ -163,7 +163,7 @@ class Store:
     def _write_note(self, final: Path, identity: dict[str, Any], seconds: float | None) -> _Note:
         is_shard = final.suffix == ".parquet"
         content, rows, tokens = hashing.measure_shard(final) if is_shard else (hashing.hash_path(final), 0, 0)
-        entry = Entry(hashing.fingerprint(identity), content, rows, tokens, _bytes(final))
+        entry = Entry(final.name.partition(".")[0], content, rows, tokens, _bytes(final))
         note = _Note(entry, seconds, hashing.fingerprint_family(identity))
         write_whole(_side(final), json.dumps(asdict(note)))
         return note

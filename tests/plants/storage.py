@@ -76,4 +76,18 @@ PLANTS = [
         "False",
         (f"{WHOLE}every_flipped_bit_in_a_checkpoint_is_named",),
     ),
+    Plant(
+        "SQL that may write",
+        "pipeline.report.sql:Database.__init__",
+        "self._run(\"set disabled_filesystems = 'LocalFileSystem'\")",
+        "None",
+        ("tests/test_sql.py::test_no_statement_writes_a_file",),
+    ),
+    Plant(
+        "one place in a file for all threads",
+        "pipeline.report.readonly:_ReadFile.tell",
+        "threading.get_ident()",
+        "0",
+        ("tests/test_sql.py::test_many_threads_read_one_file_each_at_its_own_place",),
+    ),
 ]

@@ -24,7 +24,7 @@ define METRICS
 select checkpoint, round(100 * greedy, 1) as "greedy, %",
 round(100 * avg_at_k, 1) as "avg@k, %", round(100 * pass_at_k, 1) as "pass@k, %", k, prompts,
 round(mean_length, 1) as "tokens", round(validation_kl, 4) as "validation KL, nats"
-from read_json_auto('data/metrics/*.json') order by checkpoint = 'teacher' desc, checkpoint
+from read_json_auto('shards://data/metrics/*.json') order by checkpoint = 'teacher' desc, checkpoint
 endef
 export METRICS
 

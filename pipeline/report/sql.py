@@ -131,8 +131,8 @@ def _describe_error(error: duckdb.Error) -> PotstillError:
     text = str(error).strip()
     if "LocalFileSystem has been disabled" in text or "SQL only reads" in text:
         return PotstillError(
-            "SQL only reads here. `potstill sql --csv … > FILE` keeps a result; a file of yours that is to be read is "
-            f"named by its absolute path with `{PROTOCOL}://` before it."
+            "SQL only reads here. `potstill sql --csv … > FILE` keeps a result; any other file that is to be read "
+            f"is named with `{PROTOCOL}://` before its path."
         )
     hint = " `potstill verify` finds damaged shards." if "arquet" in text else ""
     return PotstillError(f"{text}{hint}")

@@ -132,7 +132,8 @@ def verify(
     for sentence in wrong:
         print(sentence)
     if wrong:
-        raise PotstillError(f"{len(wrong)} files are not as they were written, of {files} that manifests list.")
+        count = "1 file is" if len(wrong) == 1 else f"{len(wrong)} files are"
+        raise PotstillError(f"{count} not as they were written, of {files} that manifests list.")
     print(f"{files} files in {len(chosen)} folders are as they were written: {tokens:,} tokens, {size:,} bytes.")
 
 

@@ -106,7 +106,7 @@ def show(
 
 @app.command()
 def verify(
-    folders: Annotated[list[Path] | None, typer.Argument(help="Default: all with a manifest, in --data.")] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(help="Default: all of --data.")] = None,
     data: DataFolder = DATA,
 ) -> None:
     """Read every file again and compare it with its folder's manifest, a checkpoint's with its record."""
@@ -116,9 +116,11 @@ def verify(
     roots = folders or [data]
     chosen = sorted({path.parent for root in roots for path in root.rglob(MANIFEST)})
     checkpoints = sorted({path.parent for root in roots for path in root.rglob(CHECKPOINT)})
-    if not chosen:
+    if not chosen and not checkpoints:
         asked = ", ".join(map(str, roots))
-        raise PotstillError(f"{asked}: no folder with a {MANIFEST}. Run `dvc repro` or `dvc pull` first.")
+        raise PotstillError(
+            f"{asked}: no folder with a {MANIFEST}, and no checkpoint. Run `dvc repro` or `dvc pull` first."
+        )
     wrong = [sentence for root in roots for sentence in verify_records(root)]
     wrong += [sentence for folder in checkpoints for sentence in verify_checkpoint(folder)]
     files, tokens, size = 0, 0, 0
@@ -134,7 +136,8 @@ def verify(
     if wrong:
         count = "1 file is" if len(wrong) == 1 else f"{len(wrong)} files are"
         raise PotstillError(f"{count} not as they were written, of {files} that manifests list.")
-    print(f"{files} files in {len(chosen)} folders are as they were written: {tokens:,} tokens, {size:,} bytes.")
+    told = f"{files} files in {len(chosen)} folders, and {len(checkpoints)} checkpoints, are as they were written"
+    print(f"{told}: {tokens:,} tokens, {size:,} bytes.")
 
 
 @app.command()

@@ -62,7 +62,7 @@ class GradeError(PotstillError):
 
 
 _REPAIRS = {
-    errno.ENOSPC: "Make room there (`potstill gc` and `dvc gc --workspace` list what may go)",
+    errno.ENOSPC: "Make room there (`potstill gc` lists what may go)",
     errno.EDQUOT: "Make room there, or have your quota raised",
     errno.EFBIG: "Raise the limit on the size of files (`ulimit -f unlimited`)",
     errno.EACCES: "Give yourself the right to read and write it",
@@ -93,4 +93,4 @@ def explain_system_error(error: BaseException) -> str | None:
 def _follow_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -1,6 +1,6 @@
 """Run a stage until its n-th change to the project's files, and end it there as a power cut would.
 
-    python -m tests.power COUNT|EVENT MODULE [ARGUMENT ...]
+    python -m tests.power EVENT MODULE [ARGUMENT ...]
 
 At the cut, every file that was written since the start and not given to `fsync` is emptied, and the process is killed.
 With `-1` nothing is cut; the number of events is printed. Events are audited opens for writing, renames, links,
@@ -39,7 +39,8 @@ class Cut:
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             return
-        paths = [self.root / os.fsdecode(path) for path in arguments if isinstance(path, str | bytes | Path)]
+        named = arguments[: 1 if event == "open" else 2]  # an `open` also tells its mode
+        paths = [self.root / os.fsdecode(path) for path in named if isinstance(path, str | bytes | Path)]
         if not any(path.is_relative_to(self.root) for path in paths):
             return
         self.seen += 1

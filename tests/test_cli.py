@@ -10,6 +10,7 @@ import pytest
 
 from pipeline import command
 from pipeline.cli import app
+from pipeline.models.seal import write_sealed
 from pipeline.report.sql import Database
 from pipeline.report.transcript import Token, make_visible, split_pieces
 from pipeline.storage.garbage import find_garbage
@@ -185,6 +186,12 @@ def test_verify_names_damaged_files(own: Path, capsys: pytest.CaptureFixture[str
     assert str(missing) in told.out
     assert "2 files are not as they were written, of 39" in told.err
     _run(own, "verify", str(own / "data/rollouts/r1"))
+
+
+def test_verify_takes_a_checkpoint_alone(own: Path, capsys: pytest.CaptureFixture[str]):
+    write_sealed(own / "data/models/r1", {"identity": {}})
+    _run(own, "verify", str(own / "data/models/r1"))
+    assert "0 folders, and 1 checkpoints, are as they were written" in capsys.readouterr().out
 
 
 def test_verify_refuses_to_verify_nothing(tmp_path: Path):

@@ -83,6 +83,7 @@ class _Prober:
         self._short, self._long = (random.integers(tokens, size=length) for length in LENGTHS)
 
     def probe(self) -> Probe:
+        """Refuse the model where the head differs, and find the kernel and the layout that are right for it."""
         alone = self._pack([[self._long]])
         own = self._by_model(alone)
         self._check_causal(own)

@@ -33,12 +33,8 @@ def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
     write_whole(path, json.dumps(value, indent=1, sort_keys=sort_keys) + "\n")
 
 
-def read_json(path: Path, stage: str = "") -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read what `write_json` wrote of a dictionary.
-
-    Args:
-        path: of the file.
-        stage: that writes it, for the error where it is missing.
 
     Raises:
         ShardError: it is missing or damaged.
@@ -46,7 +42,7 @@ def read_json(path: Path, stage: str = "") -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ShardError(f"{path} is missing. Run `{f'dvc repro {stage}'.strip()}`.") from None
+        raise ShardError(f"{path} is missing. `dvc pull` fetches it, `dvc repro` makes it.") from None
     except ValueError as error:
         raise damaged(path, f"is cut off or damaged (no JSON: {error})") from None
     if not isinstance(found, dict):

@@ -110,8 +110,7 @@ def verify(
     data: DataFolder = DATA,
 ) -> None:
     """Read every file again and compare it with its folder's manifest, a checkpoint's with its record."""
-    from pipeline.models.record import CHECKPOINT
-    from pipeline.models.seal import verify_checkpoint
+    from pipeline.models.seal import CHECKPOINT, verify_checkpoint
 
     roots = folders or [data]
     chosen = sorted({path.parent for root in roots for path in root.rglob(MANIFEST)})

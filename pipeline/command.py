@@ -1,6 +1,5 @@
 """The command lines' common part: options, errors, log, and the summary of what a stage did."""
 
-import json
 import logging
 import os
 import sys
@@ -16,7 +15,7 @@ from pipeline.errors import PotstillError, explain_system_error
 from pipeline.settings import params
 from pipeline.settings.machine import Machine, load_machine
 from pipeline.storage.store import Folder, Obtained
-from pipeline.storage.whole import write_whole
+from pipeline.storage.whole import write_json
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 
@@ -129,7 +128,7 @@ class StageSummary:
         if path is None:
             return
         record = {"stage": stage, "round": round_, "files": self.made + self.found, "tokens": self.tokens}
-        write_whole(path, json.dumps(record | {"bytes": self.bytes, "seconds": self.seconds}) + "\n")
+        write_json(path, record | {"bytes": self.bytes, "seconds": self.seconds})
 
 
 def _sum_known(seconds: Sequence[float | None]) -> float | None:

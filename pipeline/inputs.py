@@ -6,7 +6,6 @@ record stays as it was, nothing runs. On a machine that has not the file (one th
 prompts), what was recorded elsewhere stands.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -126,6 +125,5 @@ def _hash_file(file: Path, hashed: Hashed) -> str:
     found, name = file.stat(), str(file.resolve())
     stamp = [found.st_size, found.st_mtime_ns, found.st_ino]
     if name not in hashed or hashed[name][0] != stamp:
-        with file.open("rb") as opened:
-            hashed[name] = stamp, hashlib.file_digest(opened, "blake2b").hexdigest()[:32]
+        hashed[name] = stamp, hashing.hash_path(file)
     return hashed[name][1]

@@ -17,7 +17,8 @@ from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder,
 from pipeline.engines.open import OnDemand
 from pipeline.grading.metrics import Answered, compute_metrics, repetition
 from pipeline.grading.write import Grading
-from pipeline.models.record import CHECKPOINT, Model, read_model
+from pipeline.models.record import Model, read_model
+from pipeline.models.seal import CHECKPOINT
 from pipeline.progress import Bar
 from pipeline.rollouts.fit import check_prompts_fit
 from pipeline.rollouts.write import Author, Writing, count_missing, find_families, identify_rollouts, write_rollouts
@@ -25,6 +26,7 @@ from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.storage.families import Families
 from pipeline.storage.grades import read_grades
+from pipeline.storage.manifest import check_folders
 from pipeline.storage.prompts import read_prompts
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
@@ -60,6 +62,7 @@ def run(
     folders: EvaluateFolders,
 ) -> StageSummary:
     """Write and grade the responses that are missing, and measure; `name` is the checkpoint's in the report."""
+    check_folders(folders.prompts)
     model = read_model(folders.model)
     prompts = list_shards(folders.prompts, "prompts")
     wanted = _list_wanted(settings, model, prompts)

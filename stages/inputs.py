@@ -15,10 +15,11 @@ import typer
 
 from pipeline import command
 from pipeline.command import ParamsFile
+from pipeline.errors import ShardError
 from pipeline.inputs import identify_recipe, list_inputs, read_hashes, record_inputs, write_hashes
 from pipeline.settings import params
 from pipeline.settings.params import Params
-from pipeline.storage.whole import write_whole
+from pipeline.storage.whole import read_json, write_json
 
 VERSION = 1  # raise it when the same files would have other hashes
 
@@ -39,19 +40,17 @@ def run(settings: Params, *, out: Path, models: Path, cache: Path) -> None:
         path = out / f"{stage}.json"
         recall = functools.cache(functools.partial(_recall, path))
         record = record_inputs(named, hashed, made, recall) | identify_recipe(stage, settings)
-        text = json.dumps({"version": VERSION, **record}, indent=1) + "\n"
-        if not path.exists() or path.read_text() != text:
-            write_whole(path, text)
+        record = {"version": VERSION, **record}
+        if _read(path) != record:
+            write_json(path, record)
     if hashed != before:
         write_hashes(cache, hashed)
 
 
 def _recall(path: Path) -> dict[str, Any]:
     """Read what was recorded: here, or by the machine that has the file, as DVC's cache or remote has it."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        pass
+    if (found := _read(path)) is not None:
+        return found
     import dvc.api  # slow, and needed on a machine that has neither the file nor the record
     from dvc.exceptions import DvcException
 
@@ -59,6 +58,14 @@ def _recall(path: Path) -> dict[str, Any]:
         return json.loads(dvc.api.read(str(path)))
     except (DvcException, OSError, ValueError):
         return {}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Read a record; None where there is none that can be read."""
+    try:
+        return read_json(path)
+    except ShardError:
+        return None
 
 
 def main(

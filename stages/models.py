@@ -28,7 +28,7 @@ from pipeline.storage import hashing
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.manifest import write_manifest
 from pipeline.storage.store import Obtained, Store
-from pipeline.storage.whole import write_whole
+from pipeline.storage.whole import write_json
 
 VERSION = 1  # raise it when the same settings would give other demo models
 
@@ -67,7 +67,7 @@ def run(settings: Models, machine: Machine, store: Store, folders: ModelFolders)
     teacher, student = record_model(settings.teacher), record_model(settings.student)
     check_pair(teacher, student, settings.allow_other_template)
     for path, model in ((folders.teacher_record, teacher), (folders.student_record, student)):
-        write_whole(path, model.model_dump_json(indent=1) + "\n")
+        write_json(path, model.model_dump(mode="json"))
     log.info(
         "teacher %s, student %s; one vocabulary of %d tokens",
         _describe_size(teacher), _describe_size(student), teacher.vocabulary,

@@ -29,6 +29,7 @@ from pipeline.rollouts.write import Author, Writing, identify_rollouts, obtain_r
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.storage import hashing
+from pipeline.storage.manifest import check_folders
 from pipeline.storage.prompts import read_prompts
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import list_shards, read_about
@@ -72,13 +73,13 @@ def run(
     folders: RefreshFolders,
 ) -> StageSummary:
     """Decide which shards stay, write the others, grade all, and say what was measured."""
+    check_folders(folders.prompts, folders.previous)
     model = read_model(folders.student)
     sources = list_shards(folders.prompts, "prompts")
     wanted = {source.name: _identify(settings, source, model, folders.student, round_) for source in sources}
     kept = {name: path for name in wanted if (path := _keep_if_same(folders.previous / name, wanted[name])) is not None}
-    # Pulled or kept: the store must have them, to give them to this round.
     for path in folders.previous.glob("*.parquet"):
-        store.adopt(path)
+        store.adopt(path)  # pulled or kept: the store gives them to this round
     with OnDemand(model, settings, machine, EngineUse(top_k=settings.behaviour_top_k)) as engine:
         measured = {name: _find_drift(store, engine, path, settings) for name, path in kept.items()}
         floor = _find_floor(store, engine, sources[0], settings, round_) if settings.policy == "drift" else None

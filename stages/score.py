@@ -26,7 +26,7 @@ from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.views import View
 from pipeline.storage.bucket import list_buckets
-from pipeline.storage.manifest import write_manifest
+from pipeline.storage.manifest import check_folders, write_manifest
 from pipeline.storage.store import Store
 
 VERSION = SCORING_VERSION
@@ -71,6 +71,7 @@ def run(
         folders: what is read and written.
         source: whose responses the rollouts are.
     """
+    check_folders(folders.rollouts, folders.prompts, folders.grades, folders.previous)
     names = [name for name, view in settings.views.items() if source == "student" or view.teacher_rollouts]
     models = {name: _read_model(name, view, folders) for name, view in settings.views.items()}
     check_views(settings, models)

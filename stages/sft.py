@@ -22,7 +22,7 @@ from pipeline.settings.machine import Machine
 from pipeline.settings.recipe import load_recipe
 from pipeline.storage.bucket import Bucket
 from pipeline.storage.grades import read_grades
-from pipeline.storage.manifest import write_manifest
+from pipeline.storage.manifest import check_folders, write_manifest
 from pipeline.storage.shards import list_shards
 from pipeline.storage.store import Store
 
@@ -56,6 +56,7 @@ def run(settings: params.Sft, machine: Machine, store: Store, folders: SftFolder
     from pipeline.training.rows import Rows
     from pipeline.training.run import Run
 
+    check_folders(folders.rollouts, folders.grades)
     start, taught_by = read_model(folders.student), read_model(folders.teacher)
     sources = [
         Bucket(path, keep=_choose_rows(path, folders.grades / path.name, settings))

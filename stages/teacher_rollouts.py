@@ -19,6 +19,7 @@ from pipeline.models.record import read_model
 from pipeline.rollouts.write import Author, Writing, identify_rollouts, obtain_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
+from pipeline.storage.manifest import check_folders
 from pipeline.storage.shards import list_shards
 from pipeline.storage.store import Folder, Store
 
@@ -51,6 +52,7 @@ def run(
     folders: TeacherRolloutsFolders,
 ) -> StageSummary:
     """Write what is missing, grade it, and link both into the outputs."""
+    check_folders(folders.prompts)
     model = read_model(folders.teacher)
     sources = list_shards(folders.prompts, "prompts")
     writing = Writing(model, settings, settings.sampling, settings.samples, settings.seed)

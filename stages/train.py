@@ -20,6 +20,7 @@ from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.recipe import Recipe
 from pipeline.storage.bucket import Bucket
+from pipeline.storage.manifest import check_folders
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.shards import list_shards, read_shard
 from pipeline.storage.store import Store
@@ -66,6 +67,7 @@ def run(settings: params.Train, machine: Machine, store: Store, folders: TrainFo
 
     start, sft_teacher = read_model(folders.student), read_checkpoint_teacher(folders.student)
     recipe = settings.recipe
+    _check_whole(recipe, folders)
     sources = _list_round(recipe, folders)
     for source in sources:
         for view in recipe.learned_views:
@@ -91,6 +93,15 @@ def run(settings: params.Train, machine: Machine, store: Store, folders: TrainFo
     obtained = obtain_checkpoint(store, out, Origin(identity, start, start.eos_ids, about), make_run)
     log.info("%s: %d steps of `%s` from %s", out, settings.steps, recipe.name, folders.student)
     return StageSummary.from_files(obtained)
+
+
+def _check_whole(recipe: Recipe, folders: TrainFolders) -> None:
+    """Refuse damage in what this recipe reads; views and responses that it leaves alone may be damaged, or absent."""
+    views = [folders.view_scores / view for view in recipe.views if view != "teacher"]
+    check_folders(folders.rollouts, folders.prompts, folders.grades, folders.teacher_scores, *views)
+    if "teacher" in recipe.sources:
+        views = [folders.teacher_rollout_scores / view for view in recipe.teacher_views]
+        check_folders(folders.teacher_rollouts, folders.teacher_grades, *views)
 
 
 def _list_round(recipe: Recipe, folders: TrainFolders) -> list[Bucket]:

@@ -22,6 +22,8 @@ from ruamel.yaml import YAML
 
 from pipeline import command
 from pipeline.storage import hashing
+from pipeline.storage.manifest import MANIFEST, read_manifest
+from pipeline.storage.shards import open_parquet
 from pipeline.storage.store import Store
 from tests import tiny_models
 
@@ -230,9 +232,20 @@ def write_prompts(project: Path, split: str, rows: Sequence[Mapping[str, Any]]) 
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder with the hash of what it holds."""
+    """Every file below a folder with the hash of what it holds; how a shard was encoded does not enter."""
     files = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashing.hash_path(path) for path in files}
+    return {str(path.relative_to(folder)): _hash_content(path) for path in files}
+
+
+def _hash_content(path: Path) -> str:
+    if path.name == MANIFEST:
+        listed = read_manifest(path.parent)
+        return str({name: (entry.fingerprint, entry.rows, entry.tokens) for name, entry in listed.items()})
+    if path.suffix == ".parquet":
+        with open_parquet(path) as file:
+            schema = file.schema_arrow
+        return hashing.hash_columns(path, schema, schema.names)
+    return hashing.hash_path(path)
 
 
 def _stage(stage: Any, project: Path) -> Stage:

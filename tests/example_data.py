@@ -1,7 +1,6 @@
 """A small data folder as the stages leave it: two rounds with a kept shard, two views, and what the report reads."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.scores import Scores, make_score_table, make_skipped_table
 from pipeline.storage.shards import Writer
 from pipeline.storage.store import Folder, Store
+from pipeline.storage.whole import write_json
 
 LETTERS = "0123456789+= <>scriptaleW"
 """The alphabet of the responses; a token's id is its place, and the last id ends a response."""
@@ -57,7 +57,7 @@ def tokenizer(data: Path) -> None:
         "name": "tiny", "location": str(folder), "commit": None, "weights": "", "tokenizer": "", "chat_template": "",
         "vocabulary": EOS + 1, "tokens": EOS + 1, "eos_ids": [EOS], "context": None, "parameters": None,
     }  # fmt: skip
-    (data / "models" / "student.json").write_text(json.dumps(record))
+    write_json(data / "models" / "student.json", record)
 
 
 def encode(text: str) -> list[int]:
@@ -164,7 +164,7 @@ def _measurements(data: Path) -> None:
             "pass_at_k": greedy + 0.02, "k": 4, "prompts": 1000, "mean_length": 31.5, "truncated": 0.002,
             "repetition": 0.013, "validation_kl": None if checkpoint == "teacher" else 0.4 * (1 - average),
         }  # fmt: skip
-        _write(data / "metrics" / f"{checkpoint}.json", metrics)
+        write_json(data / "metrics" / f"{checkpoint}.json", metrics)
     for number, round_ in enumerate(("r1", "r2")):
         names = {
             f"{bucket:05d}.parquet": {
@@ -176,7 +176,7 @@ def _measurements(data: Path) -> None:
             for bucket in range(BUCKETS)
         }
         drift = {"round": round_, "policy": "drift", "bound": 0.01, "floor": 0.0011, "shards": names}
-        _write(data / "drift" / f"{round_}.json", drift)
+        write_json(data / "drift" / f"{round_}.json", drift)
     for stage, tokens, size, seconds in (
         ("models", 0, 3_100_000, 151.2), ("teacher_rollouts", 126_000, 900_000, 22.9), ("sft", 0, 420_000, 31.0),
         ("refresh-r1", 121_000, 1_100_000, 14.5), ("score-r1", 121_000, 5_300_000, 6.1), ("train-r1", 0, 430_000, 48.7),
@@ -184,7 +184,7 @@ def _measurements(data: Path) -> None:
     ):  # fmt: skip
         name, _, round_ = stage.partition("-")
         facts = {"stage": name, "round": round_, "files": 3, "tokens": tokens, "bytes": size, "seconds": seconds}
-        _write(data / "timings" / f"{stage}.json", facts)
+        write_json(data / "timings" / f"{stage}.json", facts)
     for number, checkpoint in enumerate(("r0", "r1", "r2")):
         _history(data / "models" / checkpoint, number)
 
@@ -214,8 +214,3 @@ def _table(path: Path, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows)
-
-
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts))

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import ShardError
 from pipeline.storage import hashing
-from pipeline.storage.manifest import Entry, verify_folder, write_manifest
+from pipeline.storage.manifest import Entry, check_folders, verify_folder, write_manifest
 from pipeline.storage.shards import IDS, NATS, WORD, Writer, read_about, read_shard
 
 SCHEMA = pa.schema([("rollout_id", pa.string()), ("finish", WORD), ("response_ids", IDS), ("sampled_logprobs", NATS)])
@@ -73,16 +73,34 @@ def test_another_identity_in_one_copy_of_the_footer_is_damage(shard, replace):
     _assert_told(shard)
 
 
+def test_a_flipped_bit_anywhere_ends_the_stage_that_would_read_the_shard(shard):
+    _list(shard)
+    check_folders(shard.parent.parent)
+    whole = shard.read_bytes()
+    for place in range(0, len(whole), 7):
+        shard.write_bytes(_flip(whole, place))
+        with pytest.raises(ShardError, match=r"00000\.parquet is cut off or damaged.*samefile"):
+            check_folders(shard.parent.parent)
+
+
+def test_a_shard_that_no_manifest_names_ends_the_stage(shard):
+    with pytest.raises(ShardError, match="has no manifest"):
+        check_folders(shard.parent)
+    _list(shard)
+    shard.rename(shard.with_name("other.parquet"))
+    with pytest.raises(ShardError, match=r"other\.parquet is not in manifest\.json \(1 more: `potstill verify` names"):
+        check_folders(shard.parent)
+
+
 def _list(shard):
-    content, rows, tokens = hashing.measure_shard(shard)
-    entry = Entry(hashing.fingerprint(IDENTITY), content, rows, tokens, shard.stat().st_size)
+    entry = Entry(hashing.fingerprint(IDENTITY), hashing.hash_path(shard), 8, 96, shard.stat().st_size)
     write_manifest(shard.parent, {shard.name: entry})
 
 
 def _assert_told(shard):
     with pytest.raises(ShardError, match=r"00000\.parquet is cut off or damaged.*samefile"):
         read_about(shard)
-    assert [sentence for sentence in verify_folder(shard.parent) if "00000.parquet is cut off" in sentence]
+    assert [sentence for sentence in verify_folder(shard.parent) if "00000.parquet is cut off or damaged" in sentence]
 
 
 def _replace(path, said, found):

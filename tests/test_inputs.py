@@ -1,6 +1,5 @@
 """Records of what stages read, against edits of every kind of file that params.yaml can name: which records change."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import pytest
 
 from pipeline import inputs
 from pipeline.settings import params
+from pipeline.storage.whole import read_json
 from stages import inputs as stage
 from tests import dag, tiny_models
 
@@ -47,7 +47,7 @@ def project(untouched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def record(project: Path) -> dict[str, dict[str, Any]]:
     settings, cache = params.load_params(project / "params.yaml"), Path(".potstill/hashes.json")
     stage.run(settings, out=Path("data/inputs"), models=Path("data/models"), cache=cache)
-    return {path.stem: json.loads(path.read_text()) for path in Path("data/inputs").glob("*.json")}
+    return {path.stem: read_json(path) for path in Path("data/inputs").glob("*.json")}
 
 
 def append(name: str) -> Callable[[Path], None]:
@@ -168,7 +168,7 @@ def test_a_file_is_read_once_while_it_is_not_written(project: Path, monkeypatch:
     record(project)
     files = list((project / "data/inputs").iterdir())
     stamps = [path.stat().st_mtime_ns for path in files]
-    monkeypatch.setattr(inputs.hashlib, "file_digest", None)
+    monkeypatch.setattr(inputs.hashing, "hash_path", None)
     record(project)
     assert [path.stat().st_mtime_ns for path in files] == stamps
     (project / ".potstill/hashes.json").write_text("")

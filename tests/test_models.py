@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.errors import ModelError
 from pipeline.models.record import Model, read_model, record_model
+from pipeline.storage.whole import write_json
 from tests import tiny_models
 
 
@@ -48,6 +49,6 @@ def test_a_tokenizer_of_a_models_own_code_is_refused_and_nobody_is_asked(folder,
 def test_a_record_names_the_hash_of_the_weights_as_older_records_do(folder, tmp_path):
     made = record_model(str(folder))
     record = tmp_path / "model.json"
-    record.write_text(made.model_dump_json())
+    write_json(record, made.model_dump(mode="json"))
     assert json.loads(record.read_text())["weights"] == made.identity["weights"] == made.weights_hash
     assert read_model(record) == made

@@ -10,12 +10,14 @@ import plotly.graph_objects as go
 import pytest
 
 from pipeline.errors import PotstillError
+from pipeline.models.seal import write_sealed
 from pipeline.report import page as page_module
 from pipeline.report import plots
 from pipeline.report.page import PageData, gather_page, list_alarms, render_page, write_tip, write_verdict
 from pipeline.report.sql import Database
 from pipeline.report.transcript import choose_telling
 from pipeline.settings import params
+from pipeline.storage.whole import read_json, write_json
 from stages import report as stage
 from tests import example_data
 
@@ -150,10 +152,10 @@ def test_every_alarm_is_on_the_page_with_its_checkpoint(data: Path, tmp_path: Pa
     """One of the training log, one of validation, one of the responses."""
     copy = shutil.copytree(data, tmp_path / "data")
     logged = {"alarms": [{"step": 12, "name": "mass", "text": "probability <leaves> them."}]}
-    (copy / "models/r1/potstill.json").write_text(json.dumps(logged))
+    write_sealed(copy / "models/r1", logged)
     (copy / "models/r2/validation.csv").write_text("step,validation_kl,validation_mass\n0,0.1,0.9\n9,0.3,0.9\n")
-    metrics = json.loads((copy / "metrics/r2.json").read_text())
-    (copy / "metrics/r2.json").write_text(json.dumps(metrics | {"truncated": 0.4}))
+    metrics = read_json(copy / "metrics/r2.json")
+    write_json(copy / "metrics/r2.json", metrics | {"truncated": 0.4})
     found = gather_page(copy, ROUNDS, 0)
     assert list_alarms(found) == [
         ("r1", "step 12: probability <leaves> them."),

@@ -1,6 +1,5 @@
 """The store against its promise: made once, whole or absent, first writer wins, one inode, nothing left over."""
 
-import json
 import multiprocessing
 import shutil
 import threading
@@ -13,6 +12,7 @@ from pipeline.storage.manifest import MANIFEST, read_identity, read_manifest, ve
 from pipeline.storage.scores import SCORES, make_skipped_table
 from pipeline.storage.shards import Writer, read_about
 from pipeline.storage.store import Folder, Store
+from pipeline.storage.whole import write_json
 
 IDENTITY = {"stage": "test", "number": 1}
 
@@ -33,7 +33,7 @@ def checkpoint(path, identity=IDENTITY):
     """A folder with a folder in it."""
     (path / "inside").mkdir(parents=True)
     (path / "inside" / "weights").write_text("1 2 3")
-    (path / "potstill.json").write_text(json.dumps({"identity": identity}))
+    write_json(path / "potstill.json", {"identity": identity})
 
 
 def never(path):
@@ -162,7 +162,7 @@ def test_an_adopted_file_is_as_good_as_one_made_here(kept, tmp_path, make, suffi
 
 def test_a_file_that_does_not_say_how_it_was_made_is_not_adopted(kept, tmp_path):
     (tmp_path / "r0").mkdir()
-    with pytest.raises(ShardError, match=r"r0/potstill\.json does not say how it was made"):
+    with pytest.raises(ShardError, match=r"r0/potstill\.json is missing"):
         kept.adopt(tmp_path / "r0")
 
 
@@ -173,7 +173,7 @@ def test_the_entries_are_the_finished_files_and_folders(kept):
     made = [
         (kept.obtain(IDENTITY, shard), ".parquet"),
         (kept.obtain({**IDENTITY, "kind": "folder"}, checkpoint, ""), ""),
-        (kept.obtain(identity, lambda path: path.write_text(json.dumps({"identity": identity})), ".json"), ".json"),
+        (kept.obtain(identity, lambda path: write_json(path, {"identity": identity}), ".json"), ".json"),
     ]
     assert kept.entries() == sorted(kept.path(each.entry.fingerprint, suffix) for each, suffix in made)
 
@@ -235,8 +235,8 @@ def _cut_off(path):
     ("damage", "told"),
     [
         (_remove, "is missing"),
-        (_other_content, "has another content"),
-        (_other_origin, "was made from something else"),
+        (_other_content, "is cut off or damaged"),
+        (_other_origin, "is cut off or damaged"),
         (_cut_off, "is cut off or damaged"),
     ],
 )

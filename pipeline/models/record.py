@@ -4,7 +4,6 @@ A record is JSON beside the data (`data/models/teacher.json`); a checkpoint fold
 `potstill.json`, with the identity that it was trained from.
 """
 
-import functools
 import json
 import logging
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ModelError, damaged
+from pipeline.models.seal import CHECKPOINT, check_checkpoint
 from pipeline.models.templates import find_template
 from pipeline.storage import hashing
 from pipeline.storage.whole import read_json
-
-CHECKPOINT = "potstill.json"
 
 log = logging.getLogger("models")
 
@@ -105,14 +103,15 @@ def read_model(path: Path) -> Model:
 
     Raises:
         ModelError: the path is missing or describes none.
-        ShardError: the record is damaged.
+        ShardError: the record, or a file of the checkpoint, is damaged.
     """
     if path.is_dir():
+        check_checkpoint(path)
         return _of_folder(path, str(path))
+    if not path.exists():
+        raise ModelError(f"{path} is missing. Run `dvc repro models`.")
     try:
-        return Model.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise ModelError(f"{path} is missing. Run `dvc repro models`.") from None
+        return Model.model_validate(read_json(path))
     except ValueError:
         raise damaged(path, "is damaged, or no record of a model") from None
 
@@ -276,12 +275,5 @@ def _parameters(location: str) -> int:
 
 
 def _folder_weights(folder: Path) -> str:
-    files = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
-    stamp = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _hashed(stamp)
-
-
-@functools.cache
-def _hashed(stamp: tuple[tuple[str, int, int], ...]) -> str:
-    """Hash files once in a process; size and time tell whether they changed since."""
-    return hashing.fingerprint({Path(name).name: hashing.hash_path(Path(name)) for name, _, _ in stamp})
+    files = [*folder.glob("*.safetensors"), folder / "config.json"]
+    return hashing.digest(hashing.canonical({file.name: hashing.hash_once(file) for file in files}))

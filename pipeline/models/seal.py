@@ -1,41 +1,54 @@
-"""The seal of a checkpoint: its record names every file of its folder by hash, and itself, so that damage is found."""
+"""The seal of a checkpoint: its record names every file of its folder by hash, so that damage is found."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ShardError, damaged
-from pipeline.models.record import CHECKPOINT
 from pipeline.storage import hashing
 from pipeline.storage.whole import read_json, write_json
 
-_FILES, _SEAL = "files", "seal"
+CHECKPOINT = "potstill.json"
+
+_FILES = "files"
 
 
 def write_sealed(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a checkpoint whose other files are all there, with their hashes and its own."""
-    sealed = {**record, _FILES: _hash_files(folder)}
-    write_json(folder / CHECKPOINT, sealed | {_SEAL: hashing.fingerprint(sealed)}, sort_keys=True)
+    """Write the record of a checkpoint whose other files are all there, with their hashes."""
+    hashes = {name: hashing.hash_path(folder / name) for name in sorted(_list_files(folder))}
+    write_json(folder / CHECKPOINT, {**record, _FILES: hashes})
 
 
-def verify_checkpoint(folder: Path) -> list[str]:
-    """Hash the files of a checkpoint again, and tell what is not as it was written in one sentence each."""
-    path = folder / CHECKPOINT
+def verify_checkpoint(folder: Path, only: Collection[str] | None = None) -> list[str]:
+    """Compare the files of a checkpoint with its record, and tell what is not as it was written in one sentence each.
+
+    Args:
+        folder: of the checkpoint.
+        only: names of the files that are compared; None for all.
+    """
     try:
-        record = read_json(path)
+        listed = read_json(folder / CHECKPOINT)[_FILES]
     except ShardError as error:
         return [str(error)]
-    if _FILES not in record:
-        return []  # of a version that sealed nothing
-    seal = record.pop(_SEAL, None)
-    if seal != hashing.fingerprint(record):
-        return [str(damaged(path, "has another content than when it was written"))]
-    listed, found = record[_FILES], _hash_files(folder)
-    missing = [f"{folder / name} is missing" for name in sorted(listed.keys() - found.keys())]
-    changed = [name for name in sorted(listed.keys() & found.keys()) if listed[name] != found[name]]
+    except KeyError:
+        return [str(damaged(folder / CHECKPOINT, "names no files, so it is of another version of Potstill"))]
+    found = _list_files(folder)
+    names = sorted(listed if only is None else listed.keys() & set(only))
+    missing = [f"{folder / name} is missing. `dvc pull {folder}` fetches it." for name in names if name not in found]
+    changed = [name for name in names if name in found and hashing.hash_once(folder / name) != listed[name]]
     return missing + [str(damaged(folder / name, "has another content than when it was written")) for name in changed]
 
 
-def _hash_files(folder: Path) -> dict[str, str]:
-    inside = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKPOINT)
-    return {path.relative_to(folder).as_posix(): hashing.hash_path(path) for path in inside}
+def check_checkpoint(folder: Path, only: Collection[str] | None = None) -> None:
+    """Refuse a checkpoint of which a file is not as it was written.
+
+    Raises:
+        ShardError: it is damaged; a folder that is no checkpoint of Potstill's is not.
+    """
+    if (folder / CHECKPOINT).exists() and (wrong := verify_checkpoint(folder, only)):
+        raise ShardError(wrong[0])
+
+
+def _list_files(folder: Path) -> set[str]:
+    inside = (path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKPOINT)
+    return {path.relative_to(folder).as_posix() for path in inside}

@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from pipeline.errors import ModelError, damaged
 from pipeline.grading.metrics import find_degeneration
-from pipeline.models.record import CHECKPOINT
+from pipeline.models.seal import CHECKPOINT, check_checkpoint
 from pipeline.report import plots
 from pipeline.report.plots import History, Timing
 from pipeline.report.sql import Database
@@ -31,6 +31,7 @@ from pipeline.report.transcript import (
     make_visible,
     read_transcript,
 )
+from pipeline.storage.manifest import check_folders
 from pipeline.storage.whole import read_json
 
 TOKENS_SHOWN = 1500
@@ -75,6 +76,10 @@ def gather_page(data: Path, rounds: Sequence[str], rollouts: int) -> PageData:
         PotstillError: a file is damaged.
     """
     checkpoints = ["r0", *rounds]
+    # DuckDB reads them, and looks at no checksum.
+    check_folders(*[data / kind / round_ for kind in ("rollouts", "grades", "scores") for round_ in rounds])
+    for name in checkpoints:
+        check_checkpoint(data / "models" / name, ("history.csv", "validation.csv"))
     decode, are_texts = _find_decoder(data)
     with Database(data) as database:
         shown: list[Transcript] = []

@@ -1,6 +1,6 @@
-"""Names for what was made: hashes of identities, and of what files hold rather than of their bytes."""
+"""Names for what was made: hashes of identities, of the values in columns of shards, and of files' bytes."""
 
-import hashlib
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +11,9 @@ import pyarrow as pa
 import xxhash
 
 from pipeline.storage.ragged import list_lengths
-from pipeline.storage.shards import count_tokens, open_parquet, read_group, read_groups
+from pipeline.storage.shards import read_groups
+
+_PIECE_BYTES = 1 << 20
 
 
 def digest(*parts: str | bytes) -> str:
@@ -90,28 +92,27 @@ def _feed(state: Any, array: pa.Array) -> None:
 
 
 def hash_path(path: Path) -> str:
-    """Hash what a shard, a folder or any other file holds; how a shard was encoded does not enter."""
+    """Hash the bytes of a file, or the names and bytes of the files in a folder."""
     if path.is_dir():
         inside = sorted(file for file in path.rglob("*") if file.is_file())
-        return digest(*[f"{file.relative_to(path)}:{_bytes_hash(file)}" for file in inside])
-    if path.suffix != ".parquet":
-        return _bytes_hash(path)
-    return measure_shard(path)[0]
+        return digest(*[f"{file.relative_to(path).as_posix()}:{_hash_file(file)}" for file in inside])
+    return _hash_file(path)
 
 
-def measure_shard(path: Path) -> tuple[str, int, int]:
-    """Read a shard once: the hash over all its columns, its rows, and its response tokens where it has any."""
-    rows, tokens = 0, 0
-    with open_parquet(path) as file:
-        hashes = ColumnHashes(file.schema_arrow.names)
-        for number in range(file.num_row_groups):
-            group = read_group(path, file, number, file.schema_arrow.names)
-            hashes.feed(group)
-            rows += group.num_rows
-            tokens += count_tokens(group)
-    return hashes.join(hashes.names), rows, tokens
+def hash_once(path: Path) -> str:
+    """Hash a file as `hash_path` does, once in a process while its size, time and inode stay."""
+    found = path.stat()
+    return _hash_again(path, (found.st_size, found.st_mtime_ns, found.st_ino))
 
 
-def _bytes_hash(path: Path) -> str:
+@functools.cache
+def _hash_again(path: Path, stamp: tuple[int, int, int]) -> str:  # noqa: ARG001 - of a changed file it is another
+    return _hash_file(path)
+
+
+def _hash_file(path: Path) -> str:
+    state = xxhash.xxh3_128()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        while piece := file.read(_PIECE_BYTES):
+            state.update(piece)
+    return state.hexdigest()

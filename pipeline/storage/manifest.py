@@ -1,6 +1,5 @@
 """Manifests: what a folder of finished files holds, by identity and by content."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ from pipeline.storage.whole import read_json, write_json
 
 MANIFEST = "manifest.json"
 
+_OF_RECORDS = ("inputs", "models", "metrics", "drift", "timings")
+"""Folders whose JSON files stand alone; models themselves are in folders inside."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -19,7 +21,7 @@ class Entry:
 
     Attributes:
         fingerprint: of its identity: how it was made.
-        content: hash of what is in it.
+        content: hash of its bytes; of a folder, of its files' names and bytes.
         rows: rows of a shard, 0 of anything else.
         tokens: response tokens in a shard.
         bytes: on disk.
@@ -54,7 +56,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
 
 
 def verify_folder(folder: Path) -> list[str]:
-    """Recompute a folder's manifest, and tell what does not fit in one sentence each."""
+    """Compare a folder with its manifest, file by file, and tell what does not fit in one sentence each."""
     try:
         listed = read_manifest(folder)
     except ShardError as error:
@@ -63,33 +65,44 @@ def verify_folder(folder: Path) -> list[str]:
     for name, entry in listed.items():
         path = folder / name
         try:
-            if not path.exists():
-                wrong.append(f"{path} is missing")
-            elif hashing.hash_path(path) != entry.content:
-                wrong.append(str(damaged(path, "has another content than when it was written")))
-            elif hashing.fingerprint(read_identity(path)) != entry.fingerprint:
-                wrong.append(f"{path} was made from something else than {MANIFEST} says")
-        except (ShardError, OSError) as error:
-            wrong.append(str(error))
+            if hashing.hash_path(path) != entry.content:
+                wrong.append(str(damaged(path, "is cut off or damaged: not as it was when it was written")))
+        except FileNotFoundError:
+            wrong.append(f"{path} is missing. `dvc pull {folder}` fetches it, `dvc repro` makes it.")
+        except OSError as error:
+            wrong.append(f"{path} cannot be read: {error.strerror}.")
     return wrong
 
 
+def check_folders(*folders: Path) -> None:
+    """Refuse what a stage is about to read, where it is not as it was written.
+
+    A shard's pages have checksums, its footer has none: the hash of all its bytes is compared here, once in a stage.
+
+    Args:
+        folders: with shards, or with such folders inside; those that do not exist are another's to miss.
+
+    Raises:
+        ShardError: a file is damaged, missing, or in no manifest; or there is no manifest.
+    """
+    inside = {path.parent for folder in folders for path in folder.rglob("*.parquet")}
+    listed = {path.parent for folder in folders for path in folder.rglob(MANIFEST)}
+    wrong = [sentence for folder in sorted(inside | listed) for sentence in verify_folder(folder)]
+    if wrong:
+        others = f" ({len(wrong) - 1} more: `potstill verify` names all.)" if wrong[1:] else ""
+        raise ShardError(wrong[0] + others)
+
+
 def verify_records(folder: Path) -> list[str]:
-    """Read every JSON file of a folder that no manifest lists: metrics, drift, timings, records of models."""
+    """Read the JSON files of a folder that answer for themselves, and tell what is damaged in one sentence each."""
     wrong = []
     for path in sorted(folder.rglob("*.json")):
-        if path.name != MANIFEST and not _is_listed(path, folder):
+        if path.parent.name in _OF_RECORDS:
             try:
                 read_json(path)
             except ShardError as error:
                 wrong.append(str(error))
     return wrong
-
-
-def _is_listed(path: Path, folder: Path) -> bool:
-    """Whether a manifest or a checkpoint's record answers for a file."""
-    inside = [parent for parent in path.parents if parent.is_relative_to(folder)]
-    return any((parent / name).exists() for parent in inside for name in (MANIFEST, "potstill.json"))
 
 
 def read_identity(path: Path) -> dict[str, Any]:
@@ -102,8 +115,8 @@ def read_identity(path: Path) -> dict[str, Any]:
         return read_about(path)["identity"]
     record = path / "potstill.json" if path.is_dir() else path
     try:
-        return json.loads(record.read_text())["identity"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(record)["identity"]
+    except KeyError:
         raise ShardError(f"{record} does not say how it was made.") from None
 
 

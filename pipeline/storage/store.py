@@ -6,7 +6,6 @@ DVC deletes a stage's outputs before it runs the stage: the store is what makes 
 stay, and two experiments share what they have in common. Nothing is ever moved out of it.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -20,7 +19,8 @@ from typing import Any
 from pipeline.errors import ShardError, damaged
 from pipeline.storage import hashing
 from pipeline.storage.manifest import MANIFEST, Entry, read_identity, write_manifest
-from pipeline.storage.whole import sync, write_whole
+from pipeline.storage.shards import count_rows_and_tokens
+from pipeline.storage.whole import read_json, sync, write_json
 
 log = logging.getLogger("store")
 
@@ -152,20 +152,18 @@ class Store:
         """Read the note on an entry, or write it anew where a kill or a power cut left none that can be read."""
         side = _side(final)
         try:
-            found = json.loads(side.read_bytes())
-            return _Note(Entry(**found["entry"]), found["seconds"], found["family"])
-        except FileNotFoundError:  # killed between the link and the note
-            pass
-        except (ValueError, KeyError, TypeError):
+            if side.exists():  # no kill came between the link and the note
+                found = read_json(side)
+                return _Note(Entry(**found["entry"]), found["seconds"], found["family"])
+        except (ShardError, KeyError, TypeError):
             log.warning("%s cannot be read: it is written anew, from the file that it describes", side)
         return self._write_note(final, read_identity(final) if identity is None else identity, None)
 
     def _write_note(self, final: Path, identity: dict[str, Any], seconds: float | None) -> _Note:
-        is_shard = final.suffix == ".parquet"
-        content, rows, tokens = hashing.measure_shard(final) if is_shard else (hashing.hash_path(final), 0, 0)
-        entry = Entry(final.name.partition(".")[0], content, rows, tokens, _bytes(final))
+        rows, tokens = count_rows_and_tokens(final) if final.suffix == ".parquet" else (0, 0)
+        entry = Entry(final.name.partition(".")[0], hashing.hash_path(final), rows, tokens, _bytes(final))
         note = _Note(entry, seconds, hashing.fingerprint_family(identity))
-        write_whole(_side(final), json.dumps(asdict(note)))
+        write_json(_side(final), asdict(note))
         return note
 
 
@@ -221,13 +219,10 @@ def _bytes(path: Path) -> int:
 
 
 def _check_whole(final: Path, entry: Entry) -> None:
-    """Refuse what was damaged as an output, being the same inode; to link it again would repair nothing.
-
-    A shard's pages carry checksums, which its reader verifies, so its size is all that is asked of it here.
-    """
+    """Refuse what was damaged as an output, being the same inode; to link it again would repair nothing."""
     if (found := _bytes(final)) != entry.bytes:
         raise damaged(final, f"has {found} bytes, {entry.bytes} were written: it is cut off or was changed")
-    if final.suffix != ".parquet" and hashing.hash_path(final) != entry.content:
+    if hashing.hash_path(final) != entry.content:
         raise damaged(final, "has another content than when it was written")
 
 

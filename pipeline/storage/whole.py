@@ -2,15 +2,22 @@
 
 Everything that is read again later is written by `write_whole`, or in the store: a name that a reader finds then
 stands for all that was written. Nothing is written in place, for DVC's cache may have the same inode.
+
+JSON answers for itself: it holds a seal, the hash of all else that it says, and a reader refuses what does not fit.
 """
 
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from pipeline.errors import ShardError, damaged
+
+_SEAL = "seal"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -28,13 +35,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
     sync(path.parent)
 
 
-def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
-    """Write a value as indented JSON, whole."""
-    write_whole(path, json.dumps(value, indent=1, sort_keys=sort_keys) + "\n")
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a dictionary as indented JSON, sealed and whole."""
+    # In a list, for `dvc metrics` leaves lists out of its table.
+    write_whole(path, json.dumps({**value, _SEAL: [_hash(value)]}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote of a dictionary.
+    """Read what `write_json` wrote.
 
     Raises:
         ShardError: it is missing or damaged.
@@ -47,7 +55,14 @@ def read_json(path: Path) -> dict[str, Any]:
         raise damaged(path, f"is cut off or damaged (no JSON: {error})") from None
     if not isinstance(found, dict):
         raise damaged(path, f"is damaged (expected an object, found {type(found).__name__})")
+    seal = found.pop(_SEAL, None)
+    if seal != [_hash(found)]:
+        raise damaged(path, "is damaged, or was edited (what it says does not fit its seal)")
     return found
+
+
+def _hash(value: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
 
 
 def sync(path: Path) -> None:

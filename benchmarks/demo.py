@@ -22,6 +22,7 @@ import typer
 from ruamel.yaml import YAML
 
 from benchmarks import runs
+from pipeline.storage.whole import read_json
 
 MORE_STEPS = 300
 
@@ -127,7 +128,7 @@ def fine_tune(project: Path, name: str, student: str, prompts: str, settings: st
 
 def _metrics(project: Path, name: str) -> dict[str, Any]:
     beside = project / "beside" / name / "metrics.json"
-    return json.loads((beside if beside.exists() else project / "data/metrics" / f"{name}.json").read_text())
+    return read_json(beside if beside.exists() else project / "data/metrics" / f"{name}.json")
 
 
 def _stage(project: Path, name: str, *arguments: str) -> None:

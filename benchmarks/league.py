@@ -8,7 +8,6 @@ on no teacher is opened: its weights are not even there. Run again, it goes on w
 seeds of training and of the evaluation's samples; the rollouts, and the student that wrote them, are the same for all.
 """
 
-import json
 import shutil
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import typer
 from benchmarks import runs
 from benchmarks.runs import Facts, Run
 from pipeline.settings.recipe import list_recipes
+from pipeline.storage.whole import read_json
 
 PRESET = Path("presets/league.yaml")
 TARGETS = ("score@r1", "score_teacher@r1", "evaluate_start@r0", "evaluate_start@teacher")
@@ -75,7 +75,7 @@ def without_teacher(wanted: list[Run], project: Path, workers: int) -> list[Fact
 def starting(project: Path, facts: list[Facts]) -> list[Facts]:
     """The metrics of the teacher and of the student that all start from, with its KL as the runs measured it."""
     known = [run["start_kl"] for run in facts if run.get("start_kl") is not None]
-    found = [json.loads((project / f"data/metrics/{name}.json").read_text()) for name in ("teacher", "r0")]
+    found = [read_json(project / f"data/metrics/{name}.json") for name in ("teacher", "r0")]
     kl = {"teacher": None, "r0": known[0] if known else None}
     return [
         row | {"name": row["checkpoint"], "validation_kl": kl[row["checkpoint"]], "train_seconds": None}

@@ -27,6 +27,7 @@ from pipeline.settings.machine import Machine, load_machine
 from pipeline.settings.models import Training
 from pipeline.settings.reading import parse
 from pipeline.storage.store import Store
+from pipeline.storage.whole import read_json
 from stages.train import TrainFolders
 
 T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
@@ -100,7 +101,7 @@ class Run:
         sampled = settings.evaluate.model_copy(update={"seed": self.seed})
         folders = evaluate.EvaluateFolders(model, Path("data/prompts/evaluation"), metrics)
         evaluate.run(sampled, settings.grade, machine, store, self.name, folders)
-        return json.loads(metrics.read_text()) | {"train_seconds": trained.seconds, "start_kl": _start_kl(model)}
+        return read_json(metrics) | {"train_seconds": trained.seconds, "start_kl": _start_kl(model)}
 
 
 def prepare(project: Path, settings: Path, targets: Sequence[str]) -> None:

@@ -36,8 +36,9 @@ def damaged(path: Path, what: str) -> ShardError:
     """The error for a file that is not as it was written: store and DVC's cache share its inode, and have it too."""
     if path.is_dir():
         return ShardError(
-            f"{path} {what}. Remove its damaged files as `potstill verify` says for each, then the folder "
-            f"(`rm -r {path}`), and run `dvc repro`, which makes it anew."
+            f"{path} {what}. Remove its files, from outputs and from DVC's cache, too (`find {path} -type f -exec "
+            "find . -samefile {} -delete ';'`; then `rm -r "
+            f"{path}`), and run `dvc repro`, which makes it anew."
         )
     return ShardError(
         f"{path} {what}. Remove it, from the store and from DVC's cache, too (`find . -samefile {path} -delete`), "

@@ -7,6 +7,7 @@ command or edit that repairs it. `assert` is for what only our own code can brea
 import errno
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,14 +35,15 @@ class ShardError(PotstillError):
 
 def damaged(path: Path, what: str) -> ShardError:
     """The error for a file that is not as it was written: store and DVC's cache share its inode, and have it too."""
+    quoted = shlex.quote(str(path))
     if path.is_dir():
+        every_name = f"find {quoted} -type f -exec find . -samefile {{}} -delete ';'"
         return ShardError(
-            f"{path} {what}. Remove its files, from outputs and from DVC's cache, too (`find {path} -type f -exec "
-            "find . -samefile {} -delete ';'`; then `rm -r "
-            f"{path}`), and run `dvc repro`, which makes it anew."
+            f"{path} {what}. Remove its files, from outputs and from DVC's cache, too (`{every_name}`), then the "
+            f"folder (`rm -r {quoted}`), and run `dvc repro`, which makes it anew."
         )
     return ShardError(
-        f"{path} {what}. Remove it, from the store and from DVC's cache, too (`find . -samefile {path} -delete`), "
+        f"{path} {what}. Remove it, from the store and from DVC's cache, too (`find . -samefile {quoted} -delete`), "
         "and run `dvc repro`, which makes it anew, or `dvc pull`; `potstill verify` finds every such file."
     )
 

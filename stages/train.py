@@ -96,7 +96,7 @@ def run(settings: params.Train, machine: Machine, store: Store, folders: TrainFo
 
 
 def _check_whole(recipe: Recipe, folders: TrainFolders) -> None:
-    """Refuse damage in what this recipe reads; views and responses that it leaves alone may be damaged, or absent."""
+    """Refuse damage in the round's files; in other views, and the teacher's responses, where the recipe reads them."""
     views = [folders.view_scores / view for view in recipe.views if view != "teacher"]
     check_folders(folders.rollouts, folders.prompts, folders.grades, folders.teacher_scores, *views)
     if "teacher" in recipe.sources:

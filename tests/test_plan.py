@@ -73,7 +73,7 @@ def counted(monkeypatch) -> dict[str, Counter]:
 
 
 def _of_score(identity: dict[str, Any]) -> str | None:
-    return hashing.canonical(identity) if identity["stage"] == "score" else None
+    return hashing.canonical(identity) if identity.get("stage") == "score" else None
 
 
 def inodes(folder: Path) -> set[int]:

@@ -276,4 +276,4 @@ def _parameters(location: str) -> int:
 
 def _folder_weights(folder: Path) -> str:
     files = [*folder.glob("*.safetensors"), folder / "config.json"]
-    return hashing.digest(hashing.canonical({file.name: hashing.hash_once(file) for file in files}))
+    return hashing.fingerprint({file.name: hashing.hash_once(file) for file in files})

@@ -1,6 +1,6 @@
 """The seal of a checkpoint: its record names every file of its folder by hash, so that damage is found."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,26 @@ def write_sealed(folder: Path, record: Mapping[str, Any]) -> None:
     write_json(folder / CHECKPOINT, {**record, _FILES: hashes})
 
 
-def verify_checkpoint(folder: Path, only: Collection[str] | None = None) -> list[str]:
-    """Compare the files of a checkpoint with its record, and tell what is not as it was written in one sentence each.
+def verify_checkpoint(folder: Path) -> list[str]:
+    """Read the files of a checkpoint again, and tell what is not as it was written in one sentence each."""
+    return _compare(folder, None, hashing.hash_path)
+
+
+def check_checkpoint(folder: Path, only: Collection[str] | None = None) -> None:
+    """Refuse a checkpoint of which a file is not as it was written.
 
     Args:
-        folder: of the checkpoint.
+        folder: that of no checkpoint of Potstill's is not looked at.
         only: names of the files that are compared; None for all.
+
+    Raises:
+        ShardError: it is damaged.
     """
+    if (folder / CHECKPOINT).exists() and (wrong := _compare(folder, only, hashing.hash_once)):
+        raise ShardError(wrong[0])
+
+
+def _compare(folder: Path, only: Collection[str] | None, hash_file: Callable[[Path], str]) -> list[str]:
     try:
         listed = read_json(folder / CHECKPOINT)[_FILES]
     except ShardError as error:
@@ -35,18 +48,8 @@ def verify_checkpoint(folder: Path, only: Collection[str] | None = None) -> list
     found = _list_files(folder)
     names = sorted(listed if only is None else listed.keys() & set(only))
     missing = [f"{folder / name} is missing. `dvc pull {folder}` fetches it." for name in names if name not in found]
-    changed = [name for name in names if name in found and hashing.hash_once(folder / name) != listed[name]]
+    changed = [name for name in names if name in found and hash_file(folder / name) != listed[name]]
     return missing + [str(damaged(folder / name, "has another content than when it was written")) for name in changed]
-
-
-def check_checkpoint(folder: Path, only: Collection[str] | None = None) -> None:
-    """Refuse a checkpoint of which a file is not as it was written.
-
-    Raises:
-        ShardError: it is damaged; a folder that is no checkpoint of Potstill's is not.
-    """
-    if (folder / CHECKPOINT).exists() and (wrong := verify_checkpoint(folder, only)):
-        raise ShardError(wrong[0])
 
 
 def _list_files(folder: Path) -> set[str]:

@@ -77,7 +77,8 @@ def gather_page(data: Path, rounds: Sequence[str], rollouts: int) -> PageData:
     """
     checkpoints = ["r0", *rounds]
     # DuckDB reads them, and looks at no checksum.
-    check_folders(*[data / kind / round_ for kind in ("rollouts", "grades", "scores") for round_ in rounds])
+    of_rounds = [data / kind / round_ for kind in ("rollouts", "grades", "scores") for round_ in rounds]
+    check_folders(data / "prompts", *of_rounds)
     for name in checkpoints:
         check_checkpoint(data / "models" / name, ("history.csv", "validation.csv"))
     decode, are_texts = _find_decoder(data)

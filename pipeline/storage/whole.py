@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from pipeline.errors import ShardError, damaged
+from pipeline.storage import hashing
 
 _SEAL = "seal"
 
@@ -62,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _hash(value: Mapping[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
+    return hashing.digest(json.dumps(value, sort_keys=True))
 
 
 def sync(path: Path) -> None:

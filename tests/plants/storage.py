@@ -11,6 +11,7 @@ WRITER = """pq.ParquetWriter(
     use_dictionary=[name for name in leaves if name not in planes],
     column_encoding=dict.fromkeys(planes, "BYTE_STREAM_SPLIT"), write_page_checksum=True,
 )"""
+READ = "tests/test_damaged_inputs.py"
 
 PLANTS = [
     Plant(
@@ -69,10 +70,28 @@ PLANTS = [
         "False",
         ("tests/test_damage.py::test_a_flipped_bit_anywhere_ends_the_stage_that_would_read_the_shard",),
     ),
+    *(
+        Plant(f"{stage} reads what it finds", f"stages.{stage}:{function}", call, "None", (READ,))
+        for stage, function, call in (
+            ("teacher_rollouts", "run", "check_folders(folders.prompts)"),
+            ("sft", "run", "check_folders(folders.rollouts, folders.grades)"),
+            ("refresh", "run", "check_folders(folders.prompts, folders.previous)"),
+            ("score", "run", "check_folders(folders.rollouts, folders.prompts, folders.grades, folders.previous)"),
+            ("train", "run", "_check_whole(recipe, folders)"),
+            ("evaluate", "run", "check_folders(folders.prompts)"),
+        )
+    ),
+    Plant(
+        "a checkpoint that is read as it is found",
+        "pipeline.models.record:read_model",
+        "check_checkpoint(path)",
+        "None",
+        (READ,),
+    ),
     Plant(
         "weights that nobody hashes again",
-        "pipeline.models.seal:verify_checkpoint",
-        "hashing.hash_once(folder / name) != listed[name]",
+        "pipeline.models.seal:_compare",
+        "hash_file(folder / name) != listed[name]",
         "False",
         (f"{WHOLE}every_flipped_bit_in_a_checkpoint_is_named",),
     ),

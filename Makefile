@@ -17,7 +17,7 @@ $(READY): pyproject.toml .ci/setup
 setup: $(READY) ## Make .venv with all that the others need, as they do by themselves
 
 demo: $(READY) ## Run the whole pipeline as params.yaml says: the demo, on a CPU, in minutes
-	@dvc repro && echo && potstill sql -c "$$METRICS" \
+	@potstill repair && dvc repro && echo && potstill sql -c "$$METRICS" \
 		&& echo "make demo: done in $$SECONDS s. The report: $(CURDIR)/data/report/index.html"
 
 define METRICS

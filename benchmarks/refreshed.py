@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.runs import ROUND_1, Facts, Run
 from pipeline import command
+from pipeline.project import find_machine, find_store
 from pipeline.settings import params
 from pipeline.settings.machine import load_machine
 from pipeline.storage.store import Store
@@ -63,7 +64,7 @@ def _folders(root: Path, student: Path) -> train.TrainFolders:
 
 def _write(settings: params.Params, folders: train.TrainFolders, prompts: list[Path], part: str, seed: int) -> None:
     """The rollouts of one part, their grades, and the teacher's scores of them."""
-    machine, store = load_machine(command.MACHINE), Store(command.STORE)
+    machine, store = load_machine(find_machine()), Store(find_store())
     for path in prompts:
         link(path, folders.prompts)
     writing = settings.refresh.model_copy(update={"seed": seed})

@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from pipeline import command
 from pipeline.command import StageSummary
 from pipeline.errors import PotstillError
+from pipeline.project import find_machine, find_store
 from pipeline.settings import params
 from pipeline.settings.machine import Machine, load_machine
 from pipeline.settings.models import Training
@@ -95,8 +96,8 @@ class Run:
         """Train and evaluate, or find both; the metrics, `train_seconds`, and the KL that training began with."""
         from stages import evaluate
 
-        settings, machine = params.load_params(command.PARAMS), load_machine(command.MACHINE)
-        store, model, metrics = Store(command.STORE), self.out / "model", self.out / "metrics.json"
+        settings, machine = params.load_params(command.PARAMS), load_machine(find_machine())
+        store, model, metrics = Store(find_store()), self.out / "model", self.out / "metrics.json"
         trained = _train(self, settings, machine, store, model)
         sampled = settings.evaluate.model_copy(update={"seed": self.seed})
         folders = evaluate.EvaluateFolders(model, Path("data/prompts/evaluation"), metrics)

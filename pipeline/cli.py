@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline import command
+from pipeline import command, project
 from pipeline.errors import PotstillError, ShardError
 from pipeline.storage.manifest import MANIFEST, read_manifest, verify_folder, verify_records
 
@@ -24,9 +24,19 @@ app = typer.Typer(
     help=__doc__,
 )
 
-DataFolder = Annotated[Path, typer.Option("--data", help="The data folder.")]
+DataFolder = Annotated[
+    Path, typer.Option("--data", help="The data folder.", default_factory=project.find_data, show_default="data")
+]
 
-DATA, STATE = Path("data"), Path(".potstill")
+HomeFolder = Annotated[
+    Path,
+    typer.Option(
+        "--state",
+        help="Store and training states.",
+        default_factory=project.find_home,
+        show_default=".potstill",
+    ),
+]
 
 
 def main() -> None:
@@ -37,9 +47,9 @@ def main() -> None:
 
 @app.command()
 def sql(
+    data: DataFolder,
     statement: Annotated[str | None, typer.Option("-c", help="SQL to run; without it, a prompt.")] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
-    data: DataFolder = DATA,
 ) -> None:
     """Ask the shards in SQL.
 
@@ -91,7 +101,7 @@ def _converse(database: "Database") -> None:
 @app.command()
 def show(
     rollout_id: Annotated[str, typer.Argument(help="A rollout's id, or how it begins.")],
-    data: DataFolder = DATA,
+    data: DataFolder,
 ) -> None:
     """Print a rollout; each token is coloured by how teacher and student disagree on it."""
     from pipeline.report.sql import Database
@@ -106,8 +116,8 @@ def show(
 
 @app.command()
 def verify(
+    data: DataFolder,
     folders: Annotated[list[Path] | None, typer.Argument(help="Default: all of --data.")] = None,
-    data: DataFolder = DATA,
 ) -> None:
     """Read every file again and compare it with its folder's manifest, a checkpoint's with its record."""
     from pipeline.models.seal import CHECKPOINT, verify_checkpoint
@@ -140,11 +150,20 @@ def verify(
 
 
 @app.command()
+def repair() -> None:
+    """Set aside files of DVC's own that a kill or a power cut left half written, so that `dvc repro` runs again."""
+    from pipeline.storage.dvc_files import repair_dvc_files
+
+    for sentence in repair_dvc_files(project.find_project()):
+        print(sentence)
+
+
+@app.command()
 def gc(
+    data: DataFolder,
+    state: HomeFolder,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is listed.")] = False,
     older_than_days: Annotated[float, typer.Option(min=0, help="Spare what is younger.")] = 7.0,
-    data: DataFolder = DATA,
-    state: Annotated[Path, typer.Option("--state", help="Store and training states.")] = STATE,
 ) -> None:
     """List what no output refers to: in the store, half-written files, training states of finished runs.
 
@@ -164,8 +183,8 @@ def gc(
 
 @app.command()
 def recipes(
+    data: DataFolder,
     name: Annotated[str | None, typer.Argument(help="A recipe to explain; without it, all are listed.")] = None,
-    data: DataFolder = DATA,
 ) -> None:
     """List the objectives that `train.objective` can name, or explain one: its paper, its loss, what it needs."""
     from pipeline.settings.recipe import list_recipes, load_recipe

@@ -11,36 +11,60 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.errors import PotstillError, explain_system_error
+from pipeline import project
+from pipeline.errors import PotstillError, explain_network_error, explain_system_error
 from pipeline.settings import params
 from pipeline.settings.machine import Machine, load_machine
 from pipeline.storage.store import Folder, Obtained
 from pipeline.storage.whole import write_json
+from pipeline.visible import make_visible
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 
-MachineFile = Annotated[Path, typer.Option("--machine", help="Where and how fast; every key has a default.")]
+MachineFile = Annotated[
+    Path,
+    typer.Option(
+        "--machine",
+        help="Where and how fast; every key has a default.",
+        default_factory=project.find_machine,
+        show_default=".potstill/machine.yaml",
+    ),
+]
 
-StoreFolder = Annotated[Path, typer.Option("--store", help="Finished shards by fingerprint.")]
+StoreFolder = Annotated[
+    Path,
+    typer.Option(
+        "--store",
+        help="Finished shards by fingerprint.",
+        default_factory=project.find_store,
+        show_default=".potstill/store",
+    ),
+]
 
 TimingFile = Annotated[Path | None, typer.Option("--timing", help="Where to note what making the outputs took.")]
 
 PARAMS = Path("params.yaml")
-
-MACHINE = Path(".potstill/machine.yaml")
-
-STORE = Path(".potstill/store")
 
 
 def run_stage(main: Callable[..., Any], argv: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake is told in one paragraph and ends with exit code 1."""
     name = main.__module__.rpartition(".")[2]
     name = Path(sys.argv[0]).stem if name == "__main__" else name
-    logging.basicConfig(level=logging.INFO, format=f"{name}: %(message)s", stream=sys.stderr)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(_VisibleLines(f"{name}: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[lines])
     silence_libraries()
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(help=sys.modules[main.__module__].__doc__)(main)
     call_app(app, name, f"python -m stages.{name}", argv)
+
+
+class _VisibleLines(logging.Formatter):
+    """Log lines in which nothing but text reaches the terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record as always, control characters written out."""
+        return make_visible(super().format(record))
 
 
 def call_app(app: typer.Typer, name: str, prog_name: str, argv: Sequence[str] | None = None) -> None:
@@ -53,13 +77,12 @@ def call_app(app: typer.Typer, name: str, prog_name: str, argv: Sequence[str] | 
     """
     try:
         app(args=list(argv) if argv is not None else None, prog_name=prog_name)
-    except PotstillError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(1)
     except Exception as error:
-        if (told := explain_system_error(error)) is None:
+        is_ours = isinstance(error, PotstillError)
+        told = str(error) if is_ours else explain_system_error(error) or explain_network_error(error)
+        if told is None:
             raise
-        print(f"{name}: error: {told}", file=sys.stderr)
+        print(make_visible(f"{name}: error: {told}"), file=sys.stderr)
         sys.exit(1)
     except SystemExit as end:
         if end.code == 130:

@@ -93,6 +93,19 @@ def explain_system_error(error: BaseException) -> str | None:
     return None
 
 
+_OF_NETWORKS = {"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3"}
+"""Libraries whose errors are told as the network's, whichever of them the Hub's client uses in its next version."""
+
+
+def explain_network_error(error: BaseException) -> str | None:
+    """Say that a host cannot be reached; None where an error is not the network's."""
+    for each in _follow_causes(error):
+        if isinstance(each, ConnectionError | TimeoutError) or type(each).__module__.partition(".")[0] in _OF_NETWORKS:
+            said = str(each).strip().partition("\n")[0] or type(each).__name__
+            return f"the network gives no answer ({said}). Try again, or name a folder on this machine instead."
+    return None
+
+
 def _follow_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

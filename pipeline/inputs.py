@@ -76,10 +76,19 @@ def record_inputs(
     return record
 
 
-def identify_recipe(stage: str, settings: Params) -> Record:
-    """Hash the recipe that a stage learns by, its prose left out; a stage that does not learn has none."""
-    objective = {"sft": "sft", "train": settings.train.objective}.get(stage)
-    return {} if objective is None else {"recipe": hashing.fingerprint(load_recipe(objective).identity)}
+def record_decisions(stage: str, settings: Params) -> Record:
+    """Record what other sections decide for a stage: the recipe that it learns by, or whether its work is read.
+
+    A recipe is hashed without its prose.
+    """
+    match stage:
+        case "sft" | "train":
+            recipe = load_recipe("sft" if stage == "sft" else settings.train.objective)
+            return {"recipe": hashing.fingerprint(recipe.identity)}
+        case "teacher_rollouts":
+            return {"read": "yes" if settings.reads_teacher_rollouts else "no"}
+        case _:
+            return {}
 
 
 def read_hashes(path: Path) -> Hashed:

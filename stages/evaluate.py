@@ -129,10 +129,10 @@ def main(
     model: Annotated[Path, typer.Option(help="A checkpoint's folder, or a model's record.")],
     prompts: Annotated[Path, typer.Option(help="Prompts of the evaluation split.")],
     out: Annotated[Path, typer.Option(help="Where the metrics go.")],
+    machine_file: MachineFile,
+    store: StoreFolder,
     timing: TimingFile = None,
     params_file: ParamsFile = command.PARAMS,
-    machine_file: MachineFile = command.MACHINE,
-    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)

@@ -16,7 +16,8 @@ import typer
 from pipeline import command
 from pipeline.command import ParamsFile
 from pipeline.errors import ShardError
-from pipeline.inputs import identify_recipe, list_inputs, read_hashes, record_inputs, write_hashes
+from pipeline.inputs import list_inputs, read_hashes, record_decisions, record_inputs, write_hashes
+from pipeline.project import find_home
 from pipeline.settings import params
 from pipeline.settings.params import Params
 from pipeline.storage.whole import read_json, write_json
@@ -39,7 +40,7 @@ def run(settings: Params, *, out: Path, models: Path, cache: Path) -> None:
     for stage, named in list_inputs(settings).items():
         path = out / f"{stage}.json"
         recall = functools.cache(functools.partial(_recall, path))
-        record = record_inputs(named, hashed, made, recall) | identify_recipe(stage, settings)
+        record = record_inputs(named, hashed, made, recall) | record_decisions(stage, settings)
         record = {"version": VERSION, **record}
         if _read(path) != record:
             write_json(path, record)
@@ -71,11 +72,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 def main(
     out: Annotated[Path, typer.Option(help="Where the records go.")] = Path("data/inputs"),
     models: Annotated[Path, typer.Option(help="Where the stages' models go.")] = Path("data/models"),
-    cache: Annotated[Path, typer.Option(help="What was hashed before.")] = Path(".potstill/hashes.json"),
     params_file: ParamsFile = command.PARAMS,
 ) -> None:
     """Read the settings and run the stage."""
-    run(params.load_params(params_file), out=out, models=models, cache=cache)
+    run(params.load_params(params_file), out=out, models=models, cache=find_home() / "hashes.json")
 
 
 if __name__ == "__main__":

@@ -157,18 +157,17 @@ def _teach(settings: Demo, machine: Machine, state: Path, identity: dict[str, An
 
 
 def main(
+    machine_file: MachineFile,
+    store: StoreFolder,
     teacher_record: Annotated[Path, typer.Option(help="What the teacher is.")] = Path("data/models/teacher.json"),
     student_record: Annotated[Path, typer.Option(help="What the student is.")] = Path("data/models/student.json"),
     demo: Annotated[Path, typer.Option(help="Where the demo's models go.")] = Path("data/models/demo"),
     params_file: ParamsFile = command.PARAMS,
-    machine_file: MachineFile = command.MACHINE,
-    store: StoreFolder = command.STORE,
-    state: Annotated[Path, typer.Option(help="Training states of unfinished runs.")] = Path(".potstill/training"),
     timing: TimingFile = None,
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    folders = ModelFolders(teacher_record=teacher_record, student_record=student_record, demo=demo, state=state)
+    folders = ModelFolders(teacher_record, student_record, demo, state=store.parent / "training")
     made = run(settings.models, machine, Store(store), folders)
     made.note(timing, "models")
 

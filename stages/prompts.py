@@ -64,9 +64,9 @@ def identify_prompts(inside: list[Prompt]) -> dict[str, str | int]:
 def main(
     teacher: Annotated[Path, typer.Option(help="The teacher's record.")],
     student: Annotated[Path, typer.Option(help="The student's record.")],
+    store: StoreFolder,
     out: Annotated[Path, typer.Option(help="Where the folders of the splits go.")] = Path("data/prompts"),
     params_file: ParamsFile = command.PARAMS,
-    store: StoreFolder = command.STORE,
     timing: TimingFile = None,
 ) -> None:
     """Read the settings and run the stage."""

@@ -215,10 +215,10 @@ def main(
     rollouts_out: Annotated[Path, typer.Option("--rollouts", help="Where the rollouts go.")],
     grades_out: Annotated[Path, typer.Option("--grades", help="Where the grades go.")],
     drift_out: Annotated[Path, typer.Option("--drift", help="Where the measured drift goes.")],
+    machine_file: MachineFile,
+    store: StoreFolder,
     timing: TimingFile = None,
     params_file: ParamsFile = command.PARAMS,
-    machine_file: MachineFile = command.MACHINE,
-    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)

@@ -75,7 +75,7 @@ def run(
     names = [name for name, view in settings.views.items() if source == "student" or view.teacher_rollouts]
     models = {name: _read_model(name, view, folders) for name, view in settings.views.items()}
     check_views(settings, models)
-    buckets = list_buckets(folders.rollouts, folders.prompts, folders.grades)
+    buckets = list_buckets(folders.rollouts, folders.prompts, folders.grades) if names else []
     plan = plan_scores(settings, models, names, buckets, store)
     # Which teacher wrote and scored is asked of the student's responses alone.
     check_writers(settings, models, plan.buckets if source == "student" else ())
@@ -129,12 +129,12 @@ def main(
     previous: Annotated[Path, typer.Option(help="Scores of the round before.")],
     teacher_out: Annotated[Path, typer.Option("--teacher-out", help="Where the view `teacher` goes.")],
     views_out: Annotated[Path, typer.Option("--views-out", help="Where the other views go, a folder each.")],
+    machine_file: MachineFile,
+    store: StoreFolder,
     source: Annotated[Source, typer.Option(help="Whose responses the rollouts are.")] = "student",
     round_: Annotated[str, typer.Option("--round", help="The round's name, for the timing file.")] = "",
     timing: TimingFile = None,
     params_file: ParamsFile = command.PARAMS,
-    machine_file: MachineFile = command.MACHINE,
-    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)

@@ -56,12 +56,8 @@ def run(settings: params.Sft, machine: Machine, store: Store, folders: SftFolder
     from pipeline.training.rows import Rows
     from pipeline.training.run import Run
 
-    check_folders(folders.rollouts, folders.grades)
     start, taught_by = read_model(folders.student), read_model(folders.teacher)
-    sources = [
-        Bucket(path, keep=_choose_rows(path, folders.grades / path.name, settings))
-        for path in list_shards(folders.rollouts, "teacher_rollouts")
-    ]
+    sources = _list_sources(settings, folders) if settings.steps else []
     if settings.steps:
         sft_teacher = name_teacher(taught_by.name, taught_by.weights_hash)
         # The student learns to end its turn as the teacher does, which is not always how its own base model does.
@@ -76,7 +72,7 @@ def run(settings: params.Sft, machine: Machine, store: Store, folders: SftFolder
 
     def make_run(state: Path) -> Run:
         rows = Rows(sources)
-        if not rows.count:
+        if settings.steps and not rows.count:
             raise ShardError(
                 f"{folders.grades}: no response is graded correct, so `sft.keep: correct` leaves nothing to learn from."
             )
@@ -89,6 +85,15 @@ def run(settings: params.Sft, machine: Machine, store: Store, folders: SftFolder
         write_manifest(folder, {})
     log.info("%s: %d steps on responses of %s", out, settings.steps, sft_teacher["name"])
     return StageSummary.from_files(obtained)
+
+
+def _list_sources(settings: params.Sft, folders: SftFolders) -> list[Bucket]:
+    """List the shards to learn from, each compared with its manifest."""
+    check_folders(folders.rollouts, folders.grades)
+    return [
+        Bucket(path, keep=_choose_rows(path, folders.grades / path.name, settings))
+        for path in list_shards(folders.rollouts, "teacher_rollouts")
+    ]
 
 
 def _choose_rows(rollouts: Path, graded: Path, settings: params.Sft) -> np.ndarray | None:
@@ -113,11 +118,11 @@ def main(
     rollouts: Annotated[Path, typer.Option(help="The teacher's responses.")],
     graded: Annotated[Path, typer.Option("--grades", help="Their grades.")],
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")],
+    machine_file: MachineFile,
+    store: StoreFolder,
     empty: Annotated[list[Path] | None, typer.Option(help="A folder of round r0 that holds nothing.")] = None,
     timing: TimingFile = None,
     params_file: ParamsFile = command.PARAMS,
-    machine_file: MachineFile = command.MACHINE,
-    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)

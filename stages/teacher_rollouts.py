@@ -69,20 +69,32 @@ def run(
     return made
 
 
+def leave_empty(store: Store, folders: TeacherRolloutsFolders) -> StageSummary:
+    """Write no responses: nobody would read them."""
+    empty = Folder(store, folders.rollouts), Folder(store, folders.grades)
+    for folder in empty:
+        folder.close()
+    log.info("nothing is written: with `sft.steps: 0` and these views, nobody reads what the teacher writes")
+    return StageSummary.from_folders(*empty)
+
+
 def main(
     prompts: Annotated[Path, typer.Option(help="Prompts of the sft split.")],
     teacher: Annotated[Path, typer.Option(help="The teacher's record.")],
     rollouts_out: Annotated[Path, typer.Option("--rollouts", help="Where the rollouts go.")],
     grades_out: Annotated[Path, typer.Option("--grades", help="Where the grades go.")],
+    machine_file: MachineFile,
+    store: StoreFolder,
     timing: TimingFile = None,
     params_file: ParamsFile = command.PARAMS,
-    machine_file: MachineFile = command.MACHINE,
-    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
     folders = TeacherRolloutsFolders(prompts=prompts, teacher=teacher, rollouts=rollouts_out, grades=grades_out)
-    made = run(settings.teacher_rollouts, settings.grade, machine, Store(store), folders)
+    if settings.reads_teacher_rollouts:
+        made = run(settings.teacher_rollouts, settings.grade, machine, Store(store), folders)
+    else:
+        made = leave_empty(Store(store), folders)
     made.note(timing, "teacher_rollouts")
 
 

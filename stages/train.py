@@ -195,11 +195,11 @@ def main(
         Path, typer.Option("--teacher-rollout-scores", help="Views' scores of the teacher's own responses.")
     ],
     out: Annotated[Path, typer.Option(help="Where the checkpoint goes.")],
+    machine_file: MachineFile,
+    store: StoreFolder,
     round_: Annotated[str, typer.Option("--round", help="The round's name, for the timing file.")] = "",
     timing: TimingFile = None,
     params_file: ParamsFile = command.PARAMS,
-    machine_file: MachineFile = command.MACHINE,
-    store: StoreFolder = command.STORE,
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)

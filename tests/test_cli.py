@@ -1,5 +1,6 @@
 """What the command line prints and how it ends, against the shards; and what `gc` may remove."""
 
+import logging
 import os
 import shutil
 import subprocess
@@ -10,12 +11,14 @@ import pytest
 
 from pipeline import command
 from pipeline.cli import app
+from pipeline.errors import GradeError
 from pipeline.models.seal import write_sealed
 from pipeline.report.sql import Database
-from pipeline.report.transcript import Token, make_visible, split_pieces
+from pipeline.report.transcript import Token, split_pieces
 from pipeline.storage.garbage import find_garbage
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.store import Store
+from pipeline.visible import make_visible
 from tests import example_data
 
 LATER = 1e11
@@ -101,6 +104,29 @@ def test_a_mistake_is_one_paragraph_and_exit_code_1(project: Path, capsys: pytes
     told = capsys.readouterr().err
     assert told.startswith("potstill: error: Binder Error")
     assert "Traceback" not in told
+
+
+def test_what_others_wrote_reaches_the_terminal_as_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In a mistake's paragraph and in the log: a title set, a screen cleared, lines overwritten."""
+    hostile = "grader said \x1b]0;owned\x07 \x1b[2J"
+    shown = "grader said ␛]0;owned␇ ␛[2J"
+
+    def told() -> None:
+        raise GradeError(hostile)
+
+    def logged() -> None:
+        logging.getLogger("refresh").warning(hostile)
+        raise GradeError("end")
+
+    for main in (told, logged):
+        monkeypatch.setattr(logging.getLogger(), "handlers", [])
+        with pytest.raises(SystemExit):
+            command.run_stage(main, [])
+        printed = capsys.readouterr().err
+        assert shown in printed
+        assert "\x1b" not in printed
 
 
 def test_arguments_that_cannot_be_end_with_exit_code_2(project: Path, capsys: pytest.CaptureFixture[str]):

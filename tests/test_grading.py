@@ -39,6 +39,11 @@ def grade(response, answer):
             child = subprocess.Popen(["sleep", "600"])
             Path("child").write_text(str(child.pid))
             while True: pass
+        case "daemon":
+            leave = "import os, time; os.fork() and os._exit(0); "
+            tell = "open('child', 'w').write(str(os.getpid())); time.sleep(600)"
+            subprocess.run([sys.executable, "-c", leave + tell], start_new_session=True)
+            while True: pass
         case "segfault": os.kill(os.getpid(), signal.SIGSEGV)
         case "exit": os._exit(3)
         case "sys.exit": sys.exit("no")
@@ -240,6 +245,12 @@ def test_time_is_counted_for_each_response_and_not_for_the_import(own: params.Gr
     Path("late.py").write_text("import time\ntime.sleep(1.2)\n" + OWN)
     settings = own.model_copy(update={"grader": "late:grade"})
     assert graded(settings, ["__import__('time').sleep(0.3) or True"] * 5) == [Grade(True, 1.0, None)] * 5
+
+
+def test_what_a_grader_starts_ends_with_it_in_a_session_of_its_own_too(own: params.GradeSettings) -> None:
+    (grade,) = graded(own.model_copy(update={"timeout_s": 3.0}), ["daemon"])
+    assert grade.feedback == "grader timed out after 3 s"
+    assert gone(int(Path("child").read_text()))
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
 """Records of models: what of a folder is refused before it is opened, and that nothing in it is run."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -52,3 +55,16 @@ def test_a_record_names_the_hash_of_the_weights_as_older_records_do(folder, tmp_
     write_json(record, made.model_dump(mode="json"))
     assert json.loads(record.read_text())["weights"] == made.identity["weights"] == made.weights_hash
     assert read_model(record) == made
+
+
+def test_a_hub_that_gives_no_answer_is_told_with_the_models_name():
+    """In a process of its own: the Hub's address is read when its library is imported."""
+    script = "from pipeline.models.record import record_model\nrecord_model('a/b@main')"
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert "a/b@main cannot be looked up on the Hugging Face Hub: the network gives no answer" in done.stderr
+
+
+def test_a_folder_that_is_not_there_is_told_as_one():
+    with pytest.raises(ModelError, match="models/absent: there is no such folder here"):
+        record_model("models/absent")

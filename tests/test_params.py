@@ -184,6 +184,8 @@ def context(written: str, *more: str) -> str:
     [
         (STEPS, "steps: 0", "`teacher` says whose data an already trained student learned from"),
         (STEPS, "steps: 1, teacher: me", "found steps: 1, teacher: me"),
+        (f"{STEPS}, batch: 64", STEPS, "sft: `batch` is needed for 600 steps, found none"),
+        (SUMS, SUMS.replace("sft", "opd"), "prompts.sources: none has `split: sft`"),
         (POLICY, "policy: drift", "`bound` goes with `policy: drift` and is needed there"),
         (POLICY, "fraction: 0.5", "`fraction` goes with `policy: fraction`"),
         (POLICY, "quantization: fp8", "refresh: quantization needs `engine: vllm`, found `engine: hf`"),

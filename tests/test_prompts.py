@@ -316,7 +316,7 @@ def test_a_split_of_evaluation_prompts_alone_is_refused(tmp_path: Path, split: s
         collect_prompts(three(tmp_path, **{split: rows("evaluation", 40)}))
 
 
-@pytest.mark.parametrize("split", ["sft", "opd", "evaluation"])
+@pytest.mark.parametrize("split", ["opd", "evaluation"])
 def test_a_split_without_a_source_is_refused(tmp_path: Path, split: str) -> None:
     told = three(tmp_path)
     others = tuple(source for source in told.sources if source.split != split)

@@ -6,6 +6,8 @@ process sends is run here. (Pebble's pool keeps neither promise: its processes s
 one dies before its word of having begun is read, all responses are given up: 2 of 80 crashes with Pebble 5.2.3.)
 """
 
+import contextlib
+import ctypes
 import importlib
 import json
 import math
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from pipeline.errors import GradeError
 
@@ -35,6 +38,9 @@ LONGEST = 100_000
 
 _LARGEST_BYTES = 12 * LONGEST + 1000
 """Of an answer in JSON, where a character takes 12 bytes at most."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+"""Of Linux's prctl(2)."""
 
 Verdict = tuple[bool | None, float | None, str | None]
 """Correct, reward and feedback."""
@@ -140,10 +146,7 @@ class _Worker:
         """Kill the process and all that it started."""
         if self._process is None:
             return
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # not yet in a group of its own, or gone
-            self._process.kill()
+        _kill_with_children(self._process.pid)
         self._process.join()
         self._connection.close()
         self._process = None
@@ -158,7 +161,8 @@ class _Worker:
 
 def _serve(grader: str, connection: Connection) -> None:
     """Import the grader in the process, tell whether that worked, and grade what comes until nobody asks."""
-    os.setsid()  # a group of its own, so that what the grader starts can be killed with it, and Ctrl-C is its owner's
+    os.setsid()  # Ctrl-C is its owner's
+    _adopt_orphans()
     threading.Thread(target=_end_with_owner, daemon=True).start()
     sys.path.insert(0, str(Path.cwd()))
     try:
@@ -181,7 +185,34 @@ def _end_with_owner() -> None:
     owner = multiprocessing.parent_process()
     assert owner is not None
     owner.join()
-    os.killpg(0, signal.SIGKILL)
+    _kill_with_children(os.getpid())
+
+
+def _adopt_orphans() -> None:
+    """Stay the parent of what a grader starts, whichever way: a process of which no parent lives is found by nobody."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _kill_with_children(pid: int) -> None:
+    """Kill a process and all that it started, in sessions of their own, too."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if pid != os.getpid():
+            process.suspend()  # it starts no others meanwhile
+        while alive := [child for child in process.children(recursive=True) if _is_alive(child)]:
+            for child in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            psutil.wait_procs(alive, timeout=0.1)
+        process.kill()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _read_outcome(message: bytes) -> Outcome:

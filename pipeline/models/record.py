@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ModelError, damaged
+from pipeline.errors import ModelError, damaged, explain_network_error
 from pipeline.models.seal import CHECKPOINT, check_checkpoint
 from pipeline.models.templates import find_template
 from pipeline.storage import hashing
@@ -92,8 +92,8 @@ def record_model(name: str) -> Model:
         raise ModelError(f"{name}: no such folder, and no `owner/name@revision` of the Hugging Face Hub either.")
     if not revision:
         raise ModelError(
-            f"{name}: a revision is expected (`{name}@main`, or better a commit): without one, equal settings can "
-            "mean other weights."
+            f"{name}: there is no such folder here. If a model of the Hugging Face Hub is meant, say its revision "
+            f"(`{name}@main`, or better a commit): without one, equal settings can mean other weights."
         )
     return _of_hub(name, location, revision)
 
@@ -111,9 +111,13 @@ def read_model(path: Path) -> Model:
     if not path.exists():
         raise ModelError(f"{path} is missing. Run `dvc repro models`.")
     try:
-        return Model.model_validate(read_json(path))
+        model = Model.model_validate(read_json(path))
     except ValueError:
         raise damaged(path, "is damaged, or no record of a model") from None
+    # Its folder is named as it is seen from the project, PROJECT/data/models/NAME.json, which may not be here.
+    beside = path.parent.parent.parent / model.location
+    is_folder = model.commit is None and not Path(model.location).is_absolute()
+    return model.model_copy(update={"location": str(beside)}) if is_folder and beside.is_dir() else model
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:
@@ -195,8 +199,11 @@ def _of_hub(name: str, location: str, revision: str) -> Model:
 
     try:
         info = HfApi().model_info(location, revision=revision, files_metadata=True)
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:
+        known = HfHubHTTPError | HFValidationError | OfflineModeIsEnabled | OSError
+        reason = str(error).strip().splitlines()[0] if isinstance(error, known) else explain_network_error(error)
+        if reason is None:
+            raise
         raise ModelError(f"{name} cannot be looked up on the Hugging Face Hub: {reason}") from None
     files = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) for file in info.siblings or []}
     weights = {file: sha for file, sha in files.items() if file.endswith(".safetensors") or file == "config.json"}

@@ -56,7 +56,8 @@ def collect_prompts(settings: Prompts, models: Iterable[Model] = ()) -> dict[Spl
     for split, each in sorted_.items():
         kept = [row for row in each.usable if split == "evaluation" or not asked.is_in(row.messages)]
         counted = each.count(len(read[split]), len(kept))
-        if not kept:
+        # What a teacher answers for SFT need not be there: params.yaml as a whole says whether it is read.
+        if not kept and (read[split] or split != "sft"):
             raise PromptError(f"prompts.sources: no prompts for `split: {split}` ({counted}). Add a source for it.")
         prompts[split] = _make_prompts(settings, split, kept)
         log.info("%s: %d prompts (%s)", split, len(kept), counted)

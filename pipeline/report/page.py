@@ -28,11 +28,11 @@ from pipeline.report.transcript import (
     Transcript,
     choose_telling,
     make_decoder,
-    make_visible,
     read_transcript,
 )
 from pipeline.storage.manifest import check_folders
 from pipeline.storage.whole import read_json
+from pipeline.visible import make_visible
 
 TOKENS_SHOWN = 1500
 """Tokens shown of one rollout; a page with 16,000 of them would be slow to open."""

@@ -4,7 +4,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report.transcript import LEVELS, Token, Transcript, make_visible
+from pipeline.report.transcript import LEVELS, Token, Transcript
+from pipeline.visible import make_visible
 
 _STUDENT_SURER = ("", "on #fde0d2", "on #fcbba1", "on #fc9272", "on #fb6a4a", "on #de2d26")
 

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -198,13 +197,3 @@ def split_pieces(ids: Sequence[int], decode: Decoder) -> list[str]:
         both = decode([before, token])
         found.append(both[len(alone) :] if both.startswith(alone) else decode([token]))
     return found
-
-
-def make_visible(text: str) -> str:
-    """Replace control characters, but for line breaks and tabs, by pictures (␛ for escape): a terminal obeys none."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", _draw_picture, text)
-
-
-def _draw_picture(found: "re.Match[str]") -> str:
-    code = ord(found[0])
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"

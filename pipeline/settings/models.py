@@ -118,8 +118,10 @@ class Training(Settings):
     def identity(self) -> dict[str, Any]:
         """The settings that change a checkpoint's weights; those of `_SINCE` only where they differ from the default.
 
-        `save_every` changes none, and neither does what a stage's section has besides.
+        `save_every` changes none, and neither does what a stage's section has besides. Without steps nothing does.
         """
+        if not self.steps:
+            return {"steps": 0}
         identity = self.model_dump(mode="json", include=_LEARNING)
         return identity | self.model_dump(mode="json", include=_SINCE, exclude_defaults=True) | self.schedule_identity
 

@@ -20,11 +20,11 @@ from pipeline.settings.reading import (
     Seconds,
     Seed,
     Settings,
-    Share,
     parse,
     read_yaml,
 )
 from pipeline.settings.recipe import Recipe, load_recipe
+from pipeline.settings.refresh import Refresh
 from pipeline.settings.views import Sibling, View
 
 
@@ -62,6 +62,19 @@ class Sft(Training):
     teacher: str | None = None
     """With `steps: 0`: whose rollouts the student was trained on, as in models.teacher, or `unknown`."""
 
+    batch: Positive = 1
+    """As `train.batch`; needed where there are steps."""
+    learning_rate: PositiveFloat = 1.0
+    """As `train.learning_rate`; needed where there are steps."""
+
+    @model_validator(mode="after")
+    def _steps_have_their_numbers(self) -> Self:
+        if self.steps and (
+            missing := [name for name in ("batch", "learning_rate") if name not in self.model_fields_set]
+        ):
+            raise ValueError(f"`{missing[0]}` is needed for {self.steps} steps, found none")
+        return self
+
     @model_validator(mode="after")
     def _teacher_known(self) -> Self:
         if (self.steps == 0) != (self.teacher is not None):
@@ -69,35 +82,6 @@ class Sft(Training):
                 "`teacher` says whose data an already trained student learned from: name it (or `unknown`) with "
                 f"`steps: 0`, and only there; found steps: {self.steps}, teacher: {self.teacher}"
             )
-        return self
-
-
-class Refresh(EngineSettings):
-    """Settings of refresh."""
-
-    sampling: Sampling
-    samples: Positive = 1
-    """Responses to each prompt (a group)."""
-    behaviour_top_k: NonNegative = 0
-    """Keep the student's own likeliest ids at each position; 0 keeps none."""
-    policy: Literal["all", "drift", "fraction"] = "all"
-    """Which shards of the round before are written anew: all, those past `bound`, or the stalest `fraction`."""
-    bound: PositiveFloat | None = None
-    """`drift`: nats per token between the student that wrote a shard and the student now."""
-    fraction: Share | None = None
-    """`fraction`: share of the shards, those that drifted furthest first."""
-    drift_rows: Positive = 32
-    """Rows of each shard that drift is measured on."""
-    seed: Seed = 0
-
-    @model_validator(mode="after")
-    def _policy_has_its_number(self) -> Self:
-        for policy, name in (("drift", "bound"), ("fraction", "fraction")):
-            if (self.policy == policy) != (getattr(self, name) is not None):
-                raise ValueError(
-                    f"`{name}` goes with `policy: {policy}` and is needed there; "
-                    f"found policy: {self.policy}, {name}: {getattr(self, name)}"
-                )
         return self
 
 
@@ -212,6 +196,12 @@ class Params(Settings):
     report: Report
     rounds: dict[Name, Round]
 
+    @property
+    def reads_teacher_rollouts(self) -> bool:
+        """Whether anything learns from the teacher's own responses, or scores them."""
+        scored = any(view.teacher_rollouts for view in self.score.views.values())
+        return bool(self.sft.steps) or scored or "teacher" in self.train.recipe.sources
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         if "r0" in self.rounds:
@@ -221,6 +211,11 @@ class Params(Settings):
             if this.prev not in before:
                 raise ValueError(f"rounds.{name}.prev: `r0` or a round above it is expected, found `{this.prev}`")
             before.add(name)
+        if self.reads_teacher_rollouts and all(source.split != "sft" for source in self.prompts.sources):
+            raise ValueError(
+                "prompts.sources: none has `split: sft`, and the teacher's responses to such prompts are learned from "
+                "or scored: add one, or pass a trained student through with `sft.steps: 0`"
+            )
         if self.refresh.samples == 1:
             alone = [name for name, view in self.score.views.items() if isinstance(view.context, Sibling)]
             if alone:

@@ -74,7 +74,7 @@ PLANTS = [
         Plant(f"{stage} reads what it finds", f"stages.{stage}:{function}", call, "None", (READ,))
         for stage, function, call in (
             ("teacher_rollouts", "run", "check_folders(folders.prompts)"),
-            ("sft", "run", "check_folders(folders.rollouts, folders.grades)"),
+            ("sft", "_list_sources", "check_folders(folders.rollouts, folders.grades)"),
             ("refresh", "run", "check_folders(folders.prompts, folders.previous)"),
             ("score", "run", "check_folders(folders.rollouts, folders.prompts, folders.grades, folders.previous)"),
             ("train", "run", "_check_whole(recipe, folders)"),
@@ -115,5 +115,26 @@ PLANTS = [
         "threading.get_ident()",
         "0",
         ("tests/test_sql.py::test_many_threads_read_one_file_each_at_its_own_place",),
+    ),
+    Plant(
+        "an experiment's copy that has a store of its own",
+        "pipeline.project:find_home",
+        "original or project",
+        "project",
+        ("tests/test_project.py::test_an_experiments_copy_uses_the_projects_store_and_its_own_data",),
+    ),
+    Plant(
+        "an empty lock file that counts as one",
+        "pipeline.storage.dvc_files:repair_dvc_files",
+        "not _is_lock(lock)",
+        "False",
+        ("tests/test_project.py::test_a_lock_file_cut_by_a_power_cut_is_set_aside_and_dvc_runs_again",),
+    ),
+    Plant(
+        "a grader's child that is left behind",
+        "pipeline.grading.pool:_kill_with_children",
+        "process.children(recursive=True)",
+        "[]",
+        ("tests/test_grading.py::test_what_a_grader_starts_ends_with_it_in_a_session_of_its_own_too",),
     ),
 ]

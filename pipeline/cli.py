@@ -1,6 +1,7 @@
 """Look at shards, verify them, and clear up. `dvc repro` runs the pipeline; this only looks at what it made."""
 
 import contextlib
+import importlib.metadata
 import re
 import sys
 import time
@@ -11,13 +12,11 @@ import typer
 
 from pipeline import command
 from pipeline.errors import PotstillError, ShardError
-from pipeline.storage.manifest import MANIFEST, read_manifest, verify_folder, verify_records
 
 if TYPE_CHECKING:
     from pipeline.report.sql import Database
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
@@ -27,6 +26,36 @@ app = typer.Typer(
 DataFolder = Annotated[Path, typer.Option("--data", help="The data folder.")]
 
 DATA, STATE = Path("data"), Path(".potstill")
+
+
+def _complete_recipe(beginning: str) -> list[str]:
+    from pipeline.settings.recipe import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(beginning)]
+
+
+def _complete_round(beginning: str) -> list[str]:
+    return sorted(path.name for path in (DATA / "rollouts").glob("*") if path.name.startswith(beginning))
+
+
+def _complete_view(beginning: str) -> list[str]:
+    folders = [*(DATA / "scores").glob("*/teacher"), *(DATA / "scores").glob("*/views/*")]
+    return sorted({path.name for path in folders if path.is_dir() and path.name.startswith(beginning)})
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"potstill {importlib.metadata.version('potstill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _take_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -90,18 +119,35 @@ def _converse(database: "Database") -> None:
 
 @app.command()
 def show(
-    rollout_id: Annotated[str, typer.Argument(help="A rollout's id, or how it begins.")],
+    rollout_id: Annotated[str | None, typer.Argument(help="A rollout's id, or how it begins.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A prompt's id, or how it begins: list its rollouts.")] = None,
+    round_: Annotated[
+        str | None, typer.Option("--round", help="Look in this round alone.", autocompletion=_complete_round)
+    ] = None,
+    view: Annotated[
+        str, typer.Option(help="Whose scores to compare the student with.", autocompletion=_complete_view)
+    ] = "teacher",
     data: DataFolder = DATA,
 ) -> None:
-    """Print a rollout; each token is coloured by how teacher and student disagree on it."""
+    """Print a rollout, each token coloured by how teacher and student disagree on it; or a prompt and its rollouts."""
+    from pipeline.report.lookup import check_view, find_prompt, find_rollout, list_responses
     from pipeline.report.sql import Database
-    from pipeline.report.terminal import print_transcript
-    from pipeline.report.transcript import find_rollout, make_decoder, read_transcript
+    from pipeline.report.terminal import print_prompt, print_transcript
 
+    if (rollout_id is None) == (prompt is None):
+        raise PotstillError("name either a rollout (`potstill show ID`) or a prompt (`potstill show --prompt ID`).")
     with Database(data) as database:
-        found, round_ = find_rollout(database, rollout_id)
+        if prompt is not None:
+            found = find_prompt(database, prompt)
+            print_prompt(found, list_responses(database, found["prompt_id"], round_))
+            return
+        from pipeline.report.transcript import make_decoder, read_transcript
+
+        if view != "teacher":  # which may have scored nothing yet: the transcript then says so
+            check_view(database, view)
+        whole_id, of_round = find_rollout(database, str(rollout_id), round_)
         decode = make_decoder(data / "models" / "student.json")
-        print_transcript(read_transcript(database, found, round_, decode))
+        print_transcript(read_transcript(database, whole_id, of_round, decode, view=view))
 
 
 @app.command()
@@ -111,6 +157,7 @@ def verify(
 ) -> None:
     """Read every file again and compare it with its folder's manifest, a checkpoint's with its record."""
     from pipeline.models.seal import CHECKPOINT, verify_checkpoint
+    from pipeline.storage.manifest import MANIFEST, read_manifest, verify_folder, verify_records
 
     roots = folders or [data]
     chosen = sorted({path.parent for root in roots for path in root.rglob(MANIFEST)})
@@ -164,7 +211,10 @@ def gc(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe to explain; without it, all are listed.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A recipe to explain; without it, all are listed.", autocompletion=_complete_recipe),
+    ] = None,
     data: DataFolder = DATA,
 ) -> None:
     """List the objectives that `train.objective` can name, or explain one: its paper, its loss, what it needs."""
@@ -196,6 +246,8 @@ def _format_pairs(pairs: dict[str, Any]) -> str:
 
 def _measure_bytes_per_token(data: Path, view: str) -> str:
     """Say what a view's scores of the latest round take on this disk."""
+    from pipeline.storage.manifest import MANIFEST, read_manifest
+
     for scores in sorted((data / "scores").glob("*"), key=_find_round_number, reverse=True):
         folder = scores / "teacher" if view == "teacher" else scores / "views" / view
         entries = read_manifest(folder).values() if (folder / MANIFEST).exists() else ()

@@ -130,12 +130,63 @@ def test_show_prints_a_rollout_by_the_beginning_of_its_id(project: Path, capsys:
     assert "the teacher's likeliest" in out
 
 
-def test_show_refuses_an_id_that_is_unknown_or_not_enough(project: Path, capsys: pytest.CaptureFixture[str]):
-    for prefix, told in (("nothing", "no rollout's id begins with `nothing`"), ("", "several rollouts")):
-        with pytest.raises(SystemExit) as end:
-            _run(project, "show", prefix)
-        assert end.value.code == 1
-        assert told in capsys.readouterr().err
+def test_show_shows_a_kept_rollout_in_the_round_and_beside_the_view_that_are_asked(
+    project: Path, capsys: pytest.CaptureFixture[str]
+):
+    with Database(project / "data") as database:
+        kept, other = (
+            database.ask(f"select rollout_id from rollouts where {which} order by rollout_id limit 1")[0]["rollout_id"]
+            for which in ("kept and prompt_id = 'opd-0-2'", "round = 'r1'")
+        )
+        logprob = database.ask(
+            "select sampled_logprobs[1] as first from scores where rollout_id = ? and view = 'hinted'", [kept]
+        )[0]["first"]
+    _run(project, "show", kept, "--round", "r1")
+    assert "written in r1, shown from r1" in capsys.readouterr().out
+    _run(project, "show", kept, "--view", "hinted")
+    out = capsys.readouterr().out
+    assert "written in r1, shown from r2" in out
+    assert "the view hinted finds the token less likely" in out
+    assert any(line.startswith(" 0 ") and f"{logprob:.3f}" in line for line in out.splitlines())
+    with pytest.raises(SystemExit):
+        _run(project, "show", other, "--round", "r2")
+    assert f"no rollout's id begins with `{other}` in r2" in capsys.readouterr().err
+
+
+def test_show_lists_the_rollouts_of_a_prompt(project: Path, capsys: pytest.CaptureFixture[str]):
+    """Those of the kept bucket 0 once, in their latest round; where a round is named, in that one."""
+    for asked, rounds in (((), ["r2", "r2"]), (("--round", "r1"), ["r1", "r1"])):
+        _run(project, "show", "--prompt", "opd-0-1", *asked)
+        out = capsys.readouterr().out
+        assert "prompt opd-0-1, opd" in out
+        lines = [line.split() for line in out.splitlines() if line.startswith((" r1 ", " r2 "))]
+        assert [(line[0], line[1], line[3]) for line in lines] == list(
+            zip(rounds, "01", ("right", "wrong"), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing"], "no rollout's id begins with `nothing`. `potstill sql"),
+        ([""], "several rollouts"),
+        (["opd-1-1"], "A prompt's does: `potstill show --prompt opd-1-1`"),
+        (["--prompt", "opd-1"], "several prompts' ids: opd-1-0, opd-1-1, opd-1-2, …"),
+        (["--prompt", "nothing"], "no prompt's id begins with `nothing`"),
+        (["--prompt", "opd-1-1", "--round", "r3"], "no rollouts of the round `r3`; known here: r1, r2"),
+        (["", "--round", "x"], "no rollouts of the round `x`; known here: r1, r2"),
+        (["", "--view", "hintd"], "no scores of the view `hintd`; did you mean `hinted`?"),
+        ([], "name either a rollout"),
+        (["a", "--prompt", "b"], "name either a rollout"),
+    ],
+)
+def test_show_says_what_it_cannot_find(
+    project: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as end:
+        _run(project, "show", *arguments)
+    assert end.value.code == 1
+    assert told in capsys.readouterr().err
 
 
 def test_a_token_is_coloured_by_the_nats_between_student_and_teacher():

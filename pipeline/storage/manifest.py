@@ -6,7 +6,6 @@ from typing import Any
 
 from pipeline.errors import ShardError, damaged
 from pipeline.storage import hashing
-from pipeline.storage.shards import read_about
 from pipeline.storage.whole import read_json, write_json
 
 MANIFEST = "manifest.json"
@@ -112,6 +111,8 @@ def read_identity(path: Path) -> dict[str, Any]:
         ShardError: it carries none.
     """
     if path.suffix == ".parquet":
+        from pipeline.storage.shards import read_about  # brings Arrow, for which `potstill verify` need not wait
+
         return read_about(path)["identity"]
     record = path / "potstill.json" if path.is_dir() else path
     try:

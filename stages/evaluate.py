@@ -69,7 +69,7 @@ def run(
     families = find_families(store, wanted)
     missing = count_missing(store, wanted, families)
     written, paths = [], []
-    with OnDemand(model, settings, machine) as engine, Bar(missing.unknown, f"evaluate {name}") as bar:
+    with OnDemand(model, settings, machine) as engine, engine.make_bar(missing.unknown, f"evaluate {name}") as bar:
         check_prompts_fit(store, wanted, engine)
         for source, identity in wanted:
             written.append(store.obtain(identity, partial(_write, source, identity, engine, bar, families)))

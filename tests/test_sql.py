@@ -1,8 +1,10 @@
 """SQL over the shards against what the manifests and the shards themselves say."""
 
 import io
+import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PotstillError
+from pipeline.report.readonly import ReadOnlyFiles
 from pipeline.report.sql import VIEWS, Database
 from pipeline.storage.grades import GRADES
 from pipeline.storage.manifest import read_manifest
@@ -221,6 +224,27 @@ def test_a_file_of_the_users_own_is_read(database: Database, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     assert database.ask("select a from read_csv('shards://*.csv')") == [{"a": 7}]
     assert database.ask(f"select a from read_csv('shards://{tmp_path}/mine.csv')") == [{"a": 7}]
+
+
+def test_threads_that_read_on_continue_where_the_last_of_them_stopped(tmp_path: Path):
+    """Readers of CSV and JSON hand a file from thread to thread; each once began at its beginning again."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    pieces: list[Any] = []
+    with ReadOnlyFiles().open(str(tmp_path / "file")) as file:
+
+        def in_a_thread(read) -> None:
+            thread = threading.Thread(target=lambda: pieces.append(read()))
+            thread.start()
+            thread.join()
+
+        in_a_thread(lambda: file.read(3))
+        in_a_thread(lambda: file.read(3))
+        file.seek(1)
+        in_a_thread(lambda: (file.seek(8), file.read(2))[1])
+        pieces.append(file.read(2))  # where this thread went, whatever others did since
+        in_a_thread(lambda: file.read(4))
+        pieces.append(file.read(4))
+    assert pieces == [b"012", b"345", b"89", b"12", b"3456", b"789"]
 
 
 def test_many_threads_read_one_file_each_at_its_own_place(tmp_path: Path):

@@ -6,15 +6,12 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pipeline import command
 from pipeline.errors import PotstillError, ShardError
-
-if TYPE_CHECKING:
-    from pipeline.report.sql import Database
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
@@ -22,6 +19,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help=__doc__,
 )
+
+OutputFormat = Literal["table", "csv", "json", "markdown"]
 
 DataFolder = Annotated[Path, typer.Option("--data", help="The data folder.")]
 
@@ -32,6 +31,12 @@ def _complete_recipe(beginning: str) -> list[str]:
     from pipeline.settings.recipe import list_recipes
 
     return [name for name in list_recipes() if name.startswith(beginning)]
+
+
+def _complete_question(beginning: str) -> list[str]:
+    from pipeline.report.questions import list_questions
+
+    return [name for name in list_questions() if name.startswith(beginning)]
 
 
 def _complete_round(beginning: str) -> list[str]:
@@ -66,55 +71,47 @@ def main() -> None:
 
 @app.command()
 def sql(
+    question: Annotated[
+        str | None, typer.Argument(help="A ready question; `--list` lists them.", autocompletion=_complete_question)
+    ] = None,
     statement: Annotated[str | None, typer.Option("-c", help="SQL to run; without it, a prompt.")] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
+    format_: Annotated[
+        OutputFormat | None, typer.Option("--format", help="How to write answers. Default: as FILE is named, or table.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the answers there.")] = None,
+    lists: Annotated[bool, typer.Option("--list", help="List the ready questions.")] = False,
     data: DataFolder = DATA,
 ) -> None:
-    """Ask the shards in SQL.
+    """Ask the shards and what was measured in SQL.
 
-    Views: prompts, teacher_rollouts, rollouts, grades, scores, tokens, support. They show the latest round in which a
-    rollout occurs; all_rollouts, all_grades, all_scores, all_tokens, all_support show every round.
+    Views: prompts, teacher_rollouts, rollouts, grades, scores, tokens, support, evaluations, metrics, histories,
+    validations, drift, timings. Those of rollouts show the latest round in which a rollout occurs; all_rollouts,
+    all_grades, all_scores, all_tokens, all_support show every round.
     """
+    from pipeline.report.questions import list_questions, read_question
+
+    if lists:
+        for name, description in list_questions().items():
+            print(f"{name:18} {description}")
+        return
+    if question is not None and statement is not None:
+        raise PotstillError("a ready question and a statement (`-c`) were given: name one of them.")
+    text = statement if question is None else read_question(question)
+    if text is None and sys.stdin.isatty():
+        from pipeline.report.conversation import converse
+
+        converse(data)
+        return
+    from pipeline.report.formats import choose_format, format_answers, write_answers
     from pipeline.report.sql import Database
 
+    chosen = choose_format(format_, out)
     with Database(data) as database:
-        if statement is None and sys.stdin.isatty():
-            _converse(database)
-            return
-        text = sys.stdin.read() if statement is None else statement
-        if as_csv:
-            database.write_csv(text, sys.stdout)
-        else:
-            print("\n".join(database.draw_boxes(text)))
-
-
-def _converse(database: "Database") -> None:
-    """Read statements up to their semicolon and show their results, until the input ends.
-
-    DuckDB's own shell would be better company, and would not keep the shards safe: its Python package has none, the
-    one in `duckdb-cli` is of another version (1.5 beside a library 2.0), and what lets a shell read a folder
-    (`allowed_directories`) lets it write there, by COPY and by `.once`, over a shard. `Database` cannot write.
-    """
-    import readline  # noqa: F401 - gives `input` its history and line editing
-
-    from pipeline.report.sql import VIEWS
-
-    print(f"Views: {', '.join(VIEWS)}; all_rollouts, … for every round. End with `;`, leave with Ctrl-D.")
-    pending = ""
-    while True:
-        try:
-            pending += input("     ...> " if pending else "potstill> ") + "\n"
-        except EOFError:
-            print()
-            return
-        if not pending.strip():
-            pending = ""
-        elif pending.rstrip().endswith(";"):
-            try:
-                print("\n".join(database.draw_boxes(pending)))
-            except PotstillError as error:
-                print(error, file=sys.stderr)
-            pending = ""
+        told = format_answers(database, sys.stdin.read() if text is None else text, chosen)
+    if out is None:
+        print(told, end="")
+    else:
+        write_answers(out, told, data)
 
 
 @app.command()
@@ -141,7 +138,8 @@ def show(
             found = find_prompt(database, prompt)
             print_prompt(found, list_responses(database, found["prompt_id"], round_))
             return
-        from pipeline.report.transcript import make_decoder, read_transcript
+        from pipeline.report.decoding import make_decoder
+        from pipeline.report.transcript import read_transcript
 
         if view != "teacher":  # which may have scored nothing yet: the transcript then says so
             check_view(database, view)

@@ -11,8 +11,9 @@ import pytest
 from pipeline import command
 from pipeline.cli import app
 from pipeline.models.seal import write_sealed
+from pipeline.report.decoding import split_pieces
 from pipeline.report.sql import Database
-from pipeline.report.transcript import Token, make_visible, split_pieces
+from pipeline.report.transcript import Token, make_visible
 from pipeline.storage.garbage import find_garbage
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.store import Store
@@ -50,7 +51,7 @@ def test_sql_prints_a_box(project: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_sql_prints_csv(project: Path, capsys: pytest.CaptureFixture[str]):
-    _run(project, "sql", "--csv", "-c", "select count(*) as n from tokens")
+    _run(project, "sql", "--format", "csv", "-c", "select count(*) as n from tokens")
     tokens = sum(
         entry.tokens
         for folder, names in (("r2", None), ("r1", {"00001.parquet", "00002.parquet"}))
@@ -61,9 +62,46 @@ def test_sql_prints_csv(project: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_sql_reads_statements_from_a_pipe(project: Path):
-    arguments = [sys.executable, "-m", "pipeline.cli", "sql", "--csv", "--data", str(project / "data")]
+    arguments = [sys.executable, "-m", "pipeline.cli", "sql", "--format", "csv", "--data", str(project / "data")]
     done = subprocess.run(arguments, input="select 1 as a;\nselect 2 as b;", capture_output=True, text=True, check=True)
     assert done.stdout == "a\n1\nb\n2\n"
+
+
+def test_sql_writes_a_file_in_the_format_of_its_name(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, content in (
+        ("a.csv", "a\n1\n"), ("a.json", '[{"a": 1}]\n'), ("a.md", "| a |\n| ---: |\n| 1 |\n\n"),
+    ):  # fmt: skip
+        _run(project, "sql", "-c", "select 1 as a", "--out", str(tmp_path / name))
+        assert (tmp_path / name).read_text() == content
+    _run(project, "sql", "-c", "select 1 as a", "--out", str(tmp_path / "a.csv"), "--format", "json")
+    assert (tmp_path / "a.csv").read_text() == '[{"a": 1}]\n'
+    assert capsys.readouterr().out == ""
+
+
+def test_sql_writes_over_nothing_that_a_stage_made(project: Path, capsys: pytest.CaptureFixture[str]):
+    shard = project / "data/rollouts/r1/00001.parquet"
+    before = shard.read_bytes()
+    for target in (shard, project / "data/new.csv"):
+        with pytest.raises(SystemExit):
+            _run(project, "sql", "-c", "select 1 as a", "--out", str(target))
+        assert "name a file elsewhere" in capsys.readouterr().err
+    assert shard.read_bytes() == before
+    assert not (project / "data/new.csv").exists()
+
+
+def test_sql_lists_and_asks_ready_questions(project: Path, capsys: pytest.CaptureFixture[str]):
+    _run(project, "sql", "--list")
+    assert "worst-tokens       The twenty tokens" in capsys.readouterr().out
+    _run(project, "sql", "drift-by-round", "--format", "csv")
+    assert capsys.readouterr().out.startswith("round,policy,bound,floor,shards,kept,")
+    for arguments, told in (
+        (["worst-token"], "no question `worst-token`; did you mean `worst-tokens`?"),
+        (["costs", "-c", "select 1"], "name one of them"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            _run(project, "sql", *arguments)
+        assert end.value.code == 1
+        assert told in capsys.readouterr().err
 
 
 def test_sql_at_a_terminal_reads_up_to_the_semicolon_and_outlives_mistakes(
@@ -235,7 +273,7 @@ def test_verify_names_damaged_files(own: Path, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr()
     assert str(cut) in told.out
     assert str(missing) in told.out
-    assert "2 files are not as they were written, of 39" in told.err
+    assert "2 files are not as they were written, of 71" in told.err
     _run(own, "verify", str(own / "data/rollouts/r1"))
 
 

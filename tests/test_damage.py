@@ -88,7 +88,9 @@ def test_a_shard_that_no_manifest_names_ends_the_stage(shard):
         check_folders(shard.parent)
     _list(shard)
     shard.rename(shard.with_name("other.parquet"))
-    with pytest.raises(ShardError, match=r"other\.parquet is not in \.manifest\.json \(1 more: `potstill verify` names"):
+    with pytest.raises(
+        ShardError, match=r"other\.parquet is not in \.manifest\.json \(1 more: `potstill verify` names"
+    ):
         check_folders(shard.parent)
 
 

@@ -1,19 +1,13 @@
 """One response token by token: how likely the student found each, and how likely the teacher did."""
 
-import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from pipeline.models.record import read_model
+from pipeline.report.decoding import Decoder, split_pieces
 from pipeline.report.sql import Database
-
-Decoder = Callable[[Sequence[int]], str]
-"""From ids to text, special tokens included."""
 
 ALTERNATIVES = 3
 """The teacher's likeliest tokens that are shown beside each token."""
@@ -75,16 +69,6 @@ class Transcript:
     skipped: str | None
     scored: bool
     view: str = "teacher"
-
-
-def make_decoder(record: Path) -> Decoder:
-    """Make the decoder of a recorded model (`data/models/student.json`) from its tokenizer.
-
-    Raises:
-        ModelError: there is no record, or its tokenizer cannot be opened.
-    """
-    tokenizer = read_model(record).load_tokenizer()
-    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def choose_telling(database: Database, round_: str, count: int) -> list[str]:
@@ -166,20 +150,6 @@ def _read_tokens(row: dict[str, Any], decode: Decoder, limit: int | None) -> tup
             alternatives = tuple((alone(entry), math.exp(logprob)) for entry, logprob in entries)
         tokens.append(Token(token, text, row["behaviour_logprobs"][position], teacher, alternatives))
     return tuple(tokens)
-
-
-def split_pieces(ids: Sequence[int], decode: Decoder) -> list[str]:
-    """Split a text into what each token adds to the text of the one before it.
-
-    A token decoded alone loses the space before it in SentencePiece vocabularies; decoded after its neighbour it does
-    not. A character that is spread over tokens shows as replacement characters.
-    """
-    found = [decode(ids[:1])] if len(ids) else []
-    for before, token in itertools.pairwise(ids):
-        alone = decode([before])
-        both = decode([before, token])
-        found.append(both[len(alone) :] if both.startswith(alone) else decode([token]))
-    return found
 
 
 def make_visible(text: str) -> str:

@@ -4,6 +4,7 @@ from tests.planting import Plant
 
 PROGRESS = "tests/test_progress.py::test_"
 CLI = "tests/test_cli.py::test_"
+SQL = "tests/test_sql.py::test_"
 
 PLANTS = [
     Plant(
@@ -40,5 +41,33 @@ PLANTS = [
         "[view, rollout_id, round_]",
         "['teacher', rollout_id, round_]",
         (f"{CLI}show_shows_a_kept_rollout_in_the_round_and_beside_the_view_that_are_asked",),
+    ),
+    Plant(
+        "a file that every thread reads from its beginning",
+        "pipeline.report.readonly:_ReadFile.read",
+        "place = self._place",
+        "place = 0",
+        (f"{SQL}threads_that_read_on_continue_where_the_last_of_them_stopped",),
+    ),
+    Plant(
+        "a token decoded for each row",
+        "pipeline.report.decoding:make_texts",
+        "set(asked) - texts.keys()",
+        "asked",
+        (f"{SQL}tokens_have_the_text_that_the_tokenizer_gives_each_once",),
+    ),
+    Plant(
+        "an answer written over a shard",
+        "pipeline.report.formats:write_answers",
+        "out.resolve().is_relative_to(data.resolve())",
+        "False",
+        (f"{CLI}sql_writes_over_nothing_that_a_stage_made",),
+    ),
+    Plant(
+        "greedy responses among the samples",
+        "stages.evaluate:_list_wanted",
+        "writings[mode]",
+        'writings["sampled"]',
+        ("tests/test_counts.py::test_evaluations_hold_what_the_metrics_are_made_from",),
     ),
 ]

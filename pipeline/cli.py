@@ -238,6 +238,16 @@ def recipes(
         print(f"term {number}: {_format_pairs(term.model_dump(mode='json', exclude_defaults=True))}")
 
 
+@app.command()
+def schema(
+    name: Annotated[Literal["params", "machine"], typer.Argument(help="Which file of settings.")],
+) -> None:
+    """Write the JSON schema of a file of settings, by which editors complete, explain and check it."""
+    from pipeline.settings.schema import write_schema
+
+    print(write_schema(name), end="")
+
+
 def _format_pairs(pairs: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in pairs.items() if value is not None)
 

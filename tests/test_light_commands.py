@@ -38,7 +38,7 @@ def _complete(project: Path, words: str) -> list[str]:
     [
         (["--help"], []),
         (["--version"], []),
-        *[([command, "--help"], []) for command in ("sql", "show", "verify", "gc", "recipes")],
+        *[([command, "--help"], []) for command in ("sql", "show", "verify", "gc", "recipes", "schema")],
         (["verify"], []),
         (["gc"], []),
         (["recipes"], ["ruamel.yaml"]),
@@ -64,7 +64,7 @@ def test_the_version_is_that_of_pyproject():
 
 
 def test_tab_completes_commands_recipes_rounds_and_views(project: Path):
-    assert _complete(project, "potstill s") == ["sql", "show"]
+    assert _complete(project, "potstill s") == ["sql", "show", "schema"]
     assert _complete(project, "potstill recipes topk_r") == ["topk_reverse_kl"]
     assert _complete(project, "potstill show --round ") == ["r0", "r1", "r2"]
     assert _complete(project, "potstill show --view h") == ["hinted"]

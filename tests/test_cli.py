@@ -11,6 +11,7 @@ import pytest
 from pipeline import command
 from pipeline.cli import app
 from pipeline.models.seal import write_sealed
+from pipeline.report import conversation
 from pipeline.report.decoding import split_pieces
 from pipeline.report.sql import Database
 from pipeline.report.transcript import Token, make_visible
@@ -130,6 +131,31 @@ def test_sql_at_a_terminal_reads_up_to_the_semicolon_and_outlives_mistakes(
     assert out.index("│     42 │") < out.index("│    43 │")
     assert told.index("Parser Error") < told.index("SQL only reads here")
     assert shard.read_bytes() == before
+
+
+def test_ctrl_c_at_the_prompt_drops_what_was_begun_and_help_names_the_views(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    lines = [".tables", "select 1 +", KeyboardInterrupt(), "select 41 + 2 as after;", EOFError()]
+
+    def typed(_: str) -> str:
+        line = lines.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", typed)
+    _run(project, "sql")
+    out, told = capsys.readouterr()
+    assert out.count("evaluations, metrics, histories") == 2, "at the beginning, and when asked"
+    assert "│    43 │" in out
+    assert told == ""
+
+
+def test_tab_at_the_prompt_completes_views():
+    names = [conversation._complete("all_s", number) for number in range(3)]
+    assert names == ["all_scores", "all_support", None]
 
 
 def test_a_mistake_is_one_paragraph_and_exit_code_1(project: Path, capsys: pytest.CaptureFixture[str]):

@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import PotstillError
-from pipeline.report.sql import VIEWS, Database
+from pipeline.report.sql import OF_ROUNDS, VIEWS, Database
+
+_HELP = f"Views: {', '.join(VIEWS)}; all_rollouts, … for every round. `describe VIEW;` lists its columns."
 
 
 def converse(data: Path) -> None:
@@ -17,10 +19,13 @@ def converse(data: Path) -> None:
     Raises:
         PotstillError: the data folder is missing.
     """
-    import readline  # noqa: F401 - gives `input` its history and line editing
+    import readline
 
+    readline.set_completer_delims(" \t\n(),;=")
+    readline.set_completer(_complete)
+    readline.parse_and_bind("tab: complete")
     with Database(data) as database:
-        print(f"Views: {', '.join(VIEWS)}; all_rollouts, … for every round. End with `;`, leave with Ctrl-D.")
+        print(f"{_HELP} End with `;`, leave with Ctrl-D.")
         pending = ""
         while True:
             try:
@@ -28,11 +33,32 @@ def converse(data: Path) -> None:
             except EOFError:
                 print()
                 return
-            if not pending.strip():
+            except KeyboardInterrupt:  # what was begun is dropped, as in other shells
+                print()
                 pending = ""
-            elif pending.rstrip().endswith(";"):
-                try:
-                    print("\n".join(database.draw_boxes(pending)))
-                except PotstillError as error:
-                    print(error, file=sys.stderr)
+                continue
+            statement = pending.strip()
+            if statement.rstrip(";") in ("help", ".help", ".tables"):
+                print(_HELP)
                 pending = ""
+            elif not statement:
+                pending = ""
+            elif statement.endswith(";"):
+                _answer(database, pending)
+                pending = ""
+
+
+def _answer(database: Database, statement: str) -> None:
+    try:
+        print("\n".join(database.draw_boxes(statement)))
+    except PotstillError as error:
+        print(error, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+
+
+def _complete(beginning: str, number: int) -> str | None:
+    """Give one of the views whose name begins so, as readline asks for them one after another."""
+    names = [*VIEWS, *(f"all_{name}" for name in OF_ROUNDS)]
+    found = [name for name in names if name.startswith(beginning)]
+    return found[number] if number < len(found) else None

@@ -123,7 +123,8 @@ def fine_tune(project: Path, name: str, student: str, prompts: str, settings: st
     _stage(project, "teacher_rollouts", "--prompts", prompts, "--teacher", teacher, *written)
     _stage(project, "sft", "--student", student, "--teacher", teacher, "--out", f"{own}/model", *written)
     evaluated = ["--prompts", "data/prompts/evaluation", "--out", f"{own}/metrics.json"]
-    _stage(project, "evaluate", "--checkpoint", name, "--model", f"{own}/model", *evaluated)
+    answers = ["--model", f"{own}/model", "--responses", f"{own}/responses"]
+    _stage(project, "evaluate", "--checkpoint", name, *answers, *evaluated)
 
 
 def _metrics(project: Path, name: str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Run:
         store, model, metrics = Store(find_store()), self.out / "model", self.out / "metrics.json"
         trained = _train(self, settings, machine, store, model)
         sampled = settings.evaluate.model_copy(update={"seed": self.seed})
-        folders = evaluate.EvaluateFolders(model, Path("data/prompts/evaluation"), metrics)
+        folders = evaluate.EvaluateFolders(model, Path("data/prompts/evaluation"), self.out / "responses", metrics)
         evaluate.run(sampled, settings.grade, machine, store, self.name, folders)
         return read_json(metrics) | {"train_seconds": trained.seconds, "start_kl": _start_kl(model)}
 

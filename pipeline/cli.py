@@ -1,28 +1,26 @@
 """Look at shards, verify them, and clear up. `dvc repro` runs the pipeline; this only looks at what it made."""
 
 import contextlib
+import importlib.metadata
 import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from pipeline import command, project
 from pipeline.errors import PotstillError, ShardError
-from pipeline.storage.manifest import MANIFEST, read_manifest, verify_folder, verify_records
-
-if TYPE_CHECKING:
-    from pipeline.report.sql import Database
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
     help=__doc__,
 )
+
+OutputFormat = Literal["table", "csv", "json", "markdown"]
 
 DataFolder = Annotated[
     Path, typer.Option("--data", help="The data folder.", default_factory=project.find_data, show_default="data")
@@ -39,6 +37,43 @@ HomeFolder = Annotated[
 ]
 
 
+def _complete_recipe(beginning: str) -> list[str]:
+    from pipeline.settings.recipe import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(beginning)]
+
+
+def _complete_question(beginning: str) -> list[str]:
+    from pipeline.report.questions import list_questions
+
+    return [name for name in list_questions() if name.startswith(beginning)]
+
+
+def _complete_round(beginning: str) -> list[str]:
+    return sorted(path.name for path in (project.find_data() / "rollouts").glob("*") if path.name.startswith(beginning))
+
+
+def _complete_view(beginning: str) -> list[str]:
+    scores = project.find_data() / "scores"
+    folders = [*scores.glob("*/teacher"), *scores.glob("*/views/*")]
+    return sorted({path.name for path in folders if path.is_dir() and path.name.startswith(beginning)})
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"potstill {importlib.metadata.version('potstill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _take_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """Run the command line."""
     command.silence_libraries()
@@ -48,70 +83,80 @@ def main() -> None:
 @app.command()
 def sql(
     data: DataFolder,
+    question: Annotated[
+        str | None, typer.Argument(help="A ready question; `--list` lists them.", autocompletion=_complete_question)
+    ] = None,
     statement: Annotated[str | None, typer.Option("-c", help="SQL to run; without it, a prompt.")] = None,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.")] = False,
+    format_: Annotated[
+        OutputFormat | None, typer.Option("--format", help="How to write answers. Default: as FILE is named, or table.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the answers there.")] = None,
+    lists: Annotated[bool, typer.Option("--list", help="List the ready questions.")] = False,
 ) -> None:
-    """Ask the shards in SQL.
+    """Ask the shards and what was measured in SQL.
 
-    Views: prompts, teacher_rollouts, rollouts, grades, scores, tokens, support. They show the latest round in which a
-    rollout occurs; all_rollouts, all_grades, all_scores, all_tokens, all_support show every round.
+    Views: prompts, teacher_rollouts, rollouts, grades, scores, tokens, support, evaluations, metrics, histories,
+    validations, drift, timings. Those of rollouts show the latest round in which a rollout occurs; all_rollouts,
+    all_grades, all_scores, all_tokens, all_support show every round.
     """
+    from pipeline.report.questions import list_questions, read_question
+
+    if lists:
+        for name, description in list_questions().items():
+            print(f"{name:18} {description}")
+        return
+    if question is not None and statement is not None:
+        raise PotstillError("a ready question and a statement (`-c`) were given: name one of them.")
+    text = statement if question is None else read_question(question)
+    if text is None and sys.stdin.isatty():
+        from pipeline.report.conversation import converse
+
+        converse(data)
+        return
+    from pipeline.report.formats import choose_format, format_answers, write_answers
     from pipeline.report.sql import Database
 
+    chosen = choose_format(format_, out)
     with Database(data) as database:
-        if statement is None and sys.stdin.isatty():
-            _converse(database)
-            return
-        text = sys.stdin.read() if statement is None else statement
-        if as_csv:
-            database.write_csv(text, sys.stdout)
-        else:
-            print("\n".join(database.draw_boxes(text)))
-
-
-def _converse(database: "Database") -> None:
-    """Read statements up to their semicolon and show their results, until the input ends.
-
-    DuckDB's own shell would be better company, and would not keep the shards safe: its Python package has none, the
-    one in `duckdb-cli` is of another version (1.5 beside a library 2.0), and what lets a shell read a folder
-    (`allowed_directories`) lets it write there, by COPY and by `.once`, over a shard. `Database` cannot write.
-    """
-    import readline  # noqa: F401 - gives `input` its history and line editing
-
-    from pipeline.report.sql import VIEWS
-
-    print(f"Views: {', '.join(VIEWS)}; all_rollouts, … for every round. End with `;`, leave with Ctrl-D.")
-    pending = ""
-    while True:
-        try:
-            pending += input("     ...> " if pending else "potstill> ") + "\n"
-        except EOFError:
-            print()
-            return
-        if not pending.strip():
-            pending = ""
-        elif pending.rstrip().endswith(";"):
-            try:
-                print("\n".join(database.draw_boxes(pending)))
-            except PotstillError as error:
-                print(error, file=sys.stderr)
-            pending = ""
+        told = format_answers(database, sys.stdin.read() if text is None else text, chosen)
+    if out is None:
+        print(told, end="")
+    else:
+        write_answers(out, told, data)
 
 
 @app.command()
 def show(
-    rollout_id: Annotated[str, typer.Argument(help="A rollout's id, or how it begins.")],
     data: DataFolder,
+    rollout_id: Annotated[str | None, typer.Argument(help="A rollout's id, or how it begins.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="A prompt's id, or how it begins: list its rollouts.")] = None,
+    round_: Annotated[
+        str | None, typer.Option("--round", help="Look in this round alone.", autocompletion=_complete_round)
+    ] = None,
+    view: Annotated[
+        str, typer.Option(help="Whose scores to compare the student with.", autocompletion=_complete_view)
+    ] = "teacher",
 ) -> None:
-    """Print a rollout; each token is coloured by how teacher and student disagree on it."""
+    """Print a rollout, each token coloured by how teacher and student disagree on it; or a prompt and its rollouts."""
+    from pipeline.report.lookup import check_view, find_prompt, find_rollout, list_responses
     from pipeline.report.sql import Database
-    from pipeline.report.terminal import print_transcript
-    from pipeline.report.transcript import find_rollout, make_decoder, read_transcript
+    from pipeline.report.terminal import print_prompt, print_transcript
 
+    if (rollout_id is None) == (prompt is None):
+        raise PotstillError("name either a rollout (`potstill show ID`) or a prompt (`potstill show --prompt ID`).")
     with Database(data) as database:
-        found, round_ = find_rollout(database, rollout_id)
+        if prompt is not None:
+            found = find_prompt(database, prompt)
+            print_prompt(found, list_responses(database, found["prompt_id"], round_))
+            return
+        from pipeline.report.decoding import make_decoder
+        from pipeline.report.transcript import read_transcript
+
+        if view != "teacher":  # which may have scored nothing yet: the transcript then says so
+            check_view(database, view)
+        whole_id, of_round = find_rollout(database, str(rollout_id), round_)
         decode = make_decoder(data / "models" / "student.json")
-        print_transcript(read_transcript(database, found, round_, decode))
+        print_transcript(read_transcript(database, whole_id, of_round, decode, view=view))
 
 
 @app.command()
@@ -121,6 +166,7 @@ def verify(
 ) -> None:
     """Read every file again and compare it with its folder's manifest, a checkpoint's with its record."""
     from pipeline.models.seal import CHECKPOINT, verify_checkpoint
+    from pipeline.storage.manifest import MANIFEST, read_manifest, verify_folder, verify_records
 
     roots = folders or [data]
     chosen = sorted({path.parent for root in roots for path in root.rglob(MANIFEST)})
@@ -184,7 +230,10 @@ def gc(
 @app.command()
 def recipes(
     data: DataFolder,
-    name: Annotated[str | None, typer.Argument(help="A recipe to explain; without it, all are listed.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A recipe to explain; without it, all are listed.", autocompletion=_complete_recipe),
+    ] = None,
 ) -> None:
     """List the objectives that `train.objective` can name, or explain one: its paper, its loss, what it needs."""
     from pipeline.settings.recipe import list_recipes, load_recipe
@@ -209,12 +258,24 @@ def recipes(
         print(f"term {number}: {_format_pairs(term.model_dump(mode='json', exclude_defaults=True))}")
 
 
+@app.command()
+def schema(
+    name: Annotated[Literal["params", "machine"], typer.Argument(help="Which file of settings.")],
+) -> None:
+    """Write the JSON schema of a file of settings, by which editors complete, explain and check it."""
+    from pipeline.settings.schema import write_schema
+
+    print(write_schema(name), end="")
+
+
 def _format_pairs(pairs: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in pairs.items() if value is not None)
 
 
 def _measure_bytes_per_token(data: Path, view: str) -> str:
     """Say what a view's scores of the latest round take on this disk."""
+    from pipeline.storage.manifest import MANIFEST, read_manifest
+
     for scores in sorted((data / "scores").glob("*"), key=_find_round_number, reverse=True):
         folder = scores / "teacher" if view == "teacher" else scores / "views" / view
         entries = read_manifest(folder).values() if (folder / MANIFEST).exists() else ()

@@ -1,4 +1,7 @@
-"""The command lines' common part: options, errors, log, and the summary of what a stage did."""
+"""The command lines' common part: options, errors, log, and the summary of what a stage did.
+
+What reads settings and shards is imported where it is used: `--help` waits for nothing.
+"""
 
 import logging
 import os
@@ -7,17 +10,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline import project
 from pipeline.errors import PotstillError, explain_network_error, explain_system_error
-from pipeline.settings import params
-from pipeline.settings.machine import Machine, load_machine
-from pipeline.storage.store import Folder, Obtained
-from pipeline.storage.whole import write_json
 from pipeline.visible import make_visible
+
+if TYPE_CHECKING:
+    from pipeline.settings.machine import Machine
+    from pipeline.settings.params import Params
+    from pipeline.storage.store import Folder, Obtained
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The settings.")]
 
@@ -120,7 +124,7 @@ class StageSummary:
     seconds: float | None
 
     @classmethod
-    def from_folders(cls, *folders: Folder) -> "StageSummary":
+    def from_folders(cls, *folders: "Folder") -> "StageSummary":
         """Sum up a stage's output folders."""
         return cls(
             made=sum(folder.made for folder in folders),
@@ -131,7 +135,7 @@ class StageSummary:
         )
 
     @classmethod
-    def from_files(cls, *obtained: Obtained) -> "StageSummary":
+    def from_files(cls, *obtained: "Obtained") -> "StageSummary":
         """Sum up a stage's output files, where they are in no folder of shards."""
         return cls(
             made=sum(each.made for each in obtained),
@@ -150,6 +154,8 @@ class StageSummary:
             logging.getLogger(stage).info("nothing was made: all %d files were found in the store", self.found)
         if path is None:
             return
+        from pipeline.storage.whole import write_json
+
         record = {"stage": stage, "round": round_, "files": self.made + self.found, "tokens": self.tokens}
         write_json(path, record | {"bytes": self.bytes, "seconds": self.seconds})
 
@@ -159,6 +165,9 @@ def _sum_known(seconds: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(seconds) else None
 
 
-def read_settings(path: Path, machine: Path) -> tuple[params.Params, Machine]:
+def read_settings(path: Path, machine: Path) -> "tuple[Params, Machine]":
     """Read params.yaml and machine.yaml, each checked as a whole, before anything else."""
-    return params.load_params(path), load_machine(machine)
+    from pipeline.settings.machine import load_machine
+    from pipeline.settings.params import load_params
+
+    return load_params(path), load_machine(machine)

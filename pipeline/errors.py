@@ -4,12 +4,13 @@ Every text names the file or the setting as the user wrote it, what was expected
 command or edit that repairs it. `assert` is for what only our own code can break.
 """
 
+import difflib
 import errno
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -62,6 +63,15 @@ class EngineError(PotstillError):
 
 class GradeError(PotstillError):
     """The user's grader cannot be loaded, or gave something that is no grade."""
+
+
+def suggest(unknown: object, known: Iterable[str]) -> str:
+    """Say which known name a misspelt one stands for; where none is close, say which there are."""
+    names = list(known)
+    close = difflib.get_close_matches(str(unknown), names, n=1)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return f"known here: {', '.join(names)}" if names else "none is known here"
 
 
 _REPAIRS = {

@@ -1,6 +1,7 @@
 """Evaluate a checkpoint on the evaluation prompts: greedy, avg@k, pass@k, length, truncation, repetition.
 
-Its responses are kept in the store, so a corrected grader grades them again and writes nothing.
+Its responses and their grades are an output, too: which prompts a checkpoint answers worse than another is a question
+in SQL. A corrected grader grades them again, and writes nothing.
 """
 
 import logging
@@ -21,7 +22,15 @@ from pipeline.models.record import Model, read_model
 from pipeline.models.seal import CHECKPOINT
 from pipeline.progress import Bar
 from pipeline.rollouts.fit import check_prompts_fit
-from pipeline.rollouts.write import Author, Writing, count_missing, find_families, identify_rollouts, write_rollouts
+from pipeline.rollouts.write import (
+    Author,
+    Wanted,
+    Writing,
+    count_missing,
+    find_families,
+    identify_rollouts,
+    write_rollouts,
+)
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.storage.families import Families
@@ -31,25 +40,30 @@ from pipeline.storage.prompts import read_prompts
 from pipeline.storage.ragged import from_lists
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import list_shards, read_groups
-from pipeline.storage.store import Store
+from pipeline.storage.store import Folder, Store
 from pipeline.storage.whole import read_json, write_json
 
 VERSION = 1  # raise it when a metric would change
 log = logging.getLogger("evaluate")
 
+MODES = ("greedy", "sampled")
+"""How a checkpoint answers: its likeliest tokens, once; and k samples."""
+
 
 @dataclass(frozen=True)
 class EvaluateFolders:
-    """What is evaluated on what, and where the metrics go.
+    """What is evaluated on what, and where the responses and the metrics go.
 
     Attributes:
         model: a checkpoint, or a model's record.
         prompts: of the evaluation split.
+        responses: gets `rollouts` and `grades`, whose shards are called `greedy-` or `sampled-` and as their prompts.
         metrics: a file.
     """
 
     model: Path
     prompts: Path
+    responses: Path
     metrics: Path
 
 
@@ -66,18 +80,19 @@ def run(
     model = read_model(folders.model)
     prompts = list_shards(folders.prompts, "prompts")
     wanted = _list_wanted(settings, model, prompts)
-    families = find_families(store, wanted)
-    missing = count_missing(store, wanted, families)
-    written, paths = [], []
-    with OnDemand(model, settings, machine) as engine, Bar(missing.unknown, f"evaluate {name}") as bar:
-        check_prompts_fit(store, wanted, engine)
-        for source, identity in wanted:
-            written.append(store.obtain(identity, partial(_write, source, identity, engine, bar, families)))
-            paths.append(store.path(written[-1].entry.fingerprint, ".parquet"))
-    with Grading(grade, store) as graded:
-        answered = [
-            _answered(store, graded, prompts, paths[start : start + len(prompts)]) for start in (0, len(prompts))
-        ]
+    families = find_families(store, list(wanted.values()))
+    missing = count_missing(store, list(wanted.values()), families)
+    rollouts, grades = (Folder(store, folders.responses / kind) for kind in ("rollouts", "grades"))
+    with OnDemand(model, settings, machine) as engine, engine.make_bar(missing.unknown, f"evaluate {name}") as bar:
+        check_prompts_fit(store, list(wanted.values()), engine)
+        for shard, (source, identity) in wanted.items():
+            rollouts.obtain(shard, identity, partial(_write, source, identity, engine, bar, families))
+    with Grading(grade, store) as grading:
+        for shard, (source, _) in wanted.items():
+            grades.obtain(shard, *grading.prepare(source, rollouts.path / shard))
+    rollouts.close()
+    grades.close()
+    answered = [_read_answers(rollouts, grades, [f"{mode}-{source.name}" for source in prompts]) for mode in MODES]
     metrics = compute_metrics(name, answered[0], answered[1], settings.samples)
     own = folders.model / CHECKPOINT
     metrics["validation_kl"] = read_json(own).get("validation_kl") if own.exists() else None
@@ -87,35 +102,36 @@ def run(
         name, 100 * metrics["greedy"], settings.samples, 100 * metrics["avg_at_k"], settings.samples,
         100 * metrics["pass_at_k"], metrics["graded"], metrics["prompts"],
     )  # fmt: skip
-    return StageSummary.from_files(*written)
+    return StageSummary.from_folders(rollouts, grades)
 
 
-def _list_wanted(settings: params.Evaluate, model: Model, prompts: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """List each shard of prompts with the identity of its responses: first all greedy ones, then all sampled ones."""
+def _list_wanted(settings: params.Evaluate, model: Model, prompts: list[Path]) -> dict[str, Wanted]:
+    """List the shards of responses by name, each with its prompts and its identity."""
     greedy = settings.sampling.model_copy(update={"temperature": 0.0})
-    greedily = Writing(model, settings, greedy, 1, settings.seed)
-    sampled = Writing(model, settings, settings.sampling, settings.samples, settings.seed)
-    return [
-        (source, identify_rollouts("evaluate", VERSION, source, writing))
-        for writing in (greedily, sampled)
+    writings = {
+        "greedy": Writing(model, settings, greedy, 1, settings.seed),
+        "sampled": Writing(model, settings, settings.sampling, settings.samples, settings.seed),
+    }
+    return {
+        f"{mode}-{source.name}": (source, identify_rollouts("evaluate", VERSION, source, writings[mode]))
+        for mode in MODES
         for source in prompts
-    ]
+    }
 
 
 def _write(source: Path, identity: dict[str, Any], engine: OnDemand, bar: Bar, families: Families, path: Path) -> None:
     write_rollouts(path, identity, read_prompts(source), Author(engine, "student"), bar, families.of(identity))
 
 
-def _answered(store: Store, graded: Grading, prompts: list[Path], written: list[Path]) -> Answered:
-    """Grade some shards of the store; their grades are kept there too."""
+def _read_answers(rollouts: Folder, grades: Folder, shards: list[str]) -> Answered:
+    """Read what metrics are made from, off some shards of responses and their grades."""
     correct: list[bool | None] = []
-    for source, path in zip(prompts, written, strict=True):
-        entry = store.obtain(*graded.prepare(source, path)).entry
-        correct += [each.correct for each in read_grades(store.path(entry.fingerprint, ".parquet"), path)]
     lengths: list[int] = []
     repetitions: list[float] = []
     reasons: list[str] = []
-    for path in written:
+    for shard in shards:
+        path = rollouts.path / shard
+        correct += [each.correct for each in read_grades(grades.path / shard, path)]
         for group in read_groups(path, ROLLOUTS, ("response_ids", "finish_reason")):
             responses = from_lists(group.column("response_ids"))
             lengths += responses.lengths.tolist()
@@ -128,6 +144,7 @@ def main(
     name: Annotated[str, typer.Option("--checkpoint", help="The checkpoint's name in the report.")],
     model: Annotated[Path, typer.Option(help="A checkpoint's folder, or a model's record.")],
     prompts: Annotated[Path, typer.Option(help="Prompts of the evaluation split.")],
+    responses: Annotated[Path, typer.Option(help="Where the responses and their grades go.")],
     out: Annotated[Path, typer.Option(help="Where the metrics go.")],
     machine_file: MachineFile,
     store: StoreFolder,
@@ -136,7 +153,7 @@ def main(
 ) -> None:
     """Read the settings and run the stage."""
     settings, machine = command.read_settings(params_file, machine_file)
-    folders = EvaluateFolders(model=model, prompts=prompts, metrics=out)
+    folders = EvaluateFolders(model=model, prompts=prompts, responses=responses, metrics=out)
     made = run(settings.evaluate, settings.grade, machine, Store(store), name, folders)
     made.note(timing, "evaluate", name)
 

@@ -22,7 +22,6 @@ from pipeline.engines.open import OnDemand
 from pipeline.grading.write import grade_shards
 from pipeline.models.lineage import read_checkpoint_teacher
 from pipeline.models.record import Model, read_model
-from pipeline.progress import Bar
 from pipeline.rollouts import drift
 from pipeline.rollouts.drift import DRIFT_COLUMNS, Drift, check_bound, measure_drift
 from pipeline.rollouts.write import Author, Writing, identify_rollouts, obtain_rollouts, write_rollouts
@@ -176,7 +175,7 @@ def _find_floor(store: Store, engine: OnDemand, source: Path, settings: params.R
 
 def _write_few(source: Path, identity: dict[str, Any], engine: OnDemand, settings: params.Refresh, path: Path) -> None:
     few = read_prompts(source)[: settings.drift_rows]
-    with Bar(len(few), "refresh: floor") as bar:
+    with engine.make_bar(len(few), "refresh: floor") as bar:
         write_rollouts(path, identity, few, Author(engine, "student"), bar)
 
 

@@ -39,6 +39,12 @@ def make(root: Path) -> Path:
         _folder(store, data / "grades" / round_, [_grades(table, 1) for table in rollouts])
         _folder(store, data / "scores" / round_ / "teacher", [_scores(table, 0) for table in rollouts])
         _folder(store, data / "scores" / round_ / "views" / "hinted", [_scores(table, 1, 3) for table in rollouts])
+    for checkpoint in ("teacher", "r0", "r1", "r2"):
+        names = {f"{mode}-{bucket:05d}.parquet": (mode, bucket) for mode in ("greedy", "sampled") for bucket in (0, 1)}
+        answers = [_answers(f"{checkpoint}-{mode}", bucket) for mode, bucket in names.values()]
+        _folder(store, data / "evaluations" / checkpoint / "rollouts", answers, list(names))
+        graded = [_grades_by_chance(table) for table in answers]
+        _folder(store, data / "evaluations" / checkpoint / "grades", graded, list(names))
     _measurements(data)
     return data
 
@@ -65,16 +71,16 @@ def encode(text: str) -> list[int]:
     return [*map(LETTERS.index, text), EOS]
 
 
-def _folder(store: Store, path: Path, tables: list[pa.Table]) -> None:
+def _folder(store: Store, path: Path, tables: list[pa.Table], names: list[str] | None = None) -> None:
     folder = Folder(store, path)
-    for bucket, table in enumerate(tables):
+    for name, table in zip(names or [f"{bucket:05d}.parquet" for bucket in range(len(tables))], tables, strict=True):
         identity = {"content": hashing.digest(str(table.to_pylist()))}
 
         def write(target: Path, table: pa.Table = table, identity: dict[str, Any] = identity) -> None:
             with Writer(target, table.schema, identity, {}) as writer:
                 writer.write(table)
 
-        folder.obtain(f"{bucket:05d}.parquet", identity, write)
+        folder.obtain(name, identity, write)
     folder.close()
 
 
@@ -126,6 +132,27 @@ def _grades(rollouts: pa.Table, wrong: int) -> pa.Table:
         {"rollout_id": row["rollout_id"], "correct": row["sample"] != wrong, "reward": float(row["sample"] != wrong)}
         for row in rollouts.select(["rollout_id", "sample"]).to_pylist()
     ]
+    return pa.Table.from_pylist(rows, GRADES)
+
+
+def _answers(writer: str, bucket: int) -> pa.Table:
+    """Responses to the evaluation prompts; greedy ones are one to each."""
+    table = _rollouts(writer, bucket)
+    asked = [name.replace("opd-", "evaluation-") for name in table.column("prompt_id").to_pylist()]
+    table = table.set_column(ROLLOUTS.get_field_index("prompt_id"), ROLLOUTS.field("prompt_id"), pa.array(asked))
+    if writer.endswith("sampled"):
+        return table
+    return table.filter(pa.array([sample == 0 for sample in table.column("sample").to_pylist()]))
+
+
+def _grades_by_chance(rollouts: pa.Table) -> pa.Table:
+    """Right, wrong, or in a few cases not graded."""
+    rows = []
+    for rollout_id in rollouts.column("rollout_id").to_pylist():
+        draw = int(rollout_id[:4], 16) % 9
+        correct = None if draw == 0 else draw < 5
+        reward = None if correct is None else float(correct)
+        rows.append({"rollout_id": rollout_id, "correct": correct, "reward": reward})
     return pa.Table.from_pylist(rows, GRADES)
 
 

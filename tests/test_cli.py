@@ -13,8 +13,10 @@ from pipeline import command
 from pipeline.cli import app
 from pipeline.errors import GradeError
 from pipeline.models.seal import write_sealed
+from pipeline.report import conversation
+from pipeline.report.decoding import split_pieces
 from pipeline.report.sql import Database
-from pipeline.report.transcript import Token, split_pieces
+from pipeline.report.transcript import Token
 from pipeline.storage.garbage import find_garbage
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.store import Store
@@ -53,7 +55,7 @@ def test_sql_prints_a_box(project: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_sql_prints_csv(project: Path, capsys: pytest.CaptureFixture[str]):
-    _run(project, "sql", "--csv", "-c", "select count(*) as n from tokens")
+    _run(project, "sql", "--format", "csv", "-c", "select count(*) as n from tokens")
     tokens = sum(
         entry.tokens
         for folder, names in (("r2", None), ("r1", {"00001.parquet", "00002.parquet"}))
@@ -64,9 +66,46 @@ def test_sql_prints_csv(project: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def test_sql_reads_statements_from_a_pipe(project: Path):
-    arguments = [sys.executable, "-m", "pipeline.cli", "sql", "--csv", "--data", str(project / "data")]
+    arguments = [sys.executable, "-m", "pipeline.cli", "sql", "--format", "csv", "--data", str(project / "data")]
     done = subprocess.run(arguments, input="select 1 as a;\nselect 2 as b;", capture_output=True, text=True, check=True)
     assert done.stdout == "a\n1\nb\n2\n"
+
+
+def test_sql_writes_a_file_in_the_format_of_its_name(project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, content in (
+        ("a.csv", "a\n1\n"), ("a.json", '[{"a": 1}]\n'), ("a.md", "| a |\n| ---: |\n| 1 |\n\n"),
+    ):  # fmt: skip
+        _run(project, "sql", "-c", "select 1 as a", "--out", str(tmp_path / name))
+        assert (tmp_path / name).read_text() == content
+    _run(project, "sql", "-c", "select 1 as a", "--out", str(tmp_path / "a.csv"), "--format", "json")
+    assert (tmp_path / "a.csv").read_text() == '[{"a": 1}]\n'
+    assert capsys.readouterr().out == ""
+
+
+def test_sql_writes_over_nothing_that_a_stage_made(project: Path, capsys: pytest.CaptureFixture[str]):
+    shard = project / "data/rollouts/r1/00001.parquet"
+    before = shard.read_bytes()
+    for target in (shard, project / "data/new.csv"):
+        with pytest.raises(SystemExit):
+            _run(project, "sql", "-c", "select 1 as a", "--out", str(target))
+        assert "name a file elsewhere" in capsys.readouterr().err
+    assert shard.read_bytes() == before
+    assert not (project / "data/new.csv").exists()
+
+
+def test_sql_lists_and_asks_ready_questions(project: Path, capsys: pytest.CaptureFixture[str]):
+    _run(project, "sql", "--list")
+    assert "worst-tokens       The twenty tokens" in capsys.readouterr().out
+    _run(project, "sql", "drift-by-round", "--format", "csv")
+    assert capsys.readouterr().out.startswith("round,policy,bound,floor,shards,kept,")
+    for arguments, told in (
+        (["worst-token"], "no question `worst-token`; did you mean `worst-tokens`?"),
+        (["costs", "-c", "select 1"], "name one of them"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            _run(project, "sql", *arguments)
+        assert end.value.code == 1
+        assert told in capsys.readouterr().err
 
 
 def test_sql_at_a_terminal_reads_up_to_the_semicolon_and_outlives_mistakes(
@@ -95,6 +134,31 @@ def test_sql_at_a_terminal_reads_up_to_the_semicolon_and_outlives_mistakes(
     assert out.index("│     42 │") < out.index("│    43 │")
     assert told.index("Parser Error") < told.index("SQL only reads here")
     assert shard.read_bytes() == before
+
+
+def test_ctrl_c_at_the_prompt_drops_what_was_begun_and_help_names_the_views(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    lines = [".tables", "select 1 +", KeyboardInterrupt(), "select 41 + 2 as after;", EOFError()]
+
+    def typed(_: str) -> str:
+        line = lines.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", typed)
+    _run(project, "sql")
+    out, told = capsys.readouterr()
+    assert out.count("evaluations, metrics, histories") == 2, "at the beginning, and when asked"
+    assert "│    43 │" in out
+    assert told == ""
+
+
+def test_tab_at_the_prompt_completes_views():
+    names = [conversation._complete("all_s", number) for number in range(3)]
+    assert names == ["all_scores", "all_support", None]
 
 
 def test_a_mistake_is_one_paragraph_and_exit_code_1(project: Path, capsys: pytest.CaptureFixture[str]):
@@ -156,12 +220,63 @@ def test_show_prints_a_rollout_by_the_beginning_of_its_id(project: Path, capsys:
     assert "the teacher's likeliest" in out
 
 
-def test_show_refuses_an_id_that_is_unknown_or_not_enough(project: Path, capsys: pytest.CaptureFixture[str]):
-    for prefix, told in (("nothing", "no rollout's id begins with `nothing`"), ("", "several rollouts")):
-        with pytest.raises(SystemExit) as end:
-            _run(project, "show", prefix)
-        assert end.value.code == 1
-        assert told in capsys.readouterr().err
+def test_show_shows_a_kept_rollout_in_the_round_and_beside_the_view_that_are_asked(
+    project: Path, capsys: pytest.CaptureFixture[str]
+):
+    with Database(project / "data") as database:
+        kept, other = (
+            database.ask(f"select rollout_id from rollouts where {which} order by rollout_id limit 1")[0]["rollout_id"]
+            for which in ("kept and prompt_id = 'opd-0-2'", "round = 'r1'")
+        )
+        logprob = database.ask(
+            "select sampled_logprobs[1] as first from scores where rollout_id = ? and view = 'hinted'", [kept]
+        )[0]["first"]
+    _run(project, "show", kept, "--round", "r1")
+    assert "written in r1, shown from r1" in capsys.readouterr().out
+    _run(project, "show", kept, "--view", "hinted")
+    out = capsys.readouterr().out
+    assert "written in r1, shown from r2" in out
+    assert "the view hinted finds the token less likely" in out
+    assert any(line.startswith(" 0 ") and f"{logprob:.3f}" in line for line in out.splitlines())
+    with pytest.raises(SystemExit):
+        _run(project, "show", other, "--round", "r2")
+    assert f"no rollout's id begins with `{other}` in r2" in capsys.readouterr().err
+
+
+def test_show_lists_the_rollouts_of_a_prompt(project: Path, capsys: pytest.CaptureFixture[str]):
+    """Those of the kept bucket 0 once, in their latest round; where a round is named, in that one."""
+    for asked, rounds in (((), ["r2", "r2"]), (("--round", "r1"), ["r1", "r1"])):
+        _run(project, "show", "--prompt", "opd-0-1", *asked)
+        out = capsys.readouterr().out
+        assert "prompt opd-0-1, opd" in out
+        lines = [line.split() for line in out.splitlines() if line.startswith((" r1 ", " r2 "))]
+        assert [(line[0], line[1], line[3]) for line in lines] == list(
+            zip(rounds, "01", ("right", "wrong"), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nothing"], "no rollout's id begins with `nothing`. `potstill sql"),
+        ([""], "several rollouts"),
+        (["opd-1-1"], "A prompt's does: `potstill show --prompt opd-1-1`"),
+        (["--prompt", "opd-1"], "several prompts' ids: opd-1-0, opd-1-1, opd-1-2, …"),
+        (["--prompt", "nothing"], "no prompt's id begins with `nothing`"),
+        (["--prompt", "opd-1-1", "--round", "r3"], "no rollouts of the round `r3`; known here: r1, r2"),
+        (["", "--round", "x"], "no rollouts of the round `x`; known here: r1, r2"),
+        (["", "--view", "hintd"], "no scores of the view `hintd`; did you mean `hinted`?"),
+        ([], "name either a rollout"),
+        (["a", "--prompt", "b"], "name either a rollout"),
+    ],
+)
+def test_show_says_what_it_cannot_find(
+    project: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as end:
+        _run(project, "show", *arguments)
+    assert end.value.code == 1
+    assert told in capsys.readouterr().err
 
 
 def test_a_token_is_coloured_by_the_nats_between_student_and_teacher():
@@ -210,7 +325,7 @@ def test_verify_names_damaged_files(own: Path, capsys: pytest.CaptureFixture[str
     told = capsys.readouterr()
     assert str(cut) in told.out
     assert str(missing) in told.out
-    assert "2 files are not as they were written, of 39" in told.err
+    assert "2 files are not as they were written, of 71" in told.err
     _run(own, "verify", str(own / "data/rollouts/r1"))
 
 

@@ -144,6 +144,10 @@ def add_engine(project: Project) -> None:
     hf = re.compile(r"^( +- pipeline/engines/)hf(\.py: \[VERSION\]\n)", re.MULTILINE)
     project.replace("dvc.yaml", stages, hf.sub(r"\g<0>\1twin\2", stages))
     project.replace("tests/test_engines.py", '"hf": 2e-6, ', '"hf": 2e-6, "twin": 2e-6, ')
+    command = [sys.executable, "-m", "pipeline.cli", "schema", "params"]
+    schema = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, check=True).stdout
+    committed = "pipeline/settings/schemas/params.json"
+    project.replace(committed, (ROOT / committed).read_text(), schema)
 
 
 def row_of(what: str) -> tuple[set[str], list[str]]:

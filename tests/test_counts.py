@@ -15,17 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.grading import graders
 from pipeline.grading.graders import _Exact, exact
+from pipeline.report.sql import Database
 from pipeline.settings import params
 from pipeline.storage import made_with
 from pipeline.storage.prompts import PROMPTS
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import list_shards, read_shard
+from pipeline.storage.whole import read_json
 from tests import dag, tiny_models
 from tests.dag import Stage
 
@@ -341,6 +344,21 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Stage
 def test_a_first_run_makes_everything(finished):
     everything = added({"prompts": SFT + ALL + EVALUATION, "teacher_rollouts": SFT, "grade": SFT}, FROM_SFT)
     assert finished[2] == added(everything, evaluated(2))
+
+
+def test_evaluations_hold_what_the_metrics_are_made_from(finished):
+    project, *_ = finished
+    with Database(project / "data") as database:
+        for checkpoint in ("teacher", "r0", "r1", "r2"):
+            metrics = read_json(project / f"data/metrics/{checkpoint}.json")
+            rows = database.ask("select * from evaluations where checkpoint = ?", [checkpoint])
+            greedy, sampled = ([row for row in rows if row["mode"] == mode] for mode in ("greedy", "sampled"))
+            assert len(greedy) == metrics["prompts"]
+            assert len(sampled) == metrics["prompts"] * metrics["k"]
+            assert np.mean([row["correct"] for row in greedy]) == metrics["greedy"]
+            assert np.mean([row["correct"] for row in sampled]) == pytest.approx(metrics["avg_at_k"])
+            assert np.mean([row["tokens"] for row in sampled]) == metrics["mean_length"]
+            assert np.mean([row["finish_reason"] == "length" for row in sampled]) == metrics["truncated"]
 
 
 @pytest.mark.slow

@@ -84,11 +84,13 @@ def test_a_flipped_bit_anywhere_ends_the_stage_that_would_read_the_shard(shard):
 
 
 def test_a_shard_that_no_manifest_names_ends_the_stage(shard):
-    with pytest.raises(ShardError, match="has no manifest"):
+    with pytest.raises(ShardError, match=r"has no \.manifest"):
         check_folders(shard.parent)
     _list(shard)
     shard.rename(shard.with_name("other.parquet"))
-    with pytest.raises(ShardError, match=r"other\.parquet is not in manifest\.json \(1 more: `potstill verify` names"):
+    with pytest.raises(
+        ShardError, match=r"other\.parquet is not in \.manifest\.json \(1 more: `potstill verify` names"
+    ):
         check_folders(shard.parent)
 
 

@@ -18,7 +18,7 @@ from pipeline.settings import params
 from pipeline.settings.machine import Machine
 from pipeline.settings.models import Demo, Models, TinyModel, Training
 from pipeline.storage.bucket import Bucket
-from pipeline.storage.manifest import verify_folder
+from pipeline.storage.manifest import MANIFEST, verify_folder
 from pipeline.storage.rollouts import TOKEN_COLUMNS
 from pipeline.storage.shards import open_parquet, read_group
 from pipeline.storage.store import Store
@@ -285,7 +285,7 @@ class TestStage:
         made, teacher, student = self.run(tmp_path, settings)
         assert made.made == 0
         # A manifest of nothing: DVC warns of an empty folder at every stage that depends on it.
-        assert [path.name for path in (tmp_path / "demo").iterdir()] == ["manifest.json"]
+        assert [path.name for path in (tmp_path / "demo").iterdir()] == [MANIFEST]
         assert verify_folder(tmp_path / "demo") == []
         assert (teacher.name, student.name) == (settings.teacher, settings.student)
 

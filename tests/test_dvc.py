@@ -11,6 +11,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.storage.manifest import MANIFEST
 from pipeline.storage.store import Store
 from tests import dag, dvc_project, tiny_models
 from tests.dvc_project import ran, run
@@ -137,13 +138,14 @@ def test_without_an_active_environment_the_stages_run_with_the_one_beside_them(c
 
 
 def test_store_cache_and_workspace_have_each_shard_once(project, killed):
-    """Files of one inode count once. The report is no shard, and has the size of its scripts."""
-    report = {path.stat().st_ino for path in (project / "data/report").rglob("*")}
+    """Files of one inode count once. The report has the size of its scripts, and manifests that of tiny shards."""
+    no_shards = [*(project / "data/report").rglob("*"), *(project / "data").rglob(MANIFEST)]
+    beside = {path.stat().st_ino for path in no_shards}
     everywhere: dict[int, int] = {}
     for folder in (".potstill", ".dvc/cache", "data"):
         for path in (project / folder).rglob("*"):
             found = path.stat()
-            if path.is_file() and found.st_ino not in report:
+            if path.is_file() and found.st_ino not in beside:
                 everywhere[found.st_ino] = found.st_size
     files = [file for path in Store(project / ".potstill/store").entries() for file in all_files(path)]
     shards = sum({path.stat().st_ino: path.stat().st_size for path in files}.values())

@@ -16,6 +16,7 @@ from pipeline.models.record import record_model
 from pipeline.settings.models import EngineSettings, Training
 from pipeline.settings.recipe import load_recipe
 from pipeline.storage.bucket import Bucket
+from pipeline.storage.manifest import MANIFEST
 from pipeline.storage.rollouts import ROLLOUTS
 from pipeline.storage.shards import read_shard
 from pipeline.training.preference_pairs import find_partners
@@ -131,7 +132,7 @@ TO_SCORES = ["models", "prompts", "teacher_rollouts", "sft", "refresh@r1", "scor
 def test_soda_trains_from_what_the_stages_made(project):
     made = dag.run(project, [*TO_SCORES, "score_teacher@r1", "train@r1"])
     assert made["score_teacher@r1"] == {"score_teacher@r1 reference": 4}
-    assert {path.name for path in Path("data/scores/r1/of_teacher").iterdir()} == {"manifest.json", "reference"}
+    assert {path.name for path in Path("data/scores/r1/of_teacher").iterdir()} == {MANIFEST, "reference"}
     with Path("data/models/r1/history.csv").open(newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert losses[0] == pytest.approx(math.log(2), rel=1e-5)

@@ -140,7 +140,7 @@ OBJECTIVE = "objective: topk_reverse_kl"
 @pytest.mark.parametrize(
     ("objective", "told"),
     [
-        ("topk_reverse_lk", "train.objective: no recipe `topk_reverse_lk`; there are align_distil"),
+        ("topk_reverse_lk", "train.objective: no recipe `topk_reverse_lk`; did you mean `topk_reverse_kl`?"),
         ("{terms: [{estimator: nll, suport: own}]}", "train.objective: recipe `own` has 2 mistakes:\n    terms.0."),
         ("sft", "train.objective: `sft` has no term on the student's own responses"),
         ("{terms: [{estimator: nll, view: null, support: sampled}, {estimator: nll, view: null, support: sampled, "
@@ -227,7 +227,11 @@ def context(written: str, *more: str) -> str:
         (POLICY, "adapter: lora", "refresh.adapter would be put on every student as well"),
         ("samples: 4", "samples: 4, adapter: lora", "evaluate.adapter would be put on every student as well"),
         (VIEWS, f"adapter: lora, {VIEWS}", "teacher_rollouts.adapter is None, score.adapter lora: these are two"),
-        ("{prev: r0}", "{prev: r2}", "rounds.r1.prev: `r0` or a round above it is expected, found `r2`"),
+        (
+            "{prev: r0}",
+            "{prev: r2}",
+            "rounds.r1.prev: `r0` or a round above it is expected, found `r2`; known",
+        ),
         ("{prev: r0}", "{prev: r1}", "rounds.r1.prev: `r0` or a round above it is expected, found `r1`"),
         ("  r1: {prev: r0}", "  r0: {prev: r0}", "rounds.r0: `r0` is the SFT student"),
     ],

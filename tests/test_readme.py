@@ -14,6 +14,7 @@ import typer
 from ruamel.yaml import YAML
 
 from pipeline.cli import app
+from pipeline.report.questions import read_question
 from pipeline.report.sql import Database
 from pipeline.settings import params
 from pipeline.settings.machine import load_machine
@@ -71,7 +72,8 @@ def test_every_potstill_command_parses():
 
 def test_every_statement_of_sql_runs(tmp_path: Path):
     example_data.make(tmp_path)
-    statements = [words[words.index("-c") + 1] for words in _of("potstill") if words[0] == "sql"]
+    asked = [words for words in _of("potstill") if words[0] == "sql" and "--list" not in words]
+    statements = [words[words.index("-c") + 1] if "-c" in words else read_question(words[1]) for words in asked]
     assert statements
     with Database(tmp_path / "data") as database:
         for statement in statements:

@@ -105,7 +105,7 @@ def test_lightning_is_as_published():
 
 def test_an_unknown_recipe_lists_those_there_are():
     with pytest.raises(
-        SettingsError, match=r"no recipe `topk`; there are align_distil, .*, topk_reverse_kl, uni_opd, vopd"
+        SettingsError, match=r"no recipe `topk`; known here: align_distil, .*, topk_reverse_kl, uni_opd, vopd"
     ):
         load_recipe("topk")
 

@@ -1,8 +1,11 @@
 """SQL over the shards against what the manifests and the shards themselves say."""
 
-import io
+import csv
+import json
+import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import PotstillError
-from pipeline.report.sql import VIEWS, Database
+from pipeline.grading.metrics import Answered, compute_metrics
+from pipeline.report import decoding
+from pipeline.report.formats import format_csv
+from pipeline.report.readonly import ReadOnlyFiles
+from pipeline.report.sql import OF_ROUNDS, VIEWS, Database
 from pipeline.storage.grades import GRADES
 from pipeline.storage.manifest import read_manifest
 from pipeline.storage.rollouts import ROLLOUTS
@@ -130,8 +137,10 @@ def test_prompts_and_teacher_rollouts_are_counted(database: Database):
 
 def test_an_empty_folder_has_the_same_columns_and_no_rows(tmp_path: Path, database: Database):
     with Database(tmp_path) as empty:
-        for view in [*VIEWS, *[f"all_{name}" for name in VIEWS[2:]]]:
+        for view in [*VIEWS, *[f"all_{name}" for name in OF_ROUNDS]]:
             described, expected = empty.ask(f"describe {view}"), database.ask(f"describe {view}")
+            if view == "histories":  # what a recipe's diagnostics add comes behind
+                expected = expected[: len(described)]
             assert [(row["column_name"], row["column_type"]) for row in described] == [
                 (row["column_name"], row["column_type"]) for row in expected
             ], view
@@ -158,9 +167,8 @@ def test_a_box_shows_control_characters_instead_of_obeying_them(database: Databa
 
 
 def test_several_statements_give_several_results(database: Database):
-    stream = io.StringIO()
-    database.write_csv("select 1 as a, null as b; select 'x,y' as c", stream)
-    assert stream.getvalue() == 'a,b\n1,\nc\n"x,y"\n'
+    answers = database.answer("select 1 as a, null as b; select 'x,y' as c")
+    assert [format_csv(answer) for answer in answers] == ["a,b\n1,\n", 'c\n"x,y"\n']
     assert len(database.draw_boxes("select 1; select 2")) == 2
 
 
@@ -223,6 +231,27 @@ def test_a_file_of_the_users_own_is_read(database: Database, tmp_path: Path, mon
     assert database.ask(f"select a from read_csv('shards://{tmp_path}/mine.csv')") == [{"a": 7}]
 
 
+def test_threads_that_read_on_continue_where_the_last_of_them_stopped(tmp_path: Path):
+    """Readers of CSV and JSON hand a file from thread to thread; each once began at its beginning again."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+    pieces: list[Any] = []
+    with ReadOnlyFiles().open(str(tmp_path / "file")) as file:
+
+        def in_a_thread(read) -> None:
+            thread = threading.Thread(target=lambda: pieces.append(read()))
+            thread.start()
+            thread.join()
+
+        in_a_thread(lambda: file.read(3))
+        in_a_thread(lambda: file.read(3))
+        file.seek(1)
+        in_a_thread(lambda: (file.seek(8), file.read(2))[1])
+        pieces.append(file.read(2))  # where this thread went, whatever others did since
+        in_a_thread(lambda: file.read(4))
+        pieces.append(file.read(4))
+    assert pieces == [b"012", b"345", b"89", b"12", b"3456", b"789"]
+
+
 def test_many_threads_read_one_file_each_at_its_own_place(tmp_path: Path):
     numbers = np.arange(200_000, dtype=np.int64)
     pq.write_table(pa.table({"n": numbers}), tmp_path / "many.parquet", row_group_size=1000)
@@ -231,3 +260,87 @@ def test_many_threads_read_one_file_each_at_its_own_place(tmp_path: Path):
         for _ in range(5):
             found = database.ask(f"select sum(n) as n from read_parquet('shards://{tmp_path}/many.parquet')")
             assert found == [{"n": numbers.sum()}]
+
+
+def test_tokens_have_the_text_that_the_tokenizer_gives_each_once(data: Path, monkeypatch: pytest.MonkeyPatch):
+    example_data.tokenizer(data)
+    decoded: Counter[int] = Counter()
+
+    def make_counting(record: Path):
+        decode = make_decoder(record)
+
+        def decode_and_count(ids):
+            decoded[ids[-1]] += len(ids) == 2  # a token after a letter
+            return decode(ids)
+
+        return decode_and_count
+
+    make_decoder = decoding.make_decoder
+    monkeypatch.setattr(decoding, "make_decoder", make_counting)
+    with Database(data) as database:
+        assert database.ask("select count(*) as n from (select token_id, pos from tokens)")[0]["n"] > 0
+        assert not decoded, "a question that names no token opened the tokenizer"
+        rows = database.ask("select token_id, token from tokens")
+        assert {row["token_id"]: row["token"] for row in rows} == {
+            token: "<eos>" if token == example_data.EOS else example_data.LETTERS[token]
+            for token in {row["token_id"] for row in rows}
+        }
+        kept = database.ask("select id, token from support")
+        assert all(row["token"] == (*example_data.LETTERS, "<eos>")[row["id"]] for row in kept)
+    assert set(decoded.values()) == {1}
+    assert len(rows) > 5 * len(decoded)
+
+
+def test_tokens_without_a_tokenizer_have_no_text(tmp_path: Path):
+    with Database(example_data.make(tmp_path)) as database:
+        assert database.ask("select distinct token from tokens") == [{"token": None}]
+
+
+def test_measurements_are_views(data: Path, database: Database):
+    record = json.loads((data / "metrics/r1.json").read_text())
+    (row,) = database.ask("select * from metrics where checkpoint = 'r1'")
+    assert {name: value for name, value in row.items() if value is not None} == {
+        name: value for name, value in record.items() if name != "seal"
+    }
+    for view, file, column in (("histories", "history", "kl"), ("validations", "validation", "validation_kl")):
+        with (data / f"models/r2/{file}.csv").open(newline="") as lines:
+            wanted = [(int(line["step"]), float(line[column])) for line in csv.DictReader(lines)]
+        rows = database.ask(f"select step, {column} from {view} where checkpoint = 'r2' order by step")
+        assert [(row["step"], row[column]) for row in rows] == wanted
+    assert database.ask("select distinct kl from histories where checkpoint = 'r0'") == [{"kl": None}]
+    shards = json.loads((data / "drift/r2.json").read_text())["shards"]
+    rows = database.ask("select * from drift where round = 'r2' order by bucket")
+    names = ("drift", "effective_sample_size", "written_in", "kept")
+    assert [[row[name] for name in names] for row in rows] == [
+        [shards[shard][name] for name in names] for shard in sorted(shards)
+    ]
+    record = json.loads((data / "timings/score-r1.json").read_text())
+    (row,) = database.ask("select * from timings where stage = 'score' and round = 'r1'")
+    assert row == {name: value for name, value in record.items() if name != "seal"}
+
+
+def test_every_metric_is_a_column(database: Database):
+    answered = Answered([True, False], np.array([3, 4]), ["stop", "length"], [0.0, 0.1])
+    metrics = compute_metrics("r1", answered, answered, 1)
+    names = [row["column_name"] for row in database.ask("describe metrics")]
+    assert set(names) == {*metrics, "validation_kl"}, "pipeline/report/sources.py lists the columns of `metrics`"
+
+
+def test_evaluations_have_their_grades_by_checkpoint_and_mode(data: Path, database: Database):
+    for mode, samples in (("greedy", 1), ("sampled", example_data.SAMPLES)):
+        rows = database.ask(
+            "select prompt_id, sample, correct, text from evaluations where checkpoint = 'r1' and mode = ?", [mode]
+        )
+        folder = data / "evaluations/r1"
+        correct = {
+            row["rollout_id"]: row["correct"]
+            for path in folder.glob(f"grades/{mode}-*")
+            for row in pq.read_table(path).to_pylist()
+        }
+        wanted = [
+            (row["prompt_id"], row["sample"], correct[row["rollout_id"]], row["text"])
+            for path in folder.glob(f"rollouts/{mode}-*")
+            for row in pq.read_table(path).to_pylist()
+        ]
+        assert Counter(tuple(row.values()) for row in rows) == Counter(wanted)
+        assert len(rows) == 2 * example_data.PROMPTS_EACH * samples

@@ -196,7 +196,7 @@ def test_a_closed_folder_holds_this_run_and_nothing_else(kept, tmp_path):
     assert (folder.made, folder.found) == (1, 2)
     assert (folder.rows, folder.tokens, folder.bytes) == (6, 0, sum(entry.bytes for entry in folder.entries.values()))
     folder.close()
-    assert names(out) == ["1.parquet", "2.parquet", "3.parquet", MANIFEST]
+    assert names(out) == [MANIFEST, "1.parquet", "2.parquet", "3.parquet"]
     assert read_manifest(out) == folder.entries
     assert verify_folder(out) == []
 
@@ -204,7 +204,7 @@ def test_a_closed_folder_holds_this_run_and_nothing_else(kept, tmp_path):
 def test_a_folder_has_no_manifest_until_it_is_closed(kept, tmp_path):
     folder_of(kept, tmp_path / "out", [0]).close()
     folder = folder_of(kept, tmp_path / "out", [0, 1])
-    with pytest.raises(ShardError, match="has no manifest"):
+    with pytest.raises(ShardError, match=r"has no \.manifest"):
         read_manifest(tmp_path / "out")
     folder.close()
     assert set(read_manifest(tmp_path / "out")) == {"0.parquet", "1.parquet"}
@@ -252,7 +252,7 @@ def test_verify_finds_what_is_wrong_and_where(kept, tmp_path, damage, told):
 def test_verify_finds_files_that_nobody_listed(kept, tmp_path):
     folder_of(kept, tmp_path / "out", [0]).close()
     shard(tmp_path / "out" / "7.parquet")
-    assert verify_folder(tmp_path / "out") == [f"{tmp_path / 'out' / '7.parquet'} is not in manifest.json"]
+    assert verify_folder(tmp_path / "out") == [f"{tmp_path / 'out' / '7.parquet'} is not in {MANIFEST}"]
 
 
 def test_content_of_a_folder_is_its_names_and_bytes(tmp_path):

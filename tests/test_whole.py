@@ -12,7 +12,7 @@ from pipeline import command
 from pipeline.errors import ShardError, explain_system_error
 from pipeline.models.seal import CHECKPOINT, verify_checkpoint, write_sealed
 from pipeline.storage import hashing
-from pipeline.storage.manifest import verify_folder, verify_records
+from pipeline.storage.manifest import MANIFEST, verify_folder, verify_records
 from pipeline.storage.scores import SCORES, make_skipped_table
 from pipeline.storage.shards import Writer
 from pipeline.storage.store import Store
@@ -151,9 +151,9 @@ def test_a_file_that_a_checkpoint_lost_is_named(checkpoint):
 def test_verify_survives_a_damaged_manifest_and_reads_records(tmp_path):
     for folder in ("scores", "metrics"):
         (tmp_path / folder).mkdir()
-    write_json(tmp_path / "scores/manifest.json", {"00000.parquet": {"rows": 1}})
+    write_json(tmp_path / "scores" / MANIFEST, {"00000.parquet": {"rows": 1}})
     (tmp_path / "metrics/r1.json").write_text('{"greedy": 0.5')
-    assert "manifest.json is cut off or damaged" in verify_folder(tmp_path / "scores")[0]
+    assert f"{MANIFEST} is cut off or damaged" in verify_folder(tmp_path / "scores")[0]
     assert ["metrics/r1.json is cut off" in sentence for sentence in verify_records(tmp_path)] == [True]
 
 

@@ -19,15 +19,14 @@ from pipeline.errors import ModelError, damaged
 from pipeline.grading.metrics import find_degeneration
 from pipeline.models.seal import CHECKPOINT, check_checkpoint
 from pipeline.report import plots
+from pipeline.report.decoding import Decoder, make_decoder
 from pipeline.report.plots import History, Timing
 from pipeline.report.sql import Database
 from pipeline.report.transcript import (
     LEVELS,
-    Decoder,
     Token,
     Transcript,
     choose_telling,
-    make_decoder,
     read_transcript,
 )
 from pipeline.storage.manifest import check_folders

@@ -4,6 +4,7 @@ DuckDB's own is then disabled and its settings are locked, so it is not a matter
 is a hard link of the store's and of DVC's cache's file, and what writes over one writes over all.
 """
 
+import glob
 import io
 import os
 import threading
@@ -39,6 +40,10 @@ class ReadOnlyFiles(AbstractFileSystem):
         names = [str(inside) for inside in place.iterdir()] if place.is_dir() else [str(place)]
         return [self.info(name) for name in names] if detail else names
 
+    def glob(self, path: str, maxdepth: int | None = None, **_: Any) -> list[str]:  # noqa: ARG002
+        """List the files that a pattern matches, in the order of their names; fsspec's own walks whole folders."""
+        return sorted(glob.glob(str(self._strip_protocol(path)), recursive=True))  # noqa: PTH207 - of a whole path
+
     def modified(self, path: str) -> datetime:
         """Say when a file was written."""
         return datetime.fromtimestamp(self.info(path)["mtime"], tz=UTC)
@@ -55,29 +60,41 @@ class ReadOnlyFiles(AbstractFileSystem):
 
 
 class _ReadFile(io.RawIOBase):
-    """A file whose place is each thread's own: DuckDB seeks and reads in two calls, from many threads at once."""
+    """A file that many threads of DuckDB read at once, in either of two ways.
+
+    Parquet's reader has every thread seek and then read, in two calls: a place is kept for each thread between them.
+    Readers of CSV and JSON go on from one place, by whichever thread is free: a thread that reads without having
+    sought one reads where the last read ended.
+    """
 
     def __init__(self, path: Path):
         self._descriptor = os.open(path, os.O_RDONLY)
         self._size = os.fstat(self._descriptor).st_size
-        self._places: dict[int, int] = {}
+        self._sought: dict[int, int] = {}
+        self._place = 0
+        self._lock = threading.Lock()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place of this thread's own."""
+        """Go to a place, from which this thread's next read begins."""
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._size}[whence]
-        self._places[threading.get_ident()] = start + offset
+        with self._lock:
+            self._sought[threading.get_ident()] = self._place = start + offset
         return start + offset
 
     def tell(self) -> int:
-        """Say where this thread is."""
-        return self._places.get(threading.get_ident(), 0)
+        """Say where this thread's next read begins."""
+        return self._sought.get(threading.get_ident(), self._place)
 
     def read(self, size: int = -1) -> bytes:
-        """Read so many bytes, or all that is left, from this thread's place."""
-        place = self.tell()
-        found = os.pread(self._descriptor, self._size - place if size < 0 else size, place)
-        self._places[threading.get_ident()] = place + len(found)
-        return found
+        """Read so many bytes, or all that is left."""
+        with self._lock:
+            place = self._sought.pop(threading.get_ident(), None)
+            if place is None:  # one reader that goes on: what other threads sought before is past
+                self._sought.clear()
+                place = self._place
+            self._place = place + max(0, min(size if size >= 0 else self._size, self._size - place))
+            end = self._place
+        return os.pread(self._descriptor, end - place, place)
 
     def readable(self) -> bool:
         """Say yes."""

@@ -8,39 +8,49 @@
 | `scores` | a response under one `view` |
 | `tokens` | a response token: the student's log-probability and the `teacher` view's, null where there is none |
 | `support` | an entry that a view keeps at a token: `rank` from 1, and whether it is the model's `own` |
+| `evaluations` | a response to an evaluation prompt, with its grade, by `checkpoint` and `mode` (`greedy`, `sampled`) |
+| `metrics` | a checkpoint's figures |
+| `histories`, `validations` | a step of a checkpoint's training; a measurement on the held-out bucket |
+| `drift` | a shard of a round's rollouts, and how far the student was from it before the round |
+| `timings` | what a stage made, and the seconds that making it took |
 
-A kept shard lies in several rounds under the same rollout ids. These views show each response once, in the latest
+A kept shard lies in several rounds under the same rollout ids. The views of responses show each once, in the latest
 round where it occurs; `all_rollouts`, `all_grades`, `all_scores`, `all_tokens` and `all_support` show every round.
+`token` is what an id adds to a text, from the student's tokenizer; null where that is not there.
 `round`, `view` and `bucket` come from the paths; `kept` says that the response was written in an earlier round than
 the folder's. Log-probabilities are as stored: rounded, hence not exactly a distribution. `pos` counts from 0.
 """
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple
 
 import duckdb
+from duckdb.func import FunctionNullHandling, PythonUDFType
+from duckdb.sqltypes import INTEGER, VARCHAR
 
 from pipeline.errors import PotstillError
+from pipeline.report.decoding import make_texts
 from pipeline.report.readonly import PROTOCOL, ReadOnlyFiles
-from pipeline.storage.grades import GRADES
-from pipeline.storage.prompts import PROMPTS
-from pipeline.storage.rollouts import ROLLOUTS
-from pipeline.storage.scores import SCORES
+from pipeline.report.sources import write_sources
 
-VIEWS = ("prompts", "teacher_rollouts", "rollouts", "grades", "scores", "tokens", "support")
-"""The views that SQL can ask; from `rollouts` on also with `all_` before the name."""
+OF_ROUNDS = ("rollouts", "grades", "scores", "tokens", "support")
+"""The views that show the latest round in which a response occurs; with `all_` before the name, they show every one."""
 
-_FILES = {
-    "prompts": (PROMPTS, ["prompts/*/*.parquet"]),
-    "teacher_rollouts": (ROLLOUTS, ["teacher_rollouts/rollouts/*.parquet"]),
-    "rollouts": (ROLLOUTS, ["rollouts/*/*.parquet"]),
-    "grades": (GRADES, ["grades/*/*.parquet"]),
-    "scores": (SCORES, ["scores/*/teacher/*.parquet", "scores/*/views/*/*.parquet"]),
-}
+VIEWS = (
+    "prompts", "teacher_rollouts", *OF_ROUNDS,
+    "evaluations", "metrics", "histories", "validations", "drift", "timings",
+)  # fmt: skip
+"""The views that SQL can ask."""
 
 _DEFINITIONS = Path(__file__).with_name("views.sql")
+
+
+class QueryResult(NamedTuple):
+    """What a statement gives: names of columns, and rows of as many values."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
 
 
 class Database:
@@ -55,14 +65,15 @@ class Database:
         self._connection = duckdb.connect(":memory:", config={"autoinstall_known_extensions": "false"})
         self._connection.register_filesystem(ReadOnlyFiles())
         self._connection.execute("create schema files").fetchall()
-        for name, (schema, patterns) in _FILES.items():
-            found = [pattern for pattern in patterns if any(data.glob(pattern))]
-            if found:
-                globs = ", ".join(f"'{PROTOCOL}://{_quote(data.resolve() / pattern)}'" for pattern in found)
-                source = f"select * from read_parquet([{globs}], filename = true, hive_partitioning = false)"
-            else:
-                self._connection.register(f"no_{name}", schema.empty_table())
-                source = f"select *, null::varchar as filename from no_{name}"
+        self._connection.create_function(
+            "token_text",
+            make_texts(data / "models" / "student.json"),
+            [INTEGER],
+            VARCHAR,
+            type=PythonUDFType.ARROW,
+            null_handling=FunctionNullHandling.SPECIAL,  # an id may have no text
+        )
+        for name, source in write_sources(data):
             self._run(f"create view files.{name} as {source}")
         for definition in duckdb.extract_statements(_DEFINITIONS.read_text()):
             self._run(definition.query)
@@ -95,17 +106,14 @@ class Database:
         except duckdb.Error as error:
             raise _describe_error(error) from None
 
-    def write_csv(self, text: str, stream: TextIO) -> None:
-        """Write the results, each with a line of column names, for other programs.
+    def answer(self, text: str) -> Iterator[QueryResult]:
+        """QueryResult each statement of a text, one after another, with names of columns and rows.
 
         Raises:
             PotstillError: DuckDB refuses a statement, as it does one that would write a file.
         """
         for statement in self._split(text):
-            columns, rows = self._run(statement)
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
+            yield QueryResult(*self._run(statement))
 
     def _run(self, statement: str, values: Sequence[Any] = ()) -> tuple[list[str], list[tuple[Any, ...]]]:
         try:
@@ -123,15 +131,11 @@ class Database:
             raise _describe_error(error) from None
 
 
-def _quote(path: Path) -> str:
-    return path.as_posix().replace("'", "''")
-
-
 def _describe_error(error: duckdb.Error) -> PotstillError:
     text = str(error).strip()
     if "LocalFileSystem has been disabled" in text or "SQL only reads" in text:
         return PotstillError(
-            "SQL only reads here. `potstill sql --csv … > FILE` keeps a result; any other file that is to be read "
+            "SQL only reads here. `potstill sql --out FILE` keeps a result; any other file that is to be read "
             f"is named with `{PROTOCOL}://` before its path."
         )
     hint = " `potstill verify` finds damaged shards." if "arquet" in text else ""

@@ -1,19 +1,12 @@
 """One response token by token: how likely the student found each, and how likely the teacher did."""
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from pipeline.errors import PotstillError
-from pipeline.models.record import read_model
+from pipeline.report.decoding import Decoder, split_pieces
 from pipeline.report.sql import Database
-
-Decoder = Callable[[Sequence[int]], str]
-"""From ids to text, special tokens included."""
 
 ALTERNATIVES = 3
 """The teacher's likeliest tokens that are shown beside each token."""
@@ -24,7 +17,7 @@ LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a response. The teacher's side is None or empty where the `teacher` view did not score it.
+    """A token of a response. The teacher's side is None or empty where the view that is shown did not score it.
 
     Attributes:
         text: what the token adds to the text before it; empty where it is a part of a character.
@@ -59,6 +52,7 @@ class Transcript:
         round: whose folder it was read from; `written_in` is the one that wrote it.
         prompt: as the student saw it, chat template included.
         tokens: the first `limit` of `length`.
+        view: whose log-probabilities stand on the teacher's side.
     """
 
     rollout_id: str
@@ -73,36 +67,7 @@ class Transcript:
     correct: bool | None
     skipped: str | None
     scored: bool
-
-
-def make_decoder(record: Path) -> Decoder:
-    """Make the decoder of a recorded model (`data/models/student.json`) from its tokenizer.
-
-    Raises:
-        ModelError: there is no record, or its tokenizer cannot be opened.
-    """
-    tokenizer = read_model(record).load_tokenizer()
-    return lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def find_rollout(database: Database, prefix: str) -> tuple[str, str]:
-    """Find the rollout whose id begins so, and the latest round that it occurs in.
-
-    Raises:
-        PotstillError: none does, or several do.
-    """
-    found = database.ask(
-        "select rollout_id, round from rollouts where starts_with(rollout_id, ?) order by rollout_id limit 4", [prefix]
-    )
-    if not found:
-        raise PotstillError(
-            f"no rollout's id begins with `{prefix}`. `potstill sql -c 'select rollout_id, text from rollouts'` lists "
-            "them."
-        )
-    if len(found) > 1:
-        ids = ", ".join(row["rollout_id"] for row in found[:3]) + (", …" if len(found) > 3 else "")
-        raise PotstillError(f"`{prefix}` is the beginning of several rollouts' ids: {ids}. Give more of it.")
-    return found[0]["rollout_id"], found[0]["round"]
+    view: str = "teacher"
 
 
 def choose_telling(database: Database, round_: str, count: int) -> list[str]:
@@ -139,20 +104,20 @@ def _one_per_prompt(rows: list[Any], count: int, chosen: list[Any]) -> list[Any]
 
 
 def read_transcript(
-    database: Database, rollout_id: str, round_: str, decode: Decoder, limit: int | None = None
+    database: Database, rollout_id: str, round_: str, decode: Decoder, limit: int | None = None, view: str = "teacher"
 ) -> Transcript:
-    """Read a rollout of a round with its latest score under the `teacher` view, and its latest grade."""
+    """Read a rollout of a round with its latest score under a view, and its latest grade."""
     row = database.ask(
         """
         select
             rollout.* exclude (text), score.* exclude (rollout_id, round, view, bucket, kept), grade.correct,
             (select any_value(answer) from prompts where prompts.prompt_id = rollout.prompt_id) as answer
         from all_rollouts as rollout
-        left join scores as score on score.rollout_id = rollout.rollout_id and score.view = 'teacher'
+        left join scores as score on score.rollout_id = rollout.rollout_id and score.view = ?
         left join grades as grade on grade.rollout_id = rollout.rollout_id
         where rollout.rollout_id = ? and rollout.round = ?
         """,
-        [rollout_id, round_],
+        [view, rollout_id, round_],
     )[0]
     return Transcript(
         rollout_id=rollout_id,
@@ -167,6 +132,7 @@ def read_transcript(
         correct=row["correct"],
         skipped=row["skipped"],
         scored=row["sampled_logprobs"] is not None,
+        view=view,
     )
 
 
@@ -183,17 +149,3 @@ def _read_tokens(row: dict[str, Any], decode: Decoder, limit: int | None) -> tup
             alternatives = tuple((alone(entry), math.exp(logprob)) for entry, logprob in entries)
         tokens.append(Token(token, text, row["behaviour_logprobs"][position], teacher, alternatives))
     return tuple(tokens)
-
-
-def split_pieces(ids: Sequence[int], decode: Decoder) -> list[str]:
-    """Split a text into what each token adds to the text of the one before it.
-
-    A token decoded alone loses the space before it in SentencePiece vocabularies; decoded after its neighbour it does
-    not. A character that is spread over tokens shows as replacement characters.
-    """
-    found = [decode(ids[:1])] if len(ids) else []
-    for before, token in itertools.pairwise(ids):
-        alone = decode([before])
-        both = decode([before, token])
-        found.append(both[len(alone) :] if both.startswith(alone) else decode([token]))
-    return found

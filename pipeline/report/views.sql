@@ -58,36 +58,44 @@ semi join (
 ) as latest using (rollout_id, view, round);
 
 -- Lists of one row are unnested side by side; those of a rollout without a score are null and give nulls.
+-- `token_text` is a function of sql.py's: it runs where the column is asked for alone, and decodes an id once.
 create view all_tokens as
-select
-    rollout_id, prompt_id, sample, round, bucket, kept,
-    unnest(range(len(response_ids)))::integer as pos,
-    unnest(response_ids) as token_id,
-    unnest(behaviour_logprobs) as behaviour_logprob,
-    unnest(sampled_logprobs) as sampled_logprob,
-    unnest(tail_logprobs) as tail,
-    unnest(entropies) as entropy
-from all_rollouts
-left join (
-    select rollout_id, round, sampled_logprobs, tail_logprobs, entropies from all_scores where view = 'teacher'
-) as teacher using (rollout_id, round);
+select *, token_text(token_id) as token
+from (
+    select
+        rollout_id, prompt_id, sample, round, bucket, kept,
+        unnest(range(len(response_ids)))::integer as pos,
+        unnest(response_ids) as token_id,
+        unnest(behaviour_logprobs) as behaviour_logprob,
+        unnest(sampled_logprobs) as sampled_logprob,
+        unnest(tail_logprobs) as tail,
+        unnest(entropies) as entropy
+    from all_rollouts
+    left join (
+        select rollout_id, round, sampled_logprobs, tail_logprobs, entropies from all_scores where view = 'teacher'
+    ) as teacher using (rollout_id, round)
+);
 
 create view tokens as
-select
-    rollout_id, prompt_id, sample, round, bucket, kept,
-    unnest(range(len(response_ids)))::integer as pos,
-    unnest(response_ids) as token_id,
-    unnest(behaviour_logprobs) as behaviour_logprob,
-    unnest(sampled_logprobs) as sampled_logprob,
-    unnest(tail_logprobs) as tail,
-    unnest(entropies) as entropy
-from rollouts
-left join (
-    select rollout_id, sampled_logprobs, tail_logprobs, entropies from scores where view = 'teacher'
-) as teacher using (rollout_id);
+select *, token_text(token_id) as token
+from (
+    select
+        rollout_id, prompt_id, sample, round, bucket, kept,
+        unnest(range(len(response_ids)))::integer as pos,
+        unnest(response_ids) as token_id,
+        unnest(behaviour_logprobs) as behaviour_logprob,
+        unnest(sampled_logprobs) as sampled_logprob,
+        unnest(tail_logprobs) as tail,
+        unnest(entropies) as entropy
+    from rollouts
+    left join (
+        select rollout_id, sampled_logprobs, tail_logprobs, entropies from scores where view = 'teacher'
+    ) as teacher using (rollout_id)
+);
 
 create macro entries(listing) as table
-select rollout_id, round, view, bucket, kept, pos, rank, id, logprob, rank <= own_entries as own
+select
+    rollout_id, round, view, bucket, kept, pos, rank, id, logprob, rank <= own_entries as own, token_text(id) as token
 from (
     select
         * exclude (ids, logprobs),
@@ -106,3 +114,37 @@ select * from entries('all_scores');
 
 create view support as
 select * from entries('scores');
+
+-- Responses to the evaluation prompts: `greedy` ones and `sampled` ones of each checkpoint.
+create view evaluations as
+select
+    rollout.checkpoint, rollout.mode, rollout.prompt_id, rollout.sample, rollout.rollout_id, grade.correct, grade.reward,
+    grade.feedback, rollout.finish_reason, len(rollout.response_ids) as tokens, rollout.text
+from (
+    select *, unnest(regexp_extract(
+        filename, '([^/]+)/rollouts/([a-z]+)-[0-9]+[.]parquet$', ['checkpoint', 'mode']
+    )) from files.evaluation_rollouts
+) as rollout
+left join (
+    select *, unnest(regexp_extract(
+        filename, '([^/]+)/grades/([a-z]+)-[0-9]+[.]parquet$', ['checkpoint', 'mode']
+    )) from files.evaluation_grades
+) as grade using (checkpoint, mode, rollout_id);
+
+create view metrics as
+select * from files.metrics;
+
+create view histories as
+select checkpoint, step::integer as step, * exclude (checkpoint, step) from files.histories;
+
+create view validations as
+select checkpoint, step::integer as step, * exclude (checkpoint, step) from files.validations;
+
+create view drift as
+select
+    round, policy, bound, floor, regexp_extract(shard.key, '[0-9]+')::integer as bucket, shard.value.drift,
+    shard.value.effective_sample_size, shard.value.written_in, shard.value.kept
+from (select * exclude (shards), unnest(map_entries(shards)) as shard from files.drift);
+
+create view timings as
+select * from files.timings;

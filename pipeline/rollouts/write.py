@@ -15,7 +15,7 @@ from pipeline.engines.identity import find_engine_libraries, identify_engine
 from pipeline.engines.open import OnDemand
 from pipeline.models.record import Model
 from pipeline.models.templates import render_prompt
-from pipeline.progress import Bar, Progress
+from pipeline.progress import Progress
 from pipeline.rollouts.fit import check_prompts_fit
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.storage import hashing
@@ -161,7 +161,7 @@ def obtain_rollouts(folder: Folder, wanted: Sequence[Wanted], author: Author, wh
     log.info("%d of %d shards to write with %s", missing.shards, len(wanted), author.engine.model.name)
     if missing.known:
         log.info("%d of their %d responses are there already, and are taken over", missing.known, missing.responses)
-    with Bar(missing.unknown, what) as bar:
+    with author.engine.make_bar(missing.unknown, what) as bar:
         for prompts, identity in wanted:
             folder.obtain(prompts.name, identity, partial(_write, prompts, identity, author, bar, families))
 

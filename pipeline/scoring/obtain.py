@@ -92,7 +92,8 @@ class _Scorer:
             self._store, SCORES, SCORE_KEY, {job.fingerprint for jobs in views.values() for job in jobs}
         )
         engine = OnDemand(model, self._settings, self._machine, choose_use(self._settings))
-        with engine, Bar(sum(rows for _, rows in missing.values()), f"score {', '.join(views)}") as bar:
+        rows = sum(rows for _, rows in missing.values())
+        with engine, engine.make_bar(rows, f"score {', '.join(views)}") as bar:
             for of_bucket in zip(*views.values(), strict=True):
                 with ShardReader(of_bucket[0].bucket.rollouts) as rollouts:
                     for name, job in zip(views, of_bucket, strict=True):

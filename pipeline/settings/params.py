@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, suggest
 from pipeline.settings.models import EngineSettings, Models, Sampling, Training
 from pipeline.settings.prompts import Prompts
 from pipeline.settings.reading import (
@@ -105,7 +105,8 @@ class Score(EngineSettings):
             for other in view.support.same_as:
                 if other not in self.views or other == name:
                     raise ValueError(
-                        f"view `{name}` takes ids from `{other}`: another view of {sorted(self.views)} is expected"
+                        f"view `{name}` takes ids from `{other}`, which is no other view; "
+                        f"{suggest(other, sorted(set(self.views) - {name}))}"
                     )
                 if self.views[other].support.top_k is None:
                     raise ValueError(f"view `{name}` takes ids from `{other}`, which has no `top_k` of its own")
@@ -206,11 +207,14 @@ class Params(Settings):
     def _sections_agree(self) -> Self:
         if "r0" in self.rounds:
             raise ValueError("rounds.r0: `r0` is the SFT student; call the first round `r1`")
-        before = {"r0"}
+        before = ["r0"]
         for name, this in self.rounds.items():
             if this.prev not in before:
-                raise ValueError(f"rounds.{name}.prev: `r0` or a round above it is expected, found `{this.prev}`")
-            before.add(name)
+                raise ValueError(
+                    f"rounds.{name}.prev: `r0` or a round above it is expected, found `{this.prev}`; "
+                    f"{suggest(this.prev, before)}"
+                )
+            before.append(name)
         if self.reads_teacher_rollouts and all(source.split != "sft" for source in self.prompts.sources):
             raise ValueError(
                 "prompts.sources: none has `split: sft`, and the teacher's responses to such prompts are learned from "

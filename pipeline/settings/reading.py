@@ -1,6 +1,5 @@
 """Reading settings: strict, frozen classes filled from YAML, and every mistake of a file named at once."""
 
-import difflib
 import json
 import math
 from pathlib import Path
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, suggest
 
 Positive = Annotated[int, Field(gt=0, lt=2**31)]
 
@@ -62,7 +61,8 @@ _WISHES = {
 class Settings(BaseModel):
     """Unknown keys are errors, types are not converted, and nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    # A class is compiled when it is first filled: most commands fill few of them.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
 
 def read_yaml(path: Path) -> Any:
@@ -133,10 +133,7 @@ def _describe(kind: type[Settings], keys: tuple[Any, ...], mistake: Any) -> str:
     place = ".".join(str(key) for key in keys if key != _KEY) or "the file as a whole"
     match mistake["type"]:
         case "extra_forbidden":
-            known = _keys_beside(kind, mistake["loc"])
-            close = difflib.get_close_matches(str(mistake["loc"][-1]), known, n=1)
-            meant = f"; did you mean `{close[0]}`?" if close else f"; known here: {', '.join(known)}" if known else ""
-            return f"{place}: no such setting{meant}"
+            return f"{place}: no such setting; {suggest(mistake['loc'][-1], _keys_beside(kind, mistake['loc']))}"
         case "missing":
             return f"{place}: is missing"
         case "value_error":

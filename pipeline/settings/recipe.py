@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, suggest
 from pipeline.settings.derived import AnyDerived
 from pipeline.settings.reading import Name, Settings, parse, read_yaml
 from pipeline.settings.term import Term
@@ -146,7 +146,7 @@ def load_recipe(objective: str | Mapping[str, Any]) -> Recipe:
     """
     if isinstance(objective, str):
         if objective not in list_recipes():
-            raise SettingsError(f"no recipe `{objective}`; there are {', '.join(list_recipes())}.")
+            raise SettingsError(f"no recipe `{objective}`; {suggest(objective, list_recipes())}")
         with resources.as_file(resources.files("pipeline") / "recipes" / f"{objective}.yaml") as path:
             written = {"name": objective, **read_yaml(path)}
     else:

@@ -1,17 +1,18 @@
-"""Names for what was made: hashes of identities, of the values in columns of shards, and of files' bytes."""
+"""Names for what was made: hashes of identities, of the values in columns of shards, and of files' bytes.
+
+Arrow is imported where columns are hashed: a command that compares bytes with a manifest does not wait for it.
+"""
 
 import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
 import xxhash
 
-from pipeline.storage.ragged import list_lengths
-from pipeline.storage.shards import read_groups
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _PIECE_BYTES = 1 << 20
 
@@ -41,8 +42,10 @@ def fingerprint_family(identity: Mapping[str, Any]) -> str:
     return digest(canonical({name: value for name, value in identity.items() if name != "rows"}))
 
 
-def hash_columns(path: Path, schema: pa.Schema, columns: Iterable[str]) -> str:
+def hash_columns(path: Path, schema: "pa.Schema", columns: Iterable[str]) -> str:
     """Hash exactly these columns, in row order; what the others hold does not enter."""
+    from pipeline.storage.shards import read_groups
+
     hashes = ColumnHashes(columns)
     for group in read_groups(path, schema, hashes.names):
         hashes.feed(group)
@@ -60,7 +63,7 @@ class ColumnHashes:
         """The columns."""
         return list(self._states)
 
-    def feed(self, group: pa.Table) -> None:
+    def feed(self, group: "pa.Table") -> None:
         """Add the next row group, which may have other columns too."""
         for name, state in self._states.items():
             for chunk in group.column(name).chunks:
@@ -71,8 +74,13 @@ class ColumnHashes:
         return digest(*[f"{name}:{self._states[name].hexdigest()}" for name in sorted(columns)])
 
 
-def _feed(state: Any, array: pa.Array) -> None:
+def _feed(state: Any, array: "pa.Array") -> None:
     """Add an array's values to a hash, never its buffers: a slice and its copy hash alike."""
+    import numpy as np
+    import pyarrow as pa
+
+    from pipeline.storage.ragged import list_lengths
+
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     state.update(str(array.type).encode())

@@ -6,10 +6,11 @@ from typing import Any
 
 from pipeline.errors import ShardError, damaged
 from pipeline.storage import hashing
-from pipeline.storage.shards import read_about
 from pipeline.storage.whole import read_json, write_json
 
-MANIFEST = "manifest.json"
+MANIFEST = ".manifest.json"
+"""Its name begins with a dot, so that a folder of shards opens as one table: pandas, Arrow, Spark and `datasets` leave
+such files out. (Polars reads the folder by `folder/*.parquet`, or with `hidden_file_prefix="."`.)"""
 
 _OF_RECORDS = ("inputs", "models", "metrics", "drift", "timings")
 """Folders whose JSON files stand alone; models themselves are in folders inside."""
@@ -48,7 +49,9 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     """
     path = folder / MANIFEST
     if not path.exists():
-        raise ShardError(f"{folder} has no {MANIFEST}: its stage has not finished. Run `dvc repro`.")
+        # One without the dot is of an earlier version, whose stages DVC takes for finished.
+        repair = "dvc repro --force" if (folder / MANIFEST.lstrip(".")).exists() else "dvc repro"
+        raise ShardError(f"{folder} has no {MANIFEST}: its stage has not finished. Run `{repair}`.")
     try:
         return {name: Entry(**entry) for name, entry in read_json(path).items()}
     except TypeError:
@@ -112,6 +115,8 @@ def read_identity(path: Path) -> dict[str, Any]:
         ShardError: it carries none.
     """
     if path.suffix == ".parquet":
+        from pipeline.storage.shards import read_about  # brings Arrow, for which `potstill verify` need not wait
+
         return read_about(path)["identity"]
     record = path / "potstill.json" if path.is_dir() else path
     try:

@@ -19,7 +19,6 @@ from typing import Any
 from pipeline.errors import ShardError, damaged
 from pipeline.storage import hashing
 from pipeline.storage.manifest import MANIFEST, Entry, read_identity, write_manifest
-from pipeline.storage.shards import count_rows_and_tokens
 from pipeline.storage.whole import read_json, sync, write_json
 
 log = logging.getLogger("store")
@@ -160,7 +159,11 @@ class Store:
         return self._write_note(final, read_identity(final) if identity is None else identity, None)
 
     def _write_note(self, final: Path, identity: dict[str, Any], seconds: float | None) -> _Note:
-        rows, tokens = count_rows_and_tokens(final) if final.suffix == ".parquet" else (0, 0)
+        rows = tokens = 0
+        if final.suffix == ".parquet":
+            from pipeline.storage.shards import count_rows_and_tokens  # brings Arrow: `potstill gc` need not wait
+
+            rows, tokens = count_rows_and_tokens(final)
         entry = Entry(final.name.partition(".")[0], hashing.hash_path(final), rows, tokens, _bytes(final))
         note = _Note(entry, seconds, hashing.fingerprint_family(identity))
         write_json(_side(final), asdict(note))

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pipeline.errors import DivergedError
 from pipeline.models.student import find_unfinite
+from pipeline.progress import Meter
 from pipeline.training.states import list_states, remove_old_states
 
 
@@ -48,15 +49,32 @@ class SavedState(Callback):
             remove_old_states(self.folder)
 
 
-class StepBar(TQDMProgressBar):
-    """A progress bar with steps, steps per second, time left, and the loss."""
+class StepBar(Callback):
+    """Shows the steps with the loss and the KL of the last one, instead of Lightning's bars."""
 
-    def on_train_epoch_start(self, trainer: Any, *arguments: Any) -> None:
-        """Write `train` before the bar."""
-        super().on_train_epoch_start(trainer, *arguments)
-        self.train_progress_bar.set_description("train")
+    def __init__(self) -> None:
+        self._meter: Meter | None = None
 
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:  # noqa: ARG002
-        """Give the loss and the KL of the last step, to stand behind the bar."""
-        last = pl_module.history[-1] if pl_module.history else {}
-        return {name: f"{last[name]:.4f}" for name in ("loss", "kl") if name in last}
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Start at the first step of this run: a run that goes on has steps that took no time of its own."""
+        if self._meter is None and trainer.is_global_zero:
+            self._meter = Meter(pl_module.run.settings.steps, "train", "step")
+            self._meter.start(len(pl_module.history))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Count a step."""
+        if self._meter is not None:
+            last = pl_module.history[-1]
+            self._meter.advance(1, ", ".join(f"{name} {last[name]:.4f}" for name in ("loss", "kl") if name in last))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+        """Close it."""
+        self._close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
+        """Close it where the run was stopped."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._meter is not None:
+            self._meter.close()

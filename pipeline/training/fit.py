@@ -93,7 +93,8 @@ def fit_share(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[SavedState(run.state, settings.save_every), StepBar(refresh_rate=10)],
+        enable_progress_bar=False,  # StepBar is ours
+        callbacks=[SavedState(run.state, settings.save_every), StepBar()],
         plugins=[WholeFiles()],
     )
     loader = Loader(run.rows, settings, machine, student.layout)

@@ -188,14 +188,17 @@ def _measurements(data: Path) -> None:
     for checkpoint, (greedy, average) in accuracy.items():
         metrics = {
             "checkpoint": checkpoint, "greedy": greedy, "greedy_se": 0.012, "avg_at_k": average, "avg_at_k_se": 0.011,
-            "pass_at_k": greedy + 0.02, "k": 4, "prompts": 1000, "mean_length": 31.5, "truncated": 0.002,
-            "repetition": 0.013, "validation_kl": None if checkpoint == "teacher" else 0.4 * (1 - average),
+            "pass_at_k": greedy + 0.02, "k": 4, "prompts": 1000, "graded": 1000, "mean_length": 31.5,
+            "truncated": 0.002, "repetition": 0.013,
+            "validation_kl": None if checkpoint == "teacher" else 0.4 * (1 - average),
         }  # fmt: skip
         write_json(data / "metrics" / f"{checkpoint}.json", metrics)
     for number, round_ in enumerate(("r1", "r2")):
         names = {
             f"{bucket:05d}.parquet": {
                 "drift": None if number == 0 else 0.004 + 0.011 * bucket,
+                "margin": None if number == 0 else 0.003,
+                "responses": None if number == 0 else 32,
                 "effective_sample_size": None if number == 0 else 0.97 - 0.03 * bucket,
                 "written_in": "r1" if number == 0 or bucket == 0 else "r2",
                 "kept": number == 1 and bucket == 0,

@@ -172,6 +172,15 @@ def test_a_sign_is_told_once_of_the_first_step_that_shows_it():
     assert "leave 40% of the tokens" in found[0][1].text
 
 
+@pytest.mark.parametrize("change", [{"kl": 0.3}, {"kl_quarter_4": 0.85}])
+def test_a_rise_that_the_run_recovers_from_is_no_alarm(change):
+    """As the demo's healthy runs rise for some hundred steps, and end below where they began."""
+    recipe = load_recipe("topk_reverse_kl")
+    assert diagnostics.find_first_alarms(recipe, history(change, change, {})) == []
+    lasting = diagnostics.find_first_alarms(recipe, history(change, {}, change))
+    assert [step for step, _ in lasting] == [20]
+
+
 def test_far_tokens_are_no_alarm_where_a_ratio_holds_them():
     assert diagnostics.find_first_alarms(load_recipe("lightning_ratio"), [{"step": 1, "far_share": 0.99}]) == []
 

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import GradeError
-from pipeline.grading.metrics import Answered, compute_metrics, find_degeneration, repetition
+from pipeline.grading.metrics import (
+    Answered,
+    compute_metrics,
+    find_change,
+    find_degeneration,
+    find_interval,
+    repetition,
+)
 
 
 def answered(correct, lengths=None, reasons=None) -> Answered:
@@ -87,3 +94,33 @@ def test_a_sign_of_a_collapse_is_told_alone(change, told):
 
 def test_small_changes_are_no_sign():
     assert find_degeneration(METRICS, {"mean_length": 29.0, "truncated": 0.1, "repetition": 0.1}) == []
+
+
+def measured(right: int, count: int) -> dict[str, float]:
+    share = right / count
+    return {"greedy": share, "greedy_se": (share * (1 - share) / count) ** 0.5, "graded": count}
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_of_an_accuracy_is_wilsons(right: int, count: int, low: float, high: float) -> None:
+    """The examples of Newcombe, Statistics in Medicine 17 (1998), 857-872, table I."""
+    found = measured(right, count)
+    assert find_interval(found["greedy"], found["greedy_se"], count) == pytest.approx((low, high), abs=6e-5)
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "low", "high"),
+    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090)],
+)
+def test_the_interval_of_a_change_is_newcombes(after, before, low: float, high: float) -> None:
+    """The examples of Newcombe, Statistics in Medicine 17 (1998), 873-890, table II, method 10."""
+    found = find_change(measured(*before), measured(*after), "greedy")
+    assert found == pytest.approx((low, high), abs=6e-5)
+
+
+def test_samples_of_one_prompt_count_as_less_than_prompts() -> None:
+    narrow, wide = (find_interval(0.5, error, 100) for error in (0.02, 0.05))
+    assert narrow[1] - narrow[0] < wide[1] - wide[0]

@@ -54,5 +54,5 @@ def test_mistakes_are_seen():
 def test_every_field_is_described_by_the_text_under_it():
     schema = json.loads(write_schema("params"))
     refresh, sft = (schema["$defs"][name]["properties"] for name in ("Refresh", "Sft"))
-    assert refresh["drift_rows"]["description"] == "Rows of each shard that drift is measured on."
+    assert refresh["drift_rows"]["description"] == "Responses of each shard that drift is measured on at first."
     assert sft["steps"]["description"] == "Optimiser steps.", "of the class that it extends"

@@ -1,5 +1,6 @@
 """What a checkpoint can do: accuracy when it takes the likeliest token and when it samples, and how it writes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,41 @@ def compute_metrics(checkpoint: str, greedy: Answered, sampled: Answered, k: int
         "truncated": float(np.mean([reason == "length" for reason in sampled.finish_reasons])),
         "repetition": float(np.mean(sampled.repetitions)),
     }
+
+
+Z = 1.96
+"""Standard errors on either side of a mean that hold 95 % of the cases."""
+
+
+def find_interval(share: float, standard_error: float, count: int) -> tuple[float, float]:
+    """Find the 95 % interval of an accuracy; it is never a point, also where all prompts are answered right.
+
+    It is Wilson's (1927) for as many independent trials as would have this standard error: k samples of one prompt say
+    less than k prompts. Without any spread each prompt counts as one.
+
+    Args:
+        share: the accuracy.
+        standard_error: of it, over prompts.
+        count: prompts.
+    """
+    spread = share * (1 - share)
+    trials = spread / standard_error**2 if spread and standard_error else count
+    middle = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
+    half = Z / (1 + Z**2 / trials) * math.sqrt(spread / trials + Z**2 / (4 * trials**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def find_change(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> tuple[float, float]:
+    """Find the 95 % interval of the change of an accuracy between two checkpoints' metrics.
+
+    It is Newcombe's hybrid of both intervals (Statistics in Medicine 17, 1998, method 10), which takes the checkpoints
+    for independent: on shared prompts it is rather too wide.
+    """
+    (old, old_low, old_high), (new, new_low, new_high) = (
+        (each[key], *find_interval(each[key], each[f"{key}_se"], each["graded"])) for each in (before, after)
+    )
+    down, up = math.hypot(new - new_low, old_high - old), math.hypot(new_high - new, old - old_low)
+    return new - old - down, new - old + up
 
 
 def find_degeneration(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,9 @@ FAR = 5.0
 
 QUARTERS = 4
 
+_RISES = {"rising", "suffix"}
+"""Alarms that compare the latest steps with the first."""
+
 SPAN = 10
 """Optimiser steps at the beginning of a run, and now, whose means are compared where single batches say little."""
 
@@ -157,12 +160,17 @@ class Alarm:
 
 
 def find_first_alarms(recipe: Recipe, history: Sequence[Mapping[str, float]]) -> list[tuple[int, Alarm]]:
-    """Find each sign that a run showed, with the first step that did."""
+    """Find each sign that a run showed, with the first step that did.
+
+    Students move away from the view while the learning rate is new to them, and come back: a rise counts where the
+    last steps still show it.
+    """
     found: dict[str, tuple[int, Alarm]] = {}
     for number, row in enumerate(history, start=1):
         for alarm in find_alarms(recipe, history[:SPAN], history[max(0, number - SPAN) : number]):
             found.setdefault(alarm.name, (int(row["step"]), alarm))
-    return list(found.values())
+    last = {alarm.name for alarm in find_alarms(recipe, history[:SPAN], history[-SPAN:])} if history else set()
+    return [each for name, each in found.items() if name in last or name not in _RISES]
 
 
 def find_alarms(

@@ -16,7 +16,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from pipeline.errors import ModelError, damaged
-from pipeline.grading.metrics import find_degeneration
+from pipeline.grading.metrics import find_change, find_degeneration
 from pipeline.models.seal import CHECKPOINT, check_checkpoint
 from pipeline.report import plots
 from pipeline.report.decoding import Decoder, make_decoder
@@ -137,25 +137,29 @@ def render_page(page_data: PageData, title: str) -> str:
 
 
 def write_verdict(page_data: PageData) -> str:
-    """Say what became of the student, in sentences; a difference under two standard errors is called none."""
+    """Say what became of the student, in sentences; a change whose 95 % interval holds zero is called none."""
     last = next((name for name in reversed(page_data.rounds) if name in page_data.metrics), None)
     if "r0" not in page_data.metrics or last is None:
         return "There is no verdict yet: it needs the metrics of r0 and of a later round."
     before, after = page_data.metrics["r0"], page_data.metrics[last]
-    parts = []
-    for key, name in (("avg_at_k", f"avg@{after['k']}"), ("greedy", "greedy")):
-        noise = (before[f"{key}_se"] ** 2 + after[f"{key}_se"] ** 2) ** 0.5
-        change = after[key] - before[key]
-        verb = "did not change measurably" if abs(change) < 2 * noise else "rose" if change > 0 else "fell"
-        parts.append(f"{name} accuracy {verb} ({_format_with_error(before, key)} to {_format_with_error(after, key)})")
+    named = {"avg_at_k": f"avg@{after['k']}", "greedy": "greedy"}
+    parts = [f"{name} accuracy {_describe_change(before, after, key)}" for key, name in named.items()]
     count = page_data.rounds.index(last) + 1
     sentence = f"From r0 to {last}, the student's {' and its '.join(parts)}"
     sentence += f" in {count} round{'s' if count > 1 else ''} of distillation, on {after['prompts']:,} prompts."
     if "teacher" in page_data.metrics:
         teacher = page_data.metrics["teacher"]
-        average = f"{_format_with_error(teacher, 'avg_at_k')} avg@{teacher['k']}"
-        sentence += f" The teacher has {average} and {_format_with_error(teacher, 'greedy')} greedy."
+        average = f"{_format_percent(teacher['avg_at_k'])} avg@{teacher['k']}"
+        sentence += f" The teacher has {average} and {_format_percent(teacher['greedy'])} greedy."
     return sentence
+
+
+def _describe_change(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
+    """Say how an accuracy changed, with the interval of the change in points."""
+    least, most = find_change(before, after, key)
+    verb = "rose" if least > 0 else "fell" if most < 0 else "did not change measurably,"
+    shares = f"from {_format_percent(before[key])} to {_format_percent(after[key])}"
+    return f"{verb} {shares} ({100 * least:+.1f} to {100 * most:+.1f} points)"
 
 
 def list_alarms(page_data: PageData) -> list[tuple[str, str]]:
@@ -164,9 +168,9 @@ def list_alarms(page_data: PageData) -> list[tuple[str, str]]:
     found = [(name, text) for name in names for text in page_data.training_alarms.get(name, [])]
     for name, history in page_data.validations.items():
         measured = [value for value in history.get("validation_kl", ()) if value is not None]
-        if len(measured) > 1 and measured[-1] > measured[0]:
+        if len(measured) > 1 and measured[-1] > 1.1 * measured[0]:
             rise = f"from {measured[0]:.4f} to {measured[-1]:.4f} nats per token"
-            found.append((name, f"validation KL rose {rise} (alarm where it rises)."))
+            found.append((name, f"validation KL rose {rise} (alarm above a tenth)."))
     evaluated = [page_data.metrics[name] for name in names if name in page_data.metrics]
     for before, after in itertools.pairwise(evaluated):
         found += [(after["checkpoint"], text) for text in find_degeneration(before, after)]
@@ -203,10 +207,6 @@ def _describe_choice(rollouts: Sequence[Transcript]) -> str:
 def _list_absent(names: Sequence[str], known: Mapping[str, Any]) -> str:
     missing = [name for name in names if name not in known]
     return f"Not there yet: {', '.join(missing)}." if missing else ""
-
-
-def _format_with_error(metrics: Mapping[str, Any], key: str) -> str:
-    return f"{100 * metrics[key]:.1f} ± {100 * metrics[f'{key}_se']:.1f} %"
 
 
 def _format_percent(share: float | None) -> str:

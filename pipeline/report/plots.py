@@ -108,15 +108,16 @@ def plot_drift(drifts: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
     for kept, colour, label in ((False, COLOURS[1], "shard written anew"), (True, COLOURS[2], "shard kept")):
         points = _list_drift_points(drifts, kept)
         if points:
-            x, y, texts = zip(*points, strict=True)
+            x, y, margins, texts = zip(*points, strict=True)
             figure.add_scatter(
                 x=x,
                 y=y,
+                error_y={"array": margins, "thickness": 1, "width": 2},
                 text=texts,
                 mode="markers",
                 name=label,
                 marker={"color": colour, "size": 9},
-                hovertemplate="%{y:.4f} nats per token<br>%{text}",
+                hovertemplate="%{y:.4f} ± %{error_y.array:.4f} nats per token<br>%{text}",
             )
     if not figure.to_dict()["data"]:
         return None
@@ -134,8 +135,8 @@ def plot_drift(drifts: Mapping[str, Mapping[str, Any]]) -> go.Figure | None:
     return figure
 
 
-def _list_drift_points(drifts: Mapping[str, Mapping[str, Any]], kept: bool) -> list[tuple[float, float, str]]:
-    """List place, drift and description of each measured shard; the shards of a round stand side by side."""
+def _list_drift_points(drifts: Mapping[str, Mapping[str, Any]], kept: bool) -> list[tuple[float, float, float, str]]:
+    """List place, drift, margin and description of each measured shard; those of a round stand side by side."""
     points = []
     for place, measured in enumerate(drifts.values()):
         shards = sorted(measured["shards"].items())
@@ -144,8 +145,8 @@ def _list_drift_points(drifts: Mapping[str, Mapping[str, Any]], kept: bool) -> l
                 across = place + 0.5 * ((number + 0.5) / len(shards) - 0.5)
                 share = _share(shard["effective_sample_size"])
                 fate = f"kept from {shard['written_in']}" if kept else "written anew after this"
-                text = f"{name}, {fate}, effective sample size {share}"
-                points.append((across, shard["drift"], text))
+                text = f"{name}, {fate}, by {shard['responses']} responses, effective sample size {share}"
+                points.append((across, shard["drift"], shard["margin"], text))
     return points
 
 

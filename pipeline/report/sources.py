@@ -33,8 +33,8 @@ _RECORDS = {
         "drift/*.json",
         {
             "round": "varchar", "policy": "varchar", "bound": "double", "floor": "double",
-            "shards": "map(varchar, struct(drift double, effective_sample_size double, written_in varchar, "
-            "kept boolean))",
+            "shards": "map(varchar, struct(drift double, margin double, responses integer, "
+            "effective_sample_size double, written_in varchar, kept boolean))",
         },
     ),
     "timings": (

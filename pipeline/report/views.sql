@@ -143,7 +143,7 @@ select checkpoint, step::integer as step, * exclude (checkpoint, step) from file
 create view drift as
 select
     round, policy, bound, floor, regexp_extract(shard.key, '[0-9]+')::integer as bucket, shard.value.drift,
-    shard.value.effective_sample_size, shard.value.written_in, shard.value.kept
+    shard.value.margin, shard.value.responses, shard.value.effective_sample_size, shard.value.written_in, shard.value.kept
 from (select * exclude (shards), unnest(map_entries(shards)) as shard from files.drift);
 
 create view timings as

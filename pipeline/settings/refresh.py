@@ -1,8 +1,8 @@
 """Settings of refresh: how the student writes, and which of its older rollouts are still fresh."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pipeline.settings.models import EngineSettings, Sampling
 from pipeline.settings.reading import NonNegative, Positive, PositiveFloat, Seed, Share
@@ -22,8 +22,10 @@ class Refresh(EngineSettings):
     """`drift`: nats per token between the student that wrote a shard and the student now."""
     fraction: Share | None = None
     """`fraction`: share of the shards, those that drifted furthest first."""
-    drift_rows: Positive = 32
-    """Rows of each shard that drift is measured on."""
+    drift_rows: Annotated[int, Field(ge=2, lt=2**31)] = 32
+    """Responses of each shard that drift is measured on at first."""
+    most_drift_rows: Positive = 512
+    """Responses at most, where the interval of a shard's drift leaves `policy` undecided: twice as many each time."""
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -34,4 +36,9 @@ class Refresh(EngineSettings):
                     f"`{name}` goes with `policy: {policy}` and is needed there; "
                     f"found policy: {self.policy}, {name}: {getattr(self, name)}"
                 )
+        if self.most_drift_rows < self.drift_rows:
+            raise ValueError(
+                f"`most_drift_rows` ({self.most_drift_rows}) is less than `drift_rows` ({self.drift_rows}), with which "
+                "measuring begins: raise one, or lower the other"
+            )
         return self

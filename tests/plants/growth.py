@@ -47,4 +47,18 @@ PLANTS = [
         "pa.array(sorted(order), pa.int64())",
         (f"{GROWTH}[prompts added where views ask]",),
     ),
+    Plant(
+        "a shard near the cut that nobody measures again",
+        "pipeline.rollouts.stale:find_undecided",
+        "found.margin > max(abs(found.nats - cut), CLOSE * cut)",
+        "False",
+        ("tests/test_drift.py::test_shards_are_measured_until_the_policy_is_sure_or_the_limit_is_reached",),
+    ),
+    Plant(
+        "a drift as sure as if the whole shard had been measured",
+        "pipeline.rollouts.drift:_standard_error",
+        "count == of",
+        "True",
+        ("tests/test_drift.py::test_its_error_is_what_other_responses_of_the_shard_would_have_given",),
+    ),
 ]

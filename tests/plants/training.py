@@ -33,4 +33,11 @@ PLANTS = [
         '{"params": [one for one in trained if one.ndim <= 1], "weight_decay": settings.weight_decay}',
         (STATES,),
     ),
+    Plant(
+        "a rise that the run recovered from, told as an alarm",
+        "pipeline.objectives.diagnostics:find_first_alarms",
+        "name in last or name not in _RISES",
+        "True",
+        ("tests/test_diagnostics.py::test_a_rise_that_the_run_recovers_from_is_no_alarm",),
+    ),
 ]

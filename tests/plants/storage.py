@@ -111,7 +111,7 @@ PLANTS = [
     ),
     Plant(
         "one place in a file for all threads",
-        "pipeline.report.readonly:_ReadFile.tell",
+        "pipeline.report.readonly:_ReadFile.read",
         "threading.get_ident()",
         "0",
         ("tests/test_sql.py::test_many_threads_read_one_file_each_at_its_own_place",),

@@ -262,6 +262,16 @@ def test_many_threads_read_one_file_each_at_its_own_place(tmp_path: Path):
             assert found == [{"n": numbers.sum()}]
 
 
+def test_a_thread_reads_where_it_sought_whatever_others_sought_since(tmp_path: Path):
+    (tmp_path / "file").write_bytes(b"0123456789")
+    with ReadOnlyFiles().open(str(tmp_path / "file")) as file:
+        file.seek(1)
+        other = threading.Thread(target=lambda: file.seek(8))
+        other.start()
+        other.join()
+        assert file.read(2) == b"12"
+
+
 def test_tokens_have_the_text_that_the_tokenizer_gives_each_once(data: Path, monkeypatch: pytest.MonkeyPatch):
     example_data.tokenizer(data)
     decoded: Counter[int] = Counter()

@@ -114,7 +114,7 @@ PLANTS = [
         "pipeline.report.readonly:_ReadFile.read",
         "threading.get_ident()",
         "0",
-        ("tests/test_sql.py::test_many_threads_read_one_file_each_at_its_own_place",),
+        ("tests/test_sql.py::test_a_thread_reads_where_it_sought_whatever_others_sought_since",),
     ),
     Plant(
         "an experiment's copy that has a store of its own",

@@ -200,8 +200,8 @@ def repair() -> None:
     """Set aside files of DVC's own that a kill or a power cut left half written, so that `dvc repro` runs again."""
     from pipeline.storage.dvc_files import repair_dvc_files
 
-    for sentence in repair_dvc_files(project.find_project()):
-        print(sentence)
+    told = repair_dvc_files(project.find_project())
+    print("\n".join(told or ["DVC can read its own files: there is nothing to repair."]))
 
 
 @app.command()

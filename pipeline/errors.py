@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -108,9 +109,12 @@ _OF_NETWORKS = {"aiohttp", "httpcore", "httpcore2", "httpx", "httpx2", "requests
 
 
 def explain_network_error(error: BaseException) -> str | None:
-    """Say that a host cannot be reached; None where an error is not the network's."""
+    """Say that a host cannot be reached; None where an error is not the network's.
+
+    Python's own ConnectionError is none: a pipe to another process that has ended raises it, too.
+    """
     for each in _follow_causes(error):
-        if isinstance(each, ConnectionError | TimeoutError) or type(each).__module__.partition(".")[0] in _OF_NETWORKS:
+        if isinstance(each, socket.gaierror) or type(each).__module__.partition(".")[0] in _OF_NETWORKS:
             said = str(each).strip().partition("\n")[0] or type(each).__name__
             return f"the network gives no answer ({said}). Try again, or name a folder on this machine instead."
     return None

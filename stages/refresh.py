@@ -6,7 +6,7 @@ round before is in the drift file, on which the report alone depends.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,24 +16,21 @@ import typer
 from pipeline import command
 from pipeline.command import MachineFile, ParamsFile, StageSummary, StoreFolder, TimingFile
 from pipeline.engines.engine import EngineUse
-from pipeline.engines.identity import identify_engine
 from pipeline.engines.open import OnDemand
 from pipeline.grading.write import grade_shards
 from pipeline.models.lineage import read_checkpoint_teacher
 from pipeline.models.record import Model, read_model
-from pipeline.rollouts import drift
-from pipeline.rollouts.drift import DRIFT_COLUMNS, Drift, ResponseDrift, check_bound, estimate_drift, measure_drift
-from pipeline.rollouts.stale import choose_stale, find_undecided
+from pipeline.rollouts.drift import Drift, check_bound
+from pipeline.rollouts.measuring import ShardDrift, measure_until_decided
+from pipeline.rollouts.stale import choose_stale
 from pipeline.rollouts.write import Author, Writing, identify_rollouts, obtain_rollouts, write_rollouts
 from pipeline.settings import params
 from pipeline.settings.machine import Machine
-from pipeline.storage import hashing
 from pipeline.storage.manifest import check_folders
 from pipeline.storage.prompts import read_prompts
-from pipeline.storage.rollouts import ROLLOUTS
-from pipeline.storage.shards import count_rows_and_tokens, list_shards, read_about
+from pipeline.storage.shards import list_shards, read_about
 from pipeline.storage.store import Folder, Store
-from pipeline.storage.whole import read_json, write_json
+from pipeline.storage.whole import write_json
 
 VERSION = 1  # raise it when the responses would change; older shards are then written anew
 log = logging.getLogger("refresh")
@@ -80,7 +77,7 @@ def run(
     for path in folders.previous.glob("*.parquet"):
         store.adopt(path)  # pulled or kept: the store gives them to this round
     with OnDemand(model, settings, machine, EngineUse(top_k=settings.behaviour_top_k)) as engine:
-        measured = _measure_until_decided(store, engine, kept, settings)
+        measured = measure_until_decided(store, engine, kept, settings)
         floor = _find_floor(store, engine, sources[0], settings, round_) if settings.policy == "drift" else None
         if settings.bound is not None and floor is not None:
             check_bound(settings.bound, floor.nats)
@@ -129,64 +126,13 @@ def _keep_if_same(path: Path, wanted: Mapping[str, Any]) -> Path | None:
     return path if same and same_text else None
 
 
-def _measure_until_decided(
-    store: Store, engine: OnDemand, kept: Mapping[str, Path], settings: params.Refresh
-) -> dict[str, Drift]:
-    """Measure the drift of shards, on twice as many responses each time where the policy cannot be sure."""
-    asked = dict.fromkeys(kept, settings.drift_rows)
-    measured = {name: _find_drift(store, engine, path, settings, asked[name]) for name, path in kept.items()}
-    while undecided := {
-        name for name in find_undecided(settings, measured) if 2 * asked[name] <= settings.most_drift_rows
-    }:
-        for name in sorted(undecided):
-            asked[name] *= 2
-            measured[name] = _find_drift(store, engine, kept[name], settings, asked[name])
-    if close := find_undecided(settings, measured):
-        most = max(asked.values())
-        log.info("%d of %d shards are too close to the cut to call by %d responses", len(close), len(kept), most)
-    return measured
-
-
-def _find_drift(store: Store, engine: OnDemand, path: Path, settings: params.Refresh, rows: int) -> Drift:
-    """Measure the drift of a shard on so many responses; what was measured of them before is found in the store."""
-    from pipeline import head  # brings torch, for which `--help` need not wait
-
-    count, _ = count_rows_and_tokens(path)
-    identity = {
-        "stage": "drift",
-        "version": [drift.VERSION, head.VERSION],
-        "model": engine.model.identity,
-        "engine": identify_engine(settings),
-        "rollouts": hashing.hash_columns(path, ROLLOUTS, DRIFT_COLUMNS),
-    }
-    found: list[ResponseDrift] = []
-    stop = settings.drift_rows
-    while len(found) < min(rows, count):
-        found += _find_responses(store, engine, path, identity | {"responses": [len(found), stop]})
-        stop *= 2
-    return estimate_drift(found, count)
-
-
-def _find_responses(store: Store, engine: OnDemand, path: Path, identity: dict[str, Any]) -> list[ResponseDrift]:
-    """Measure some responses of a shard, or find them in the store: once for each pair of shard and student."""
-
-    def make(target: Path) -> None:
-        found = measure_drift(engine.open(), path, *identity["responses"])
-        write_json(target, {"identity": identity, "drift": [asdict(each) for each in found]})
-
-    obtained = store.obtain(identity, make, ".json")
-    stored = read_json(store.path(obtained.entry.fingerprint, ".json"))["drift"]
-    return [ResponseDrift(**each) for each in stored]
-
-
 def _find_floor(store: Store, engine: OnDemand, source: Path, settings: params.Refresh, round_: str) -> Drift:
     """Measure the drift of rollouts that this student itself just wrote: rounding between writing and scoring alone."""
     writing = Writing(engine.model, settings, settings.sampling, samples=1, seed=settings.seed)
     identity = identify_rollouts("floor", VERSION, source, writing, round=round_)
     make = partial(_write_few, source, identity, engine, settings)
     obtained = store.obtain(identity, make)
-    written = store.path(obtained.entry.fingerprint, ".parquet")
-    return _find_drift(store, engine, written, settings, settings.drift_rows)
+    return ShardDrift(store, engine, store.path(obtained.entry.fingerprint, ".parquet"), settings).drift
 
 
 def _write_few(source: Path, identity: dict[str, Any], engine: OnDemand, settings: params.Refresh, path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline import command
+from pipeline.cli import app
 from pipeline.storage import hashing
 from pipeline.storage.grades import GRADES
 from pipeline.storage.prompts import PROMPTS
@@ -21,6 +23,11 @@ LETTERS = "0123456789+= <>scriptaleW"
 """The alphabet of the responses; a token's id is its place, and the last id ends a response."""
 EOS = len(LETTERS)
 BUCKETS, PROMPTS_EACH, SAMPLES, TOP_K = 3, 4, 2, 3
+
+
+def run_potstill(root: Path, *arguments: str) -> None:
+    """Run a command of `potstill` over the data folder below `root`."""
+    command.call_app(app, "potstill", "potstill", [*arguments, "--data", str(root / "data")])
 
 
 def make(root: Path) -> Path:

@@ -1,8 +1,6 @@
-"""What the command line prints and how it ends, against the shards; and what `gc` may remove."""
+"""What the command line prints and how it ends, against the shards."""
 
 import logging
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,21 +8,14 @@ from pathlib import Path
 import pytest
 
 from pipeline import command
-from pipeline.cli import app
 from pipeline.errors import GradeError
-from pipeline.models.seal import write_sealed
 from pipeline.report import conversation
 from pipeline.report.decoding import split_pieces
 from pipeline.report.sql import Database
 from pipeline.report.transcript import Token
-from pipeline.storage.garbage import find_garbage
 from pipeline.storage.manifest import read_manifest
-from pipeline.storage.store import Store
 from pipeline.visible import make_visible
 from tests import example_data
-
-LATER = 1e11
-"""A time long after any file was written, seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +32,13 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _run(root: Path, *arguments: str) -> None:
-    command.call_app(app, "potstill", "potstill", [*arguments, "--data", str(root / "data")])
-
-
-def _files(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file()}
-
-
 def test_sql_prints_a_box(project: Path, capsys: pytest.CaptureFixture[str]):
-    _run(project, "sql", "-c", "select 40 + 2 as answer; select round from rollouts limit 0")
+    example_data.run_potstill(project, "sql", "-c", "select 40 + 2 as answer; select round from rollouts limit 0")
     assert "│     42 │" in capsys.readouterr().out
 
 
 def test_sql_prints_csv(project: Path, capsys: pytest.CaptureFixture[str]):
-    _run(project, "sql", "--format", "csv", "-c", "select count(*) as n from tokens")
+    example_data.run_potstill(project, "sql", "--format", "csv", "-c", "select count(*) as n from tokens")
     tokens = sum(
         entry.tokens
         for folder, names in (("r2", None), ("r1", {"00001.parquet", "00002.parquet"}))
@@ -75,9 +58,11 @@ def test_sql_writes_a_file_in_the_format_of_its_name(project: Path, tmp_path: Pa
     for name, content in (
         ("a.csv", "a\n1\n"), ("a.json", '[{"a": 1}]\n'), ("a.md", "| a |\n| ---: |\n| 1 |\n\n"),
     ):  # fmt: skip
-        _run(project, "sql", "-c", "select 1 as a", "--out", str(tmp_path / name))
+        example_data.run_potstill(project, "sql", "-c", "select 1 as a", "--out", str(tmp_path / name))
         assert (tmp_path / name).read_text() == content
-    _run(project, "sql", "-c", "select 1 as a", "--out", str(tmp_path / "a.csv"), "--format", "json")
+    example_data.run_potstill(
+        project, "sql", "-c", "select 1 as a", "--out", str(tmp_path / "a.csv"), "--format", "json"
+    )
     assert (tmp_path / "a.csv").read_text() == '[{"a": 1}]\n'
     assert capsys.readouterr().out == ""
 
@@ -85,25 +70,26 @@ def test_sql_writes_a_file_in_the_format_of_its_name(project: Path, tmp_path: Pa
 def test_sql_writes_over_nothing_that_a_stage_made(project: Path, capsys: pytest.CaptureFixture[str]):
     shard = project / "data/rollouts/r1/00001.parquet"
     before = shard.read_bytes()
-    for target in (shard, project / "data/new.csv"):
+    stored = next((project / ".potstill/store").rglob("*.parquet"))
+    for target in (shard, project / "data/new.csv", stored, project / ".dvc/config"):
         with pytest.raises(SystemExit):
-            _run(project, "sql", "-c", "select 1 as a", "--out", str(target))
+            example_data.run_potstill(project, "sql", "-c", "select 1 as a", "--out", str(target))
         assert "name a file elsewhere" in capsys.readouterr().err
     assert shard.read_bytes() == before
     assert not (project / "data/new.csv").exists()
 
 
 def test_sql_lists_and_asks_ready_questions(project: Path, capsys: pytest.CaptureFixture[str]):
-    _run(project, "sql", "--list")
+    example_data.run_potstill(project, "sql", "--list")
     assert "worst-tokens       The twenty tokens" in capsys.readouterr().out
-    _run(project, "sql", "drift-by-round", "--format", "csv")
+    example_data.run_potstill(project, "sql", "drift-by-round", "--format", "csv")
     assert capsys.readouterr().out.startswith("round,policy,bound,floor,shards,kept,")
     for arguments, told in (
         (["worst-token"], "no question `worst-token`; did you mean `worst-tokens`?"),
         (["costs", "-c", "select 1"], "name one of them"),
     ):
         with pytest.raises(SystemExit) as end:
-            _run(project, "sql", *arguments)
+            example_data.run_potstill(project, "sql", *arguments)
         assert end.value.code == 1
         assert told in capsys.readouterr().err
 
@@ -129,7 +115,7 @@ def test_sql_at_a_terminal_reads_up_to_the_semicolon_and_outlives_mistakes(
 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr("builtins.input", typed)
-    _run(project, "sql")
+    example_data.run_potstill(project, "sql")
     out, told = capsys.readouterr()
     assert out.index("│     42 │") < out.index("│    43 │")
     assert told.index("Parser Error") < told.index("SQL only reads here")
@@ -149,7 +135,7 @@ def test_ctrl_c_at_the_prompt_drops_what_was_begun_and_help_names_the_views(
 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr("builtins.input", typed)
-    _run(project, "sql")
+    example_data.run_potstill(project, "sql")
     out, told = capsys.readouterr()
     assert out.count("evaluations, metrics, histories") == 2, "at the beginning, and when asked"
     assert "│    43 │" in out
@@ -163,7 +149,7 @@ def test_tab_at_the_prompt_completes_views():
 
 def test_a_mistake_is_one_paragraph_and_exit_code_1(project: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
-        _run(project, "sql", "-c", "select nothing from rollouts")
+        example_data.run_potstill(project, "sql", "-c", "select nothing from rollouts")
     assert end.value.code == 1
     told = capsys.readouterr().err
     assert told.startswith("potstill: error: Binder Error")
@@ -195,7 +181,7 @@ def test_what_others_wrote_reaches_the_terminal_as_text(
 
 def test_arguments_that_cannot_be_end_with_exit_code_2(project: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
-        _run(project, "gc", "--older-than-days", "soon")
+        example_data.run_potstill(project, "gc", "--older-than-days", "soon")
     assert end.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
 
@@ -206,14 +192,14 @@ def test_ctrl_c_is_no_success(monkeypatch: pytest.MonkeyPatch, project: Path):
 
     monkeypatch.setattr(Database, "draw_boxes", interrupted)
     with pytest.raises(SystemExit) as end:
-        _run(project, "sql", "-c", "select 1")
+        example_data.run_potstill(project, "sql", "-c", "select 1")
     assert end.value.code == 130
 
 
 def test_show_prints_a_rollout_by_the_beginning_of_its_id(project: Path, capsys: pytest.CaptureFixture[str]):
     with Database(project / "data") as database:
         row = database.ask("select rollout_id, text from rollouts where text like '%=%' order by rollout_id limit 1")[0]
-    _run(project, "show", row["rollout_id"][:12])
+    example_data.run_potstill(project, "show", row["rollout_id"][:12])
     out = capsys.readouterr().out
     assert row["rollout_id"] in out
     assert row["text"] + "<eos>" in out
@@ -231,22 +217,22 @@ def test_show_shows_a_kept_rollout_in_the_round_and_beside_the_view_that_are_ask
         logprob = database.ask(
             "select sampled_logprobs[1] as first from scores where rollout_id = ? and view = 'hinted'", [kept]
         )[0]["first"]
-    _run(project, "show", kept, "--round", "r1")
+    example_data.run_potstill(project, "show", kept, "--round", "r1")
     assert "written in r1, shown from r1" in capsys.readouterr().out
-    _run(project, "show", kept, "--view", "hinted")
+    example_data.run_potstill(project, "show", kept, "--view", "hinted")
     out = capsys.readouterr().out
     assert "written in r1, shown from r2" in out
     assert "the view hinted finds the token less likely" in out
     assert any(line.startswith(" 0 ") and f"{logprob:.3f}" in line for line in out.splitlines())
     with pytest.raises(SystemExit):
-        _run(project, "show", other, "--round", "r2")
+        example_data.run_potstill(project, "show", other, "--round", "r2")
     assert f"no rollout's id begins with `{other}` in r2" in capsys.readouterr().err
 
 
 def test_show_lists_the_rollouts_of_a_prompt(project: Path, capsys: pytest.CaptureFixture[str]):
     """Those of the kept bucket 0 once, in their latest round; where a round is named, in that one."""
     for asked, rounds in (((), ["r2", "r2"]), (("--round", "r1"), ["r1", "r1"])):
-        _run(project, "show", "--prompt", "opd-0-1", *asked)
+        example_data.run_potstill(project, "show", "--prompt", "opd-0-1", *asked)
         out = capsys.readouterr().out
         assert "prompt opd-0-1, opd" in out
         lines = [line.split() for line in out.splitlines() if line.startswith((" r1 ", " r2 "))]
@@ -274,7 +260,7 @@ def test_show_says_what_it_cannot_find(
     project: Path, arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ):
     with pytest.raises(SystemExit) as end:
-        _run(project, "show", *arguments)
+        example_data.run_potstill(project, "show", *arguments)
     assert end.value.code == 1
     assert told in capsys.readouterr().err
 
@@ -302,106 +288,5 @@ def test_a_terminal_obeys_no_control_character():
 def test_recipes_takes_the_bytes_per_token_of_the_latest_round(own: Path, capsys: pytest.CaptureFixture[str]):
     for old, new in (("r1", "r9"), ("r2", "r10")):
         (own / "data/scores" / old).rename(own / "data/scores" / new)
-    _run(own, "recipes", "topk_reverse_kl")
+    example_data.run_potstill(own, "recipes", "topk_reverse_kl")
     assert f"bytes per token in {own / 'data/scores/r10/teacher'}" in capsys.readouterr().out
-
-
-def test_verify_counts_what_is_whole(project: Path, capsys: pytest.CaptureFixture[str]):
-    _run(project, "verify")
-    files = len([path for path in _files(project / "data") if path.suffix == ".parquet"])
-    assert f"{files} files in " in capsys.readouterr().out
-
-
-def test_verify_names_damaged_files(own: Path, capsys: pytest.CaptureFixture[str]):
-    cut = own / "data/scores/r1/teacher/00001.parquet"
-    whole = cut.read_bytes()
-    cut.unlink()
-    cut.write_bytes(whole[:-100])
-    missing = own / "data/grades/r2/00002.parquet"
-    missing.unlink()
-    with pytest.raises(SystemExit) as end:
-        _run(own, "verify")
-    assert end.value.code == 1
-    told = capsys.readouterr()
-    assert str(cut) in told.out
-    assert str(missing) in told.out
-    assert "2 files are not as they were written, of 71" in told.err
-    _run(own, "verify", str(own / "data/rollouts/r1"))
-
-
-def test_verify_takes_a_checkpoint_alone(own: Path, capsys: pytest.CaptureFixture[str]):
-    write_sealed(own / "data/models/r1", {"identity": {}})
-    _run(own, "verify", str(own / "data/models/r1"))
-    assert "0 folders, and 1 checkpoints, are as they were written" in capsys.readouterr().out
-
-
-def test_verify_refuses_to_verify_nothing(tmp_path: Path):
-    with pytest.raises(SystemExit) as end:
-        _run(tmp_path, "verify")
-    assert end.value.code == 1
-
-
-def test_gc_lists_nothing_that_an_output_refers_to(own: Path):
-    assert find_garbage(own / "data", own / ".potstill", 0.0, LATER) == []
-
-
-def test_gc_spares_what_only_a_manifest_names(own: Path):
-    """An output that was copied, not linked, is an output all the same."""
-    path = own / "data/rollouts/r1/00001.parquet"
-    copy = path.read_bytes()
-    path.unlink()
-    path.write_bytes(copy)
-    assert find_garbage(own / "data", own / ".potstill", 0.0, LATER) == []
-
-
-def test_gc_spares_what_only_a_link_holds(own: Path):
-    """DVC's cache links shards of experiments that no manifest in the workspace names any more."""
-    cache = own / "cache"
-    cache.mkdir()
-    for number, path in enumerate(sorted((own / "data/rollouts/r2").glob("*.parquet"))):
-        os.link(path, cache / str(number))
-    shutil.rmtree(own / "data/rollouts/r2")
-    assert find_garbage(own / "data", own / ".potstill", 0.0, LATER) == []
-    shutil.rmtree(cache)
-    assert len(find_garbage(own / "data", own / ".potstill", 0.0, LATER)) == 2, "the kept shard is still in r1"
-
-
-def test_gc_removes_only_when_told(own: Path, capsys: pytest.CaptureFixture[str]):
-    shutil.rmtree(own / "data/scores/r2")
-    before = _files(own / ".potstill")
-    arguments = ["gc", "--older-than-days", "0", "--state", str(own / ".potstill")]
-    _run(own, *arguments)
-    assert _files(own / ".potstill") == before
-    assert "4 entries" in capsys.readouterr().out
-    _run(own, *arguments, "--remove")
-    assert len(before - _files(own / ".potstill")) == 8, "four shards and the notes on them"
-    _run(own, "verify")
-
-
-def test_gc_spares_the_young(own: Path, capsys: pytest.CaptureFixture[str]):
-    shutil.rmtree(own / "data/scores/r2")
-    _run(own, "gc", "--remove", "--state", str(own / ".potstill"))
-    assert "0 entries" in capsys.readouterr().out
-
-
-def test_gc_lists_folders_half_written_files_and_finished_training(own: Path):
-    state = own / ".potstill"
-    identity = {"stage": "train"}
-    made = Store(state / "store").obtain(identity, _checkpoint, "").entry.fingerprint
-    half = state / "store" / made[:2] / f"{made}.making-0123.parquet"
-    half.write_bytes(b"PAR1")
-    for name in (made, "unfinished"):
-        (state / "training" / name).mkdir(parents=True)
-        (state / "training" / name / "state.pt").write_bytes(b"weights")
-    found = find_garbage(own / "data", state, 0.0, LATER)
-    assert {leftover.paths[0].name for leftover in found} == {made, half.name}
-    assert [leftover.paths[0].parent.name for leftover in found] == [made[:2], made[:2], "training"]
-    for leftover in found:
-        leftover.remove()
-    assert find_garbage(own / "data", state, 0.0, LATER) == []
-    assert (state / "training" / "unfinished" / "state.pt").exists()
-
-
-def _checkpoint(path: Path) -> None:
-    path.mkdir()
-    (path / "model.safetensors").write_bytes(b"weights")

@@ -2,12 +2,13 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, explain_network_error
 from pipeline.models.record import Model, read_model, record_model
 from pipeline.storage.whole import write_json
 from tests import tiny_models
@@ -68,3 +69,10 @@ def test_a_hub_that_gives_no_answer_is_told_with_the_models_name():
 def test_a_folder_that_is_not_there_is_told_as_one():
     with pytest.raises(ModelError, match="models/absent: there is no such folder here"):
         record_model("models/absent")
+
+
+def test_a_pipe_that_breaks_is_no_network():
+    """A grader, an engine or a pager that ended raises Python's own ConnectionError."""
+    assert explain_network_error(BrokenPipeError()) is None
+    assert explain_network_error(ConnectionResetError()) is None
+    assert "no answer" in str(explain_network_error(socket.gaierror(-2, "Name or service not known")))

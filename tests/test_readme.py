@@ -14,6 +14,7 @@ import typer
 from ruamel.yaml import YAML
 
 from pipeline.cli import app
+from pipeline.prompts.collect import collect_prompts
 from pipeline.report.questions import read_question
 from pipeline.report.sql import Database
 from pipeline.settings import params
@@ -55,6 +56,13 @@ def test_no_command_is_of_a_program_that_nobody_checks():
     checked = {"make", "potstill", "dvc", "python"}
     others = {"source", "xdg-open", "cp", "git", "ruff", "pyright", "pytest"}
     assert {words[0] for words in COMMANDS} <= checked | others
+
+
+def test_the_prompt_that_is_shown_is_one_that_the_demos_student_answers():
+    (words,) = [words for words in _of("potstill") if "--prompt" in words]
+    prompts = collect_prompts(params.load_params(ROOT / "params.yaml").prompts)
+    beginning = words[words.index("--prompt") + 1]
+    assert [split for split, rows in prompts.items() for row in rows if row.prompt_id.startswith(beginning)] == ["opd"]
 
 
 def test_every_make_target_exists():

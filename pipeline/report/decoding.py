@@ -54,6 +54,7 @@ def make_texts(record: Path) -> Callable[["pa.ChunkedArray"], "pa.Array"]:
 
     @functools.cache
     def open_decoder() -> tuple[Decoder, list[int]] | None:
+        """Open the tokenizer, and find a letter to decode others after (none in a vocabulary without); or None."""
         try:
             decode = make_decoder(record)
         except ModelError:
@@ -62,6 +63,7 @@ def make_texts(record: Path) -> Callable[["pa.ChunkedArray"], "pa.Array"]:
         return decode, list(itertools.islice(letters, 1))
 
     def find_texts(ids: Any) -> Any:  # DuckDB evaluates what stands here
+        """Give the texts of a column of ids; those that were not asked for before are decoded."""
         import pyarrow as pa
 
         asked, opened = ids.to_pylist(), open_decoder()

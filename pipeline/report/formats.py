@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PotstillError
+from pipeline.project import find_home
 from pipeline.report.sql import Database, QueryResult
 from pipeline.storage.whole import write_whole
 from pipeline.visible import make_visible
@@ -25,10 +26,14 @@ def write_answers(out: Path, text: str, data: Path) -> None:
     """Write answers to a file, whole.
 
     Raises:
-        PotstillError: the file would lie in the data folder, where it would replace or damage what stages made.
+        PotstillError: the file would lie in the data folder, the store or DVC's own folder, where it would replace or
+            damage what stages made.
     """
-    if out.resolve().is_relative_to(data.resolve()):
-        raise PotstillError(f"--out {out} lies in {data}, which holds what the stages made: name a file elsewhere.")
+    for folder in (data, find_home(), data.parent / ".potstill", data.parent / ".dvc"):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise PotstillError(
+                f"--out {out} lies in {folder}, which holds what the stages made: name a file elsewhere."
+            )
     write_whole(out, text)
 
 

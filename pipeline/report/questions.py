@@ -20,8 +20,8 @@ def read_question(name: str) -> str:
     """
     if name not in list_questions():
         raise PotstillError(
-            f"there is no question `{name}`; {suggest(name, list_questions())} `potstill sql --list` lists them; a "
-            "statement of your own comes behind `-c`."
+            f"there is no question `{name}`; {suggest(name, list_questions())}\n"
+            "`potstill sql --list` explains each; a statement of your own comes behind `-c`."
         )
     return (_FOLDER / f"{name}.sql").read_text()
 

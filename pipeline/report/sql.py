@@ -107,7 +107,7 @@ class Database:
             raise _describe_error(error) from None
 
     def answer(self, text: str) -> Iterator[QueryResult]:
-        """QueryResult each statement of a text, one after another, with names of columns and rows.
+        """Answer each statement of a text, one after another, with names of columns and rows.
 
         Raises:
             PotstillError: DuckDB refuses a statement, as it does one that would write a file.

@@ -58,40 +58,31 @@ semi join (
 ) as latest using (rollout_id, view, round);
 
 -- Lists of one row are unnested side by side; those of a rollout without a score are null and give nulls.
+-- With `each_round` a response meets the score of its own round; else there is but one, whichever round it is from.
 -- `token_text` is a function of sql.py's: it runs where the column is asked for alone, and decodes an id once.
-create view all_tokens as
+create macro tokens_of(responses, scored, each_round) as table
 select *, token_text(token_id) as token
 from (
     select
-        rollout_id, prompt_id, sample, round, bucket, kept,
+        rollout_id, prompt_id, sample, response.round, bucket, kept,
         unnest(range(len(response_ids)))::integer as pos,
         unnest(response_ids) as token_id,
         unnest(behaviour_logprobs) as behaviour_logprob,
         unnest(sampled_logprobs) as sampled_logprob,
         unnest(tail_logprobs) as tail,
         unnest(entropies) as entropy
-    from all_rollouts
+    from query_table(responses) as response
     left join (
-        select rollout_id, round, sampled_logprobs, tail_logprobs, entropies from all_scores where view = 'teacher'
-    ) as teacher using (rollout_id, round)
+        select rollout_id as scored_id, round as scored_in, sampled_logprobs, tail_logprobs, entropies
+        from query_table(scored) where view = 'teacher'
+    ) as teacher on scored_id = rollout_id and (not each_round or scored_in = response.round)
 );
 
+create view all_tokens as
+select * from tokens_of('all_rollouts', 'all_scores', true);
+
 create view tokens as
-select *, token_text(token_id) as token
-from (
-    select
-        rollout_id, prompt_id, sample, round, bucket, kept,
-        unnest(range(len(response_ids)))::integer as pos,
-        unnest(response_ids) as token_id,
-        unnest(behaviour_logprobs) as behaviour_logprob,
-        unnest(sampled_logprobs) as sampled_logprob,
-        unnest(tail_logprobs) as tail,
-        unnest(entropies) as entropy
-    from rollouts
-    left join (
-        select rollout_id, sampled_logprobs, tail_logprobs, entropies from scores where view = 'teacher'
-    ) as teacher using (rollout_id)
-);
+select * from tokens_of('rollouts', 'scores', false);
 
 create macro entries(listing) as table
 select

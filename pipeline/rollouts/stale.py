@@ -39,9 +39,9 @@ def _find_cut(settings: Refresh, measured: Mapping[str, Drift]) -> float | None:
             return settings.bound
         case "fraction":
             ranked, count = _rank(measured), _count_stale(settings, measured)
-            return (
-                None if count == len(ranked) else sum(measured[name].nats for name in ranked[count - 1 : count + 1]) / 2
-            )
+            if count == len(ranked):
+                return None
+            return sum(measured[name].nats for name in ranked[count - 1 : count + 1]) / 2
 
 
 def _count_stale(settings: Refresh, measured: Mapping[str, Drift]) -> int:

@@ -61,7 +61,6 @@ class Sft(Training):
     """Which of the teacher's responses to learn from."""
     teacher: str | None = None
     """With `steps: 0`: whose rollouts the student was trained on, as in models.teacher, or `unknown`."""
-
     batch: Positive = 1
     """As `train.batch`; needed where there are steps."""
     learning_rate: PositiveFloat = 1.0
@@ -69,9 +68,8 @@ class Sft(Training):
 
     @model_validator(mode="after")
     def _steps_have_their_numbers(self) -> Self:
-        if self.steps and (
-            missing := [name for name in ("batch", "learning_rate") if name not in self.model_fields_set]
-        ):
+        missing = [name for name in ("batch", "learning_rate") if name not in self.model_fields_set]
+        if self.steps and missing:
             raise ValueError(f"`{missing[0]}` is needed for {self.steps} steps, found none")
         return self
 

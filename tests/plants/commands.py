@@ -47,7 +47,7 @@ PLANTS = [
         "pipeline.report.readonly:_ReadFile.read",
         "place = self._place",
         "place = 0",
-        (f"{SQL}threads_that_read_on_continue_where_the_last_of_them_stopped",),
+        ("tests/test_readonly.py::test_threads_that_read_on_continue_where_the_last_of_them_stopped",),
     ),
     Plant(
         "a token decoded for each row",
@@ -59,7 +59,7 @@ PLANTS = [
     Plant(
         "an answer written over a shard",
         "pipeline.report.formats:write_answers",
-        "out.resolve().is_relative_to(data.resolve())",
+        "out.resolve().is_relative_to(folder.resolve())",
         "False",
         (f"{CLI}sql_writes_over_nothing_that_a_stage_made",),
     ),

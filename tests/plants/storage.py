@@ -107,14 +107,14 @@ PLANTS = [
         "pipeline.report.sql:Database.__init__",
         "self._run(\"set disabled_filesystems = 'LocalFileSystem'\")",
         "None",
-        ("tests/test_sql.py::test_no_statement_writes_a_file",),
+        ("tests/test_readonly.py::test_no_statement_writes_a_file",),
     ),
     Plant(
         "one place in a file for all threads",
         "pipeline.report.readonly:_ReadFile.read",
         "threading.get_ident()",
         "0",
-        ("tests/test_sql.py::test_a_thread_reads_where_it_sought_whatever_others_sought_since",),
+        ("tests/test_readonly.py::test_a_thread_reads_where_it_sought_whatever_others_sought_since",),
     ),
     Plant(
         "an experiment's copy that has a store of its own",
